@@ -1,0 +1,69 @@
+"""PEOPLE: one file a command, each of which parses, calls one function and shows what came of it."""
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from llamactl import __version__
+from llamactl.cli import demo, plot_loss, prepare, sample, train
+from llamactl.errors import UserError
+
+EPILOG = (
+    "Exit codes: 0 done, 1 a bug of ours, 2 usage, 3 missing or damaged data or checkpoint, 4 does not fit (memory, disk), "
+    "5 network, 6 diverged, 130 and 143 stopped by a signal. Data and runs are kept in ./data and ./runs, or under "
+    "LLAMACTL_HOME."
+)
+
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, context_settings={"max_content_width": 100}
+)
+app.command(rich_help_panel="Start here", epilog="Example: llamactl demo")(demo.demo)
+for command, name, example in (
+    (prepare.prepare, "prepare", "llamactl prepare sample"),
+    (train.train, "train", "llamactl train --tokens 256000"),
+    (plot_loss.plot_loss, "plot-loss", "llamactl plot-loss --x time --out loss.svg"),
+    (sample.sample, "sample", 'llamactl sample "California is " --n 3'),
+):
+    app.command(name, rich_help_panel="Pipeline", epilog=f"Example: {example}")(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"llamactl {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog=EPILOG)
+def llamactl(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Train a real Llama from scratch, on your own machine, and understand every step."""
+    if debug:
+        os.environ["LLAMACTL_DEBUG"] = "1"
+
+
+def main() -> None:
+    """The console script: errors become three lines and an exit code, tracebacks only with --debug."""
+    try:
+        app()
+    except UserError as error:
+        _fail(error.code, error, *str(error).split("\n"))
+    except KeyboardInterrupt:
+        _fail(130, None, "Stopped.")
+    except Exception as error:  # whatever reaches this line is a bug; people get its name, developers its place
+        _fail(1, error, f"A bug in llamactl: {type(error).__name__}: {error}", "", "To see where: llamactl --debug ...")
+
+
+def _fail(code: int, error: Exception | None, *lines: str) -> None:
+    from llamactl.cli.screen import show_error
+
+    if error and os.environ.get("LLAMACTL_DEBUG"):
+        traceback.print_exception(error)
+    show_error(*lines)
+    sys.exit(code)

@@ -1,0 +1,39 @@
+"""llamactl plot-loss: metrics become a picture."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def plot_loss(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="One or several. [default: the newest]", show_default=False)
+    ] = None,
+    x: Annotated[Literal["step", "tokens", "time", "flops"], typer.Option(help="What the loss is drawn against.")] = "tokens",
+    out: Annotated[
+        Path | None, typer.Option(help="A .png, .svg or .pdf. [default: loss.png in the run]", show_default=False)
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the curves' ends as JSON.")] = False,
+) -> None:
+    """Draw the loss of one or several runs."""
+    from json import dumps
+
+    from llamactl.artifacts import RunDir
+    from llamactl.cli.screen import output, progress, safe, show_next
+    from llamactl.plots import draw, read_curve, sketch
+
+    folders = [RunDir.named(name).existing() for name in runs or [""]]
+    curves = [read_curve(folder, x) for folder in folders]
+    picture = out or folders[0].loss_path
+    draw(curves, x, picture)
+    for curve in curves:
+        validation = f", validation {curve.validation[-1]:.3f}" if curve.validation else ""
+        progress.print(f"{safe(curve.name)}: train {curve.smooth[-1]:.3f}{validation} nats per token", markup=False)
+        progress.print(sketch(curve, x, width=min(64, progress.width - 12)), markup=False)
+    if json:
+        ends = [{"run": c.name, "loss": c.loss[-1], "validation": c.validation[-1] if c.validation else None} for c in curves]
+        output.print(dumps({"picture": str(picture), "runs": ends}), markup=False)
+    else:
+        output.print(str(picture), markup=False)
+    show_next('llamactl sample "California is "')

@@ -1,0 +1,43 @@
+"""What people see: data on stdout, progress and errors on stderr, nothing that can move their cursor by itself."""
+
+import unicodedata
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+output = Console(highlight=False, soft_wrap=True)
+progress = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def safe(text: str) -> str:
+    """Text of a corpus or a model, with whatever could steer a terminal spelled out (CSI, OSC, bidi, ...)."""
+    return "".join(map(_spelled, text))
+
+
+def _spelled(character: str) -> str:
+    steers = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co") and character not in "\n\t\u200c\u200d"
+    return character.encode("unicode_escape").decode("ascii") if steers else character
+
+
+def show_error(*lines: str) -> None:
+    """What happened in red, then why, then the way out."""
+    for number, line in enumerate(filter(None, map(safe, lines))):
+        progress.print(Text(f"✗ {line}" if number == 0 else f"  {line}", style="bold red" if number == 0 else ""))
+
+
+def show_table(title: str, rows: Mapping[str, str]) -> None:
+    """A few named facts under a title."""
+    progress.print(Text(title, style="bold"))
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(f" {name}", Text(safe(value)))
+    progress.print(table)
+
+
+def show_next(command: str, why: str = "Next") -> None:
+    """The command that makes sense now."""
+    progress.print(Text.assemble((f"{why}: ", "dim"), (command, "bold cyan")))

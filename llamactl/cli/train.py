@@ -1,0 +1,116 @@
+"""llamactl train: token shards become a model."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from llamactl.artifacts import RunDir
+    from llamactl.config import Config
+
+RESUME_HELP = "With --resume: the run to go on with. [default: the newest]"
+PRESET_HELP = "tiny, 10m, 50m, 150m, 350m, 1b, notebook. [default: 150m]"
+SET_HELP = "SECTION.KEY=VALUE, any setting of config.toml; repeatable. Example: --set optim.lr=1e-3"
+
+
+def train(
+    to_resume: Annotated[str, typer.Argument(metavar="[RUN]", help=RESUME_HELP, show_default=False)] = "",
+    data: Annotated[str, typer.Option(help="Dataset under data/. [default: the newest]", show_default=False)] = "",
+    run: Annotated[str, typer.Option(help="Name of the run. [default: date-preset]", show_default=False)] = "",
+    preset: Annotated[str, typer.Option(help=PRESET_HELP, show_default=False)] = "",
+    tokens: Annotated[str, typer.Option(help="Budget: 256000, 256k, 1.5B. [default: the preset's]", show_default=False)] = "",
+    config: Annotated[Path | None, typer.Option(help="A config.toml to start from.", show_default=False)] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help=SET_HELP, show_default=False)] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps. [default: auto]", show_default=False)] = "",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run from its newest checkpoint.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and stop.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON on stdout.")] = False,
+) -> None:
+    """Train a Llama on a prepared dataset."""
+    from llamactl.artifacts import RunDir
+    from llamactl.errors import BadUsage
+
+    if to_resume and not resume:
+        raise BadUsage(f"What is {to_resume!r}?", "A run is named before training with --run, afterwards with --resume.")
+    if resume and (preset or config):
+        raise BadUsage("A resumed run keeps its preset and config.", "", "Leave --preset and --config out.")
+    typed = overrides(tokens, device, data, settings or [])
+    if resume:
+        folder = RunDir.named(to_resume or run).existing()
+        chosen = resumed(folder, typed)
+    else:
+        chosen = fresh(preset, config, typed)
+        folder = RunDir.named(run) if run else RunDir.fresh(chosen.preset)
+        if folder.config_path.exists() and not dry_run:
+            fix = f"Choose another --run, or go on with it: llamactl train --resume {folder.path.name}"
+            raise BadUsage(f"The run {folder.path.name} is there already.", "", fix)
+    execute(chosen, folder, resume, dry_run, json)
+
+
+def overrides(tokens: str, device: str, data: str, settings: list[str]) -> list[dict[str, Any]]:
+    """What was typed, as trees of settings."""
+    from llamactl.config import assignment
+    from llamactl.quantities import read_count
+
+    typed: list[dict[str, Any]] = [assignment(setting) for setting in settings]
+    if tokens:
+        typed.append({"train": {"tokens": read_count(tokens)}})
+    if device:
+        typed.append({"train": {"device": device}})
+    if data:
+        typed.append({"data": {"name": data}})
+    return typed
+
+
+def fresh(preset: str, config: Path | None, typed: list[dict[str, Any]]) -> "Config":
+    """Defaults, then the preset, then the file, then what was typed; a file that names its preset needs none."""
+    from llamactl import config as settings
+
+    file = settings.load(config) if config else {}
+    name = preset or file.get("preset", "150m")
+    return settings.build([settings.preset(name), file, *typed, {"preset": name}])
+
+
+def resumed(folder: "RunDir", typed: list[dict[str, Any]]) -> "Config":
+    """The run's own config with what may change laid over it; raises BadUsage for anything else."""
+    from llamactl.config import build
+    from llamactl.errors import BadUsage
+
+    before = folder.config()
+    after = build([before.model_dump(), *typed])
+    free = {"device", "precision", "micro_batch", "eval_every", "save_every", "keep", "prompts", "sample_tokens"}
+    for section, old in before.model_dump(exclude={"preset"}).items():
+        new = after.model_dump()[section]
+        changed = [key for key in old if old[key] != new[key] and not (section == "train" and key in free)]
+        if changed:
+            differ = ", ".join(f"{section}.{key}: {old[key]} -> {new[key]}" for key in changed)
+            fix = "Leave it as it was, or start a new run without --resume."
+            raise BadUsage(f"A resumed run can't change {differ}.", "It would no longer be the same run.", fix)
+    return after
+
+
+def execute(config: "Config", folder: "RunDir", resume: bool, dry_run: bool, json: bool) -> None:
+    """Say what is about to happen, then let it happen."""
+    from llamactl.artifacts import DatasetDir
+    from llamactl.cli.training_screen import TrainingScreen, show_plan
+    from llamactl.training.environment import environment
+    from llamactl.training.events import record
+    from llamactl.training.meter import peak_rate
+    from llamactl.training.plan import plan, resolve
+    from llamactl.training.trainer import train as run_training
+    from llamactl.training.world import join
+
+    dataset = DatasetDir.named(config.data.name).open()
+    world = join(config.train)
+    config = resolve(config, dataset, world)
+    rate = peak_rate(world)
+    planned = plan(config, dataset, world, rate)
+    show_plan(planned, config, dataset, world, folder)
+    if dry_run:
+        return
+    if not resume:
+        folder.start(config, environment(world, dataset))
+    with TrainingScreen(planned, folder, json) as screen:
+        for event in record(run_training(config, dataset, folder, world, rate), folder):
+            screen.show(event)

@@ -1,0 +1,1 @@
+"""TOKENS -> LOGITS: no files, no processes, no printing."""

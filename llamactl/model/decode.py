@@ -1,0 +1,69 @@
+"""Tokens after tokens: one at a time, through a cache, picked at random or greedily."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llamactl.model.cache import KVCache
+from llamactl.model.llama import Llama
+
+
+@dataclass(frozen=True)
+class Picker:
+    """How a token is picked from its scores; temperature 0 takes the likeliest, 0 or 1 switches a filter off."""
+
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def __call__(self, logits: Tensor, generator: torch.Generator) -> Tensor:
+        """Logits B V to token ids B."""
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        chances = self.probabilities(logits)
+        # The exponential race: the same draw as torch.multinomial, without its host sync.
+        race = torch.empty_like(chances).exponential_(generator=generator)
+        return (chances / race).argmax(-1)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The distribution that is drawn from, B V, in fp32."""
+        chances = (logits.float() / self.temperature).softmax(-1)
+        if self.min_p > 0:  # Nguyen et al. 2024, arXiv 2407.01082
+            chances = chances.where(chances >= self.min_p * chances.amax(-1, keepdim=True), 0.0)
+        if 0 < self.top_k < chances.shape[-1]:
+            chances = chances.where(chances >= chances.topk(self.top_k).values[:, -1:], 0.0)
+        if self.top_p < 1:  # Holtzman et al. 2019, arXiv 1904.09751; the likeliest always stays
+            ordered, places = chances.sort(dim=-1, descending=True)
+            before = ordered.cumsum(-1) - ordered
+            ordered = ordered.where(before <= self.top_p * chances.sum(-1, keepdim=True), 0.0)
+            chances = torch.zeros_like(chances).scatter(-1, places, ordered)
+        return chances / chances.sum(-1, keepdim=True)
+
+
+@torch.inference_mode()
+def _step(model: Llama, tokens: Tensor, positions: Tensor, cache: KVCache, vocab_size: int) -> Tensor:
+    """Scores of the next token, B V; rows of the vocabulary that only pad it can't be picked."""
+    hidden = model.hidden(tokens, positions, cache)[:, -1]
+    logits: Tensor = model.lm_head(hidden).float()
+    logits[:, vocab_size:] = -torch.inf
+    return logits
+
+
+def decode(model: Llama, prompt: Tensor, vocab_size: int, pick: Picker, generator: torch.Generator) -> Iterator[Tensor]:
+    """Go on from a prompt (B T), yielding the next ids (B) until the context is full.
+
+    A prompt longer than the context keeps its end. `vocab_size` is the tokenizer's.
+    """
+    context = model.config.context
+    prompt = prompt[:, -(context - 1) :]
+    length = prompt.shape[1]
+    cache = KVCache(model.config, prompt.shape[0], prompt.device, model.lm_head.weight.dtype)
+    tokens, positions = prompt, torch.arange(length, device=prompt.device)
+    while length < context:
+        picked = pick(_step(model, tokens, positions, cache, vocab_size), generator)
+        yield picked
+        tokens, positions = picked[:, None], torch.tensor([length], device=prompt.device)
+        length += 1

@@ -1,0 +1,1 @@
+"""BATCHES -> RUN: a folder of metrics and checkpoints."""

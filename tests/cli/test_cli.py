@@ -1,0 +1,185 @@
+"""The commands as people type them, each in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llamactl.cli.screen import safe
+from tests.conftest import make_dataset
+
+TINY = "--preset tiny --set model.context=64 --set model.layers=1 --set train.tokens_per_step=512 --set train.sample_tokens=4"
+
+
+def run(command: str, *words: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Type a command; a wrong exit code or a traceback fails the test."""
+    line = [sys.executable, "-m", "llamactl", *command.split(), *words]
+    surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "NO_COLOR": "1", **environment}
+    done = subprocess.run(line, capture_output=True, text=True, env=surroundings, check=False, stdin=subprocess.DEVNULL)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture
+def data(home: Path, corpus: Path) -> None:
+    make_dataset(home / "data" / "manual", corpus)
+
+
+@pytest.mark.slow
+def test_text_becomes_a_model_becomes_text(home: Path, corpus: Path) -> None:
+    """The four stages; each names the next."""
+    done = run("prepare --tokenizer bpe:300 --name mine", str(corpus))
+    assert "79 read, 79 written" in done.stderr
+    assert "llamactl train" in done.stderr
+    done = run(f"train --tokens 4096 --run first {TINY}")
+    for words in (
+        "parameters",
+        "without embeddings",
+        "8 steps x 512 tokens",
+        "epochs",
+        "GB free",
+        "smoke test",
+        "bits per byte",
+    ):
+        assert words in done.stderr, words
+    assert "llamactl plot-loss" in done.stderr
+    done = run("plot-loss")
+    assert Path(done.stdout.strip()).read_bytes().startswith(b"\x89PNG")
+    assert "llamactl sample" in done.stderr
+    done = run("sample --max-new-tokens 5", "The manual ")
+    assert done.stdout.startswith("The manual")
+    assert "--raw-prompt" in done.stderr
+    rows = [json.loads(line) for line in run("sample --n 3 --json --max-new-tokens 5", "The", "A").stdout.splitlines()]
+    assert [(row["prompt"], row["sample"]) for row in rows] == [(p, n) for p in ("The", "A") for n in (1, 2, 3)]
+    assert run("sample --max-new-tokens 5", "The").stdout == run("sample --max-new-tokens 5 --run first@8", "The").stdout
+
+
+@pytest.mark.usefixtures("data")
+def test_training_speaks_json(home: Path) -> None:
+    done = run(f"train --tokens 1024 --json {TINY}")
+    kinds = [json.loads(line)["kind"] for line in done.stdout.splitlines()]
+    assert kinds == [
+        "step",
+        "validation",
+        "sample",
+        "sample",
+        "sample",
+        "saved",
+        "step",
+        "validation",
+        *["sample"] * 3,
+        "saved",
+    ]
+    (folder,) = (home / "runs").iterdir()
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["command"].startswith("llamactl train --tokens 1024")
+    assert environment["dataset"]["name"] == "manual"
+
+
+@pytest.mark.usefixtures("data")
+def test_a_dry_run_leaves_nothing_behind(home: Path) -> None:
+    done = run("train --tokens 256000 --dry-run")
+    assert "18 steps x 14,336 tokens = 258,048" in done.stderr
+    assert not (home / "runs").exists()
+
+
+@pytest.mark.usefixtures("data")
+def test_a_run_is_not_overwritten_and_a_resumed_one_stays_the_same() -> None:
+    run(f"train --tokens 512 --run a {TINY}")
+    assert "--resume a" in run(f"train --tokens 512 --run a {TINY}", code=2).stderr
+    assert "optim.lr" in run("train --resume a --set optim.lr=1", code=2).stderr
+    assert "done" in run("train --resume a").stderr
+    run("train --resume a --set train.keep=5")
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "says"),
+    [
+        ("train", 3, "llamactl prepare sample"),
+        ("plot-loss", 3, "llamactl train"),
+        ("sample hello", 3, "llamactl train"),
+        ("sample hello --run ../../etc", 3, "not a name"),
+        ("train --preset 150mm", 2, "150m"),
+        ("train --tokens many", 2, "256k"),
+        ("train --set optim.lrr=1", 2, "optim.lr"),
+        ("train --config nosuch.toml", 2, "nosuch.toml"),
+        ("train surprise", 2, "--resume"),
+        ("train --resume --preset tiny", 2, "--preset"),
+        ("prepare nosuch.txt", 3, "nosuch.txt"),
+        ("prepare sample --tokenizer gpt9", 2, "bpe:N"),
+        ("prepare sample --tokenizer bpe:7", 2, "bpe:8192"),
+        ("prepare sample --name a/b", 3, "not a name"),
+        ("prepare --workers two", 2, "--help"),
+        ("trian", 2, "train"),
+    ],
+)
+def test_mistakes_are_answered_in_three_lines(command: str, code: int, says: str) -> None:
+    done = run(command, code=code)
+    assert says in done.stderr
+    if done.stderr.startswith("✗"):
+        assert len(done.stderr.strip().splitlines()) <= 3
+    assert done.stdout == ""
+
+
+def test_a_machine_without_a_network_is_told_both_ways_out() -> None:
+    done = run("prepare", code=5, HF_ENDPOINT="http://127.0.0.1:1", HF_HOME=os.environ["LLAMACTL_HOME"])
+    assert len(done.stderr.strip().splitlines()) == 3
+    assert "llamactl prepare sample" in done.stderr
+    assert "llamactl prepare FILES" in done.stderr
+
+
+def test_a_bug_is_called_one_and_debug_shows_where(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from llamactl import cli
+
+    def broken() -> None:
+        raise RuntimeError("inside")
+
+    monkeypatch.setattr(cli, "app", broken)
+    monkeypatch.delenv("LLAMACTL_DEBUG", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert "A bug in llamactl: RuntimeError: inside" in capsys.readouterr().err
+    monkeypatch.setenv("LLAMACTL_DEBUG", "1")
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["", "prepare", "train", "plot-loss", "sample", "demo"])
+def test_help_fits_and_has_an_example(command: str) -> None:
+    text = run(f"{command} --help").stdout
+    assert all(len(line) <= 100 for line in text.splitlines())
+    assert ("Example: llamactl" in text) == bool(command)
+
+
+def test_the_version_is_the_packages() -> None:
+    from llamactl import __version__
+
+    assert run("--version").stdout.strip() == f"llamactl {__version__}"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        "\x1b[2J",
+        "\x1b]0;title\x07",
+        "\x1b]52;c;aGk=\x07",
+        "\x9b31m",
+        "a\rb",
+        "\x08\x08",
+        "\u202eabc",
+        "\u2066x\u2069",
+        "\ue000",
+        "\x00",
+    ],
+)
+def test_nothing_printed_can_steer_a_terminal(payload: str) -> None:
+    shown = safe(f"a{payload}b")
+    assert shown.isprintable()
+    assert shown != f"a{payload}b"
+    assert safe("naïve 日本語 🦙\n\ttab") == "naïve 日本語 🦙\n\ttab"

@@ -1,0 +1,88 @@
+"""What many tests stand on: a folder of their own, a real little corpus, a dataset and a config that train in seconds."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import pytest
+import torch
+
+from llamactl.artifacts import Dataset, DatasetDir, Recipe
+from llamactl.config import Config, build
+from llamactl.corpus.prepare import prepare
+from llamactl.corpus.sources import open_source
+from llamactl.training.plan import resolve
+from llamactl.training.world import World, join
+
+TINY = {
+    "model": {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "head_width": 8, "hidden": 64, "context": 32},
+    "optim": {"lr": 0.02},
+    "train": {"tokens": 5120, "tokens_per_step": 256, "precision": "fp32", "device": "cpu", "sample_tokens": 4},
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no GPU here"))
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """data/ and runs/ of a test are its own."""
+    monkeypatch.setenv("LLAMACTL_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def documents() -> list[str]:
+    """79 articles of CPython's own manual: real English that is on every machine."""
+    return [topics[name] for name in sorted(topics)]
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> Path:
+    """The same as a folder of .txt files."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for number, text in enumerate(documents):
+        (folder / f"{number:03d}.txt").write_text(text, "utf-8")
+    return folder
+
+
+def make_dataset(folder: Path, corpus: Path, tokenizer: str = "bpe:512", **settings: Any) -> DatasetDir:
+    """Prepare a corpus into a folder."""
+    source = open_source([str(corpus)])
+    recipe = Recipe(**({"source": "corpus", "inputs": source.inputs, "tokenizer": tokenizer, "val_fraction": 0.1} | settings))
+    into = DatasetDir(folder)
+    for _ in prepare(source, recipe, into, workers=1):
+        pass
+    return into
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Dataset:
+    """The manual as tokens of a BPE of 512 ids."""
+    return make_dataset(tmp_path_factory.mktemp("data") / "manual", corpus).open()
+
+
+@pytest.fixture
+def configured(dataset: Dataset) -> Callable[..., tuple[Config, World]]:
+    """A resolved config of a model of 36 thousand parameters, with anything laid over it, and its world."""
+
+    def make(**over: Any) -> tuple[Config, World]:
+        config = build([TINY, over])
+        world = join(config.train)
+        return resolve(config, dataset, world), world
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def deterministic() -> Iterator[None]:
+    """Tests of training numbers use one thread, so that they are the same on every machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)

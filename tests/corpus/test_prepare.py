@@ -1,0 +1,152 @@
+"""Documents to shards: the same bytes whatever the workers or the interruptions, and nothing lost on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llamactl.artifacts import Dataset, DatasetDir, Recipe
+from llamactl.corpus import prepare as prepare_module
+from llamactl.corpus.prepare import Job, PieceDone, Receipt, Sealed, prepare
+from llamactl.corpus.sources import Source, open_source
+from llamactl.errors import BadData
+from tests.conftest import make_dataset
+
+
+@pytest.fixture
+def big(tmp_path: Path, documents: list[str]) -> Path:
+    """Enough text for four pieces."""
+    folder = tmp_path / "big"
+    folder.mkdir()
+    for number in range(24):
+        (folder / f"{number:02d}.txt").write_text(f"{number}\n" + "".join(documents)[: 370_000 + number], "utf-8")
+    return folder
+
+
+def recipe(planned: Source, **settings: object) -> Recipe:
+    base = {"source": "big", "inputs": planned.inputs, "tokenizer": "bytes", "val_fraction": 0.1}
+    return Recipe.model_validate({**base, **settings})
+
+
+def test_tokens_decode_to_the_documents(dataset: Dataset, documents: list[str]) -> None:
+    found = []
+    for shard in (*dataset.train, *dataset.val):
+        ends = np.flatnonzero(shard == dataset.tokenizer.end)
+        found += [dataset.tokenizer.decode(piece) for piece in np.split(shard, ends + 1)[:-1]]
+        assert shard[-1] == dataset.tokenizer.end
+    assert sorted(found) == sorted(documents)
+
+
+def test_the_counts_add_up(dataset: Dataset, documents: list[str]) -> None:
+    info = dataset.info
+    assert info.documents_read == info.total("train", "documents") + info.total("val", "documents") == len(documents)
+    assert info.total("train", "text_bytes") + info.total("val", "text_bytes") == sum(len(d.encode()) for d in documents)
+    assert info.total("train", "tokens") == sum(map(len, dataset.train))
+    assert 2 <= info.total("val", "documents") <= 16
+
+
+def test_empty_documents_are_counted(tmp_path: Path) -> None:
+    for number, text in enumerate(["one", "", "two", " \n\t", "three"]):
+        (tmp_path / f"{number}.txt").write_text(text)
+    info = make_dataset(tmp_path / "data", tmp_path, tokenizer="bytes").info()
+    assert (info.documents_read, info.skipped) == (5, {"empty": 2})
+
+
+def test_workers_do_not_change_a_byte(big: Path, home: Path) -> None:
+    digests = set()
+    for workers in (1, 2):
+        source = open_source([str(big)])
+        assert len(source.pieces) == 4
+        folder = DatasetDir(home / str(workers))
+        events = list(prepare(source, recipe(source, max_tokens=5_000_000), folder, workers))
+        assert isinstance(events[-1], Sealed)
+        digests.add(folder.info().digest)
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("most", [900_000, 3_000_000, 2_220_144])
+def test_max_tokens_stops_at_a_document(big: Path, home: Path, most: int) -> None:
+    source = open_source([str(big)])
+    folder = DatasetDir(home / "cut")
+    list(prepare(source, recipe(source, max_tokens=most), folder, workers=1))
+    dataset = folder.open()
+    tokens = dataset.info.total("train", "tokens") + dataset.info.total("val", "tokens")
+    assert most - 380_000 < tokens <= most
+    assert all(shard[-1] == dataset.tokenizer.end for shard in dataset.train)
+
+
+def test_an_interrupted_prepare_goes_on(big: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source([str(big)])
+    whole, stopped = DatasetDir(home / "whole"), DatasetDir(home / "stopped")
+    list(prepare(source, recipe(source), whole, workers=1))
+    events = prepare(source, recipe(source), stopped, workers=1)
+    for event in events:
+        if isinstance(event, PieceDone) and event.piece == 1:
+            events.close()  # type: ignore[attr-defined]  # as Ctrl-C does
+            break
+    assert not stopped.info_path.exists()
+    encoded = []
+    encode = prepare_module._encode
+
+    def spy(job: Job) -> Receipt:
+        encoded.append(job.piece)
+        return encode(job)
+
+    monkeypatch.setattr(prepare_module, "_encode", spy)
+    kept = [event.kept for event in prepare(source, recipe(source), stopped, workers=1) if isinstance(event, PieceDone)]
+    assert kept == [True, True, False, False]
+    assert encoded == [2, 3]
+    assert stopped.info().digest == whole.info().digest
+    assert sorted(path.name for path in stopped.path.iterdir()) == ["dataset.json", "tokenizer.json", "train", "val"]
+
+
+def test_killed_prepares_end_with_the_same_bytes(big: Path, home: Path) -> None:
+    command = [sys.executable, "-m", "llamactl", "prepare", str(big), "--tokenizer", "bpe:300", "--workers", "1", "--name"]
+    subprocess.run([*command, "whole"], check=True, capture_output=True)
+    for delay in (0.6, 1.0, 1.5):
+        process = subprocess.Popen([*command, "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(delay)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run([*command, "killed"], check=True, capture_output=True)
+    assert DatasetDir.named("killed").info().digest == DatasetDir.named("whole").info().digest
+
+
+def test_a_complete_dataset_is_kept_and_another_recipe_refused(home: Path, corpus: Path) -> None:
+    folder = make_dataset(home / "data" / "a", corpus, tokenizer="bytes")
+    before = folder.info_path.read_bytes()
+    source = open_source([str(corpus)])
+    same = recipe(source, source="corpus")
+    assert [event.kept for event in prepare(source, same, folder, 1) if isinstance(event, Sealed)] == [True]
+    with pytest.raises(BadData, match="another tokenizer"):
+        list(prepare(source, same.model_copy(update={"tokenizer": "gpt2"}), folder, 1))
+    assert folder.info_path.read_bytes() == before
+
+
+def test_one_document_is_too_few(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("only one")
+    with pytest.raises(BadData, match="more than one document"):
+        make_dataset(tmp_path / "data", tmp_path, tokenizer="bytes")
+
+
+def test_two_documents_are_enough(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(name * 100)
+    info = make_dataset(tmp_path / "data", tmp_path, tokenizer="bytes", val_fraction=0.001).info()
+    assert (info.total("train", "documents"), info.total("val", "documents")) == (1, 1)
+
+
+def test_an_error_in_a_worker_is_told_in_its_own_words(big: Path, home: Path) -> None:
+    (big / "13.txt").write_bytes(b"\xff" * 370_000)
+    source = open_source([str(big)])
+    with pytest.raises(BadData, match=r"13\.txt is not UTF-8"):
+        list(prepare(source, recipe(source), DatasetDir(home / "bad"), workers=2))
+
+
+def test_a_vocabulary_above_65536_takes_uint32() -> None:
+    assert (prepare_module.dtype(65_536), prepare_module.dtype(65_537)) == ("uint16", "uint32")

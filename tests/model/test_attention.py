@@ -1,0 +1,32 @@
+"""Attention against the textbook: a softmax over all visible keys, written out."""
+
+import math
+
+import pytest
+import torch
+
+from llamactl.model.attention import attend, fused, whole
+
+
+def textbook(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    shared = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)
+    scores = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~mask, -math.inf)
+    return scores.softmax(-1) @ v
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+@pytest.mark.parametrize("width", [8, 50])
+def test_causal_attention_is_the_textbooks(kv_heads: int, width: int) -> None:
+    q, k, v = torch.randn(2, 6, 33, width), *torch.randn(2, 2, kv_heads, 33, width)
+    visible = torch.ones(33, 33, dtype=torch.bool).tril()
+    for found in (attend(q, k, v, None), fused(q, k, v, None), whole(q, k, v)):
+        assert torch.allclose(found, textbook(q, k, v, visible), atol=1e-5)
+    low = [x.to(torch.bfloat16) for x in (q, k, v)]
+    assert torch.allclose(attend(low[0], low[1], low[2], None).float(), textbook(q, k, v, visible), atol=0.03)
+
+
+def test_a_mask_says_what_is_visible() -> None:
+    q, k, v = torch.randn(1, 4, 3, 8), *torch.randn(2, 1, 2, 10, 8)
+    visible = torch.arange(10) <= torch.tensor([4, 5, 6])[:, None]
+    assert torch.allclose(attend(q, k, v, visible), textbook(q, k, v, visible), atol=1e-5)

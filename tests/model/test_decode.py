@@ -1,0 +1,90 @@
+"""Decoding: the cache changes nothing, and picking does what its options say."""
+
+import pytest
+import torch
+
+from llamactl.config import ModelConfig
+from llamactl.model.cache import KVCache
+from llamactl.model.decode import Picker, decode
+from llamactl.model.llama import Llama
+
+SHAPE = ModelConfig(layers=2, width=48, heads=6, kv_heads=2, head_width=8, hidden=80, context=40, vocab_size=128)
+
+
+@pytest.fixture
+def model() -> Llama:
+    return Llama(SHAPE)
+
+
+def test_the_cache_changes_nothing(model: Llama) -> None:
+    tokens = torch.randint(0, 128, (3, 40))
+    whole = model(tokens)
+    cache = KVCache(SHAPE, 3, tokens.device, torch.float32)
+    pieces = [model(tokens[:, start:end], torch.arange(start, end), cache) for start, end in ((0, 5), (5, 6), (6, 7), (7, 40))]
+    assert torch.allclose(torch.cat(pieces, dim=1), whole, atol=1e-5)
+
+
+def test_greedy_decoding_is_the_uncached_loop(model: Llama) -> None:
+    prompt = torch.randint(0, 128, (2, 6))
+    text = prompt
+    for _ in range(20):
+        text = torch.cat([text, model(text)[:, -1, :100].argmax(-1, keepdim=True)], dim=1)
+    decoding = decode(model, prompt, vocab_size=100, pick=Picker(temperature=0), generator=torch.Generator())
+    assert torch.equal(torch.stack([next(decoding) for _ in range(20)], dim=1), text[:, 6:])
+
+
+def test_decoding_fills_the_context_and_stops(model: Llama) -> None:
+    generator = torch.Generator()
+    assert len(list(decode(model, torch.zeros(1, 6, dtype=torch.int64), 128, Picker(), generator))) == 34
+    long = torch.randint(0, 128, (1, 99))
+    kept = list(decode(model, long, 128, Picker(temperature=0), generator))
+    assert torch.equal(kept[0], model(long[:, -39:])[:, -1].argmax(-1))
+
+
+def test_padding_of_the_vocabulary_is_never_picked(model: Llama) -> None:
+    picked = torch.cat(
+        list(decode(model, torch.zeros(64, 2, dtype=torch.int64), 5, Picker(temperature=9.0), torch.Generator()))
+    )
+    assert set(picked.tolist()) == {0, 1, 2, 3, 4}
+
+
+def test_the_same_seed_picks_the_same(model: Llama) -> None:
+    def run(seed: int) -> list[int]:
+        generator = torch.Generator().manual_seed(seed)
+        return [token.item() for token in decode(model, torch.zeros(1, 2, dtype=torch.int64), 128, Picker(), generator)]  # type: ignore[misc]
+
+    assert run(1) == run(1) != run(2)
+
+
+LOGITS = torch.tensor([[3.0, 2.0, 1.0, 0.0, -9.0]])
+
+
+@pytest.mark.parametrize(
+    ("pick", "kept"),
+    [
+        (Picker(1.0), 5),
+        (Picker(1.0, top_k=2), 2),
+        (Picker(1.0, top_k=99), 5),
+        (Picker(1.0, top_p=0.5), 1),
+        (Picker(1.0, top_p=0.7), 2),
+        (Picker(1.0, top_p=0.0), 1),
+        (Picker(1.0, min_p=0.1), 3),
+        (Picker(1.0, top_k=3, top_p=0.9, min_p=0.3), 2),
+    ],
+)
+def test_filters_keep_the_likeliest(pick: Picker, kept: int) -> None:
+    chances = pick.probabilities(LOGITS)
+    assert (chances > 0).sum() == kept
+    assert chances.sum().item() == pytest.approx(1)
+    assert torch.allclose(chances[:, :kept], LOGITS[:, :kept].softmax(-1), atol=1e-6)
+
+
+def test_temperature_sharpens() -> None:
+    assert torch.allclose(Picker(0.5).probabilities(LOGITS), (LOGITS * 2).softmax(-1))
+    assert Picker(0.0)(LOGITS, torch.Generator()).item() == 0
+
+
+def test_picks_follow_the_distribution() -> None:
+    picked = Picker(1.0)(LOGITS.expand(20_000, 5), torch.Generator().manual_seed(0))
+    shares = torch.bincount(picked, minlength=5) / 20_000
+    assert torch.allclose(shares, LOGITS.softmax(-1)[0], atol=0.015)

@@ -1,0 +1,162 @@
+"""A checkpoint folder: Hugging Face loads it as it is, it comes back bit for bit, and damage is found."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from llamactl import checkpoint, tokenizer
+from llamactl.artifacts import RunDir
+from llamactl.checkpoint import State
+from llamactl.config import PRESETS, ModelConfig, OptimConfig, build, preset
+from llamactl.errors import BadData
+from llamactl.model.llama import Llama
+from llamactl.training.optimizers import OPTIMIZERS
+
+SMALL = ModelConfig(layers=2, width=48, heads=6, kv_heads=2, head_width=8, hidden=80, context=64, vocab_size=384)
+DEEPEST = 2  # blocks of a preset that are compared; they are all alike, and 24 of `1b` would take 10 GB
+LOGIT_TOLERANCE = 1e-4
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    **{name: PRESETS[name]["model"] for name in PRESETS},
+    "tied": {"tied": True},
+    "untied": {"tied": False},
+    "grouped": {"heads": 8, "kv_heads": 2, "head_width": 64, "width": 256},
+    "one key/value head": {"heads": 8, "kv_heads": 1, "head_width": 64, "width": 256},
+    "full": {"heads": 4, "kv_heads": 4, "head_width": 64, "width": 256},
+    "wide heads": {"heads": 4, "kv_heads": 2, "head_width": 128, "width": 256},
+    "theta": {"rope_theta": 500_000.0, "norm_eps": 1e-6, "width": 256, "heads": 4, "head_width": 64},
+}
+
+
+def save(path: Path, config: ModelConfig, step: int = 3, optimizer: str = "muon", loss: float | None = None) -> Llama:
+    """A checkpoint after one step of training on noise, so that no weight or state is as it was initialised."""
+    model = Llama(config)
+    optimizers = OPTIMIZERS[optimizer](model, OptimConfig(lr=0.01), torch.float32)
+    model(torch.randint(0, 257, (1, 16))).square().mean().backward()
+    for each in optimizers:
+        each.step()
+    checkpoint.save(path, model, tokenizer.raw_bytes(), optimizers, State(step=step, tokens=9, seconds=1, validation_loss=loss))
+    return model
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, Llama]:
+    path = tmp_path / "step-00000003"
+    return path, save(path, SMALL)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_hugging_face_gives_the_same_logits(name: str, tmp_path: Path) -> None:
+    config = build([preset("150m"), {"model": {**VARIANTS[name], "vocab_size": 384}}]).model
+    config = config.model_copy(update={"layers": min(DEEPEST, config.layers)})
+    ours = save(tmp_path / "checkpoint", config)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint", output_loading_info=True)
+    theirs, report = loaded
+    assert isinstance(theirs, LlamaForCausalLM)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert theirs.dtype == torch.float32
+    assert theirs.config.tie_word_embeddings == config.tied
+    tokens = torch.randint(0, 257, (2, 200))
+    with torch.no_grad():
+        assert (ours(tokens) - theirs(tokens).logits).abs().max() < LOGIT_TOLERANCE
+
+
+def test_hugging_faces_tokenizer_gives_the_same_ids(tmp_path: Path, documents: list[str]) -> None:
+    for ours in (tokenizer.gpt2(), tokenizer.raw_bytes(), tokenizer.train_bpe(iter(documents), 512)):
+        path = tmp_path / str(ours.vocab_size)
+        checkpoint.save(path, Llama(SMALL), ours, [], State(step=0, tokens=0, seconds=0))
+        theirs = AutoTokenizer.from_pretrained(path)
+        assert (theirs.bos_token_id, theirs.eos_token_id, len(theirs)) == (ours.end, ours.end, ours.vocab_size)
+        for text in [*documents[:20], "  two  spaces ", "don't 🦙 \n\n"]:
+            assert theirs(text)["input_ids"] == ours.encode(text).tolist()
+            assert theirs.decode(theirs(text)["input_ids"]) == text
+
+
+def test_the_model_comes_back(saved: tuple[Path, Llama]) -> None:
+    path, model = saved
+    loaded, loaded_tokenizer, state = checkpoint.load_model(path, torch.device("cpu"))
+    assert loaded.config == model.config
+    assert state.step == 3
+    assert loaded_tokenizer.vocab_size == 257
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_optimizers_come_back_bit_for_bit(tmp_path: Path, optimizer: str, tied: bool) -> None:
+    config = SMALL.model_copy(update={"tied": tied})
+    model = save(tmp_path / "a", config, optimizer=optimizer)
+    other = Llama(config)
+    optimizers = OPTIMIZERS[optimizer](other, OptimConfig(lr=0.01), torch.float32)
+    checkpoint.restore(tmp_path / "a", other, optimizers)
+    checkpoint.save(tmp_path / "b", other, tokenizer.raw_bytes(), optimizers, State(step=3, tokens=9, seconds=1))
+    for file in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    parameters = dict(model.named_parameters())
+    assert sum(len(each.state) for each in optimizers) == len(parameters)
+
+
+def test_a_flipped_byte_in_any_file_is_found_and_named(saved: tuple[Path, Llama]) -> None:
+    path, _ = saved
+    for file in sorted(path.iterdir()):
+        whole = file.read_bytes()
+        for place in (0, len(whole) // 2, len(whole) - 2):
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            if file.name == checkpoint.STATE and place:
+                continue  # a changed digit of state.json is still JSON; its hashes and step are checked below
+            with pytest.raises(BadData, match=file.name):
+                checkpoint.verified(path)
+        file.write_bytes(whole)
+    checkpoint.verified(path)
+
+
+def test_missing_files_and_foreign_names_are_refused(saved: tuple[Path, Llama]) -> None:
+    path, _ = saved
+    state = json.loads((path / checkpoint.STATE).read_text())
+    (path / checkpoint.STATE).write_text(json.dumps({**state, "files": {"../../secret": "0" * 64}}))
+    with pytest.raises(BadData, match="secret"):
+        checkpoint.verified(path)
+    (path / checkpoint.STATE).unlink()
+    with pytest.raises(BadData, match=r"state\.json"):
+        checkpoint.verified(path)
+
+
+def test_the_newest_sound_checkpoint_is_used(home: Path) -> None:
+    run = RunDir.named("a")
+    for step in (1, 2, 3):
+        save(run.checkpoint(step), SMALL, step)
+    (run.checkpoint(3) / checkpoint.WEIGHTS).write_bytes(b"")
+    shutil.copytree(run.checkpoint(3), run.path / "checkpoints" / "old-step-00000009")
+    path, damaged = checkpoint.newest(run)
+    assert path == run.checkpoint(2)
+    assert "step-00000003/model.safetensors is damaged" in damaged[0]
+
+
+def test_checkpoints_are_found_as_people_name_them(home: Path) -> None:
+    run = RunDir.named("a")
+    for step, loss in ((1, 3.0), (2, 2.0), (3, 2.5)):
+        save(run.checkpoint(step), SMALL, step, loss=loss)
+    run.config_path.touch()
+    assert [checkpoint.find(name).name[-1] for name in ("", "a", "a@1", "a@best")] == ["3", "3", "1", "2"]
+    for name, says in (("b", "no run 'b'"), ("a@9", "1, 2, 3"), ("a@x", "1, 2, 3")):
+        with pytest.raises(BadData, match=says):
+            checkpoint.find(name)
+
+
+def test_old_checkpoints_go_but_not_the_best(home: Path) -> None:
+    run = RunDir.named("a")
+    for step, loss in ((1, 2.0), (2, 1.0), (3, 3.0), (4, 4.0), (5, 5.0)):
+        save(run.checkpoint(step), SMALL, step, loss=loss)
+    checkpoint.prune(run, keep=2)
+    assert run.steps() == [2, 4, 5]
+
+
+def test_other_users_may_read_what_the_folder_lets_them(saved: tuple[Path, Llama]) -> None:
+    path, _ = saved
+    assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {path.stat().st_mode & 0o666}

@@ -1,0 +1,95 @@
+"""Curves, pictures and sketches."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from llamactl.artifacts import RunDir
+from llamactl.config import Config
+from llamactl.errors import BadData, BadUsage
+from llamactl.plots import COLOURS, FORMATS, draw, read_curve, sketch
+
+
+def write(run: RunDir, rows: list[dict[str, Any]]) -> RunDir:
+    run.start(Config(), {})
+    run.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run
+
+
+def row(kind: str, step: int, loss: float) -> dict[str, Any]:
+    return {"kind": kind, "step": step, "tokens": step * 100, "flops": step * 1e9, "seconds": step * 2.0, "loss": loss}
+
+
+@pytest.fixture
+def run(home: Path) -> RunDir:
+    steps = [row("step", step, 9 - step / 20 + (step % 3) / 10) for step in range(1, 101)]
+    return write(
+        RunDir.named("a"), [*steps, row("validation", 50, 7.0), row("validation", 100, 4.5), {**row("resumed", 60, 0)}]
+    )
+
+
+@pytest.mark.parametrize(("axis", "last"), [("step", 100), ("tokens", 10_000), ("time", 200), ("flops", 1e11)])
+def test_a_curve_is_read_against_any_axis(run: RunDir, axis: Any, last: float) -> None:
+    curve = read_curve(run, axis)
+    assert (len(curve.loss), curve.x[-1], curve.validation) == (100, last, (7.0, 4.5))
+    assert curve.resumed == (last * 0.6,)
+
+
+def test_smoothing_keeps_level_and_start(run: RunDir) -> None:
+    curve = read_curve(run, "step")
+    assert curve.smooth[0] == curve.loss[0]
+    assert curve.smooth[-1] == pytest.approx(sum(curve.loss[-3:]) / 3, abs=0.1)
+    roughness = [sum(abs(b - a) for a, b in itertools.pairwise(line)) for line in (curve.loss, curve.smooth)]
+    assert roughness[1] < roughness[0] / 2
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_pictures_are_what_their_name_says(run: RunDir, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"loss{suffix}"
+    draw([read_curve(run, "tokens")], "tokens", path)
+    start = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}[suffix]
+    assert path.read_bytes().startswith(start)
+
+
+def test_curves_are_in_the_picture(run: RunDir, tmp_path: Path) -> None:
+    second = write(RunDir.named("b"), [row("step", step, 8 - step / 20) for step in range(1, 101)])
+    path = tmp_path / "loss.png"
+    draw([read_curve(run, "tokens"), read_curve(second, "tokens")], "tokens", path)
+    colours = {pixel for _, pixel in Image.open(path).convert("RGB").getcolors(1 << 24)}  # type: ignore[union-attr]
+    for colour in COLOURS[:2]:
+        assert tuple(bytes.fromhex(colour[1:])) in colours
+
+
+def test_svg_names_runs_and_axes(run: RunDir, tmp_path: Path) -> None:
+    path = tmp_path / "loss.svg"
+    draw([read_curve(run, "time")], "time", path)
+    text = path.read_text()
+    for word in ("training time", "nats per token", "validation", "resumed", "4.50"):
+        assert word in text
+
+
+def test_other_formats_are_refused(run: RunDir, tmp_path: Path) -> None:
+    with pytest.raises(BadUsage, match=r"\.pdf, \.png, \.svg"):
+        draw([read_curve(run, "step")], "step", tmp_path / "loss.xlsx")
+
+
+def test_a_run_without_losses_says_so(home: Path) -> None:
+    with pytest.raises(BadData, match="no losses yet"):
+        read_curve(write(RunDir.named("c"), []), "step")
+
+
+@pytest.mark.parametrize("points", [1, 2, 18, 5000])
+def test_a_sketch_falls_from_left_to_right(home: Path, points: int) -> None:
+    run = write(RunDir.named("d"), [row("step", step, 10 - 5 * step / points) for step in range(1, points + 1)])
+    lines = sketch(read_curve(run, "tokens"), "tokens", width=40, height=8).splitlines()
+    assert len(lines) == 10
+    assert all(len(line) <= 70 for line in lines)
+    drawn = [[column for column, mark in enumerate(line[9:]) if 0x2800 < ord(mark) <= 0x28FF] for line in lines[:8]]
+    assert drawn[0][0] == 0
+    if points > 1:
+        assert drawn[-1][-1] == 39
+        assert sum(map(len, drawn)) >= 40

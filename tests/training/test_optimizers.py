@@ -1,0 +1,98 @@
+"""Optimizers against torch's own, and who optimizes what."""
+
+import pytest
+import torch
+from torch import nn
+
+from llamactl.config import ModelConfig, OptimConfig
+from llamactl.model.llama import Llama
+from llamactl.training.optimizers import OPTIMIZERS, Muon, orthogonalise, peak_rate
+
+SHAPE = ModelConfig(layers=2, width=48, heads=6, kv_heads=2, head_width=8, hidden=80, context=64, vocab_size=128)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_each_parameter_is_in_exactly_one_group(name: str, tied: bool) -> None:
+    model = Llama(SHAPE.model_copy(update={"tied": tied}))
+    optimizers = OPTIMIZERS[name](model, OptimConfig(lr=0.1), torch.float32)
+    placed = [parameter for each in optimizers for group in each.param_groups for parameter in group["params"]]
+    assert len(placed) == len(set(placed))
+    assert set(placed) == set(model.parameters())
+
+
+def test_muon_has_the_matrices_inside_blocks_and_only_they_decay() -> None:
+    model = Llama(SHAPE)
+    matrices = {parameter for name, parameter in model.named_parameters() if ".layers." in name and parameter.ndim == 2}
+    assert len(matrices) == 14
+    muon, rest = OPTIMIZERS["muon"](model, OptimConfig(lr=0.1), torch.float32)
+    assert isinstance(muon, Muon)
+    assert set(muon.param_groups[0]["params"]) == matrices
+    assert [group["weight_decay"] for group in rest.param_groups] == [0.0]
+    (adamw,) = OPTIMIZERS["adamw"](model, OptimConfig(lr=0.1), torch.float32)
+    assert {p for group in adamw.param_groups if group["weight_decay"] for p in group["params"]} == matrices
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has no Muon")
+@pytest.mark.parametrize("shape", [(64, 64), (96, 32), (32, 96)])
+def test_muon_is_torchs(shape: tuple[int, int]) -> None:
+    """torch's orthogonalises in bf16; ours, in fp32, differs by no more than that rounding."""
+    ours, theirs = ([nn.Parameter(p.clone()) for p in torch.randn(3, *shape).unbind()] for _ in range(2))
+    theirs = [nn.Parameter(parameter.detach().clone()) for parameter in ours]
+    options = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.95}
+    pair = (Muon(ours, **options), torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **options))  # type: ignore[arg-type]
+    for _ in range(5):
+        for mine, other in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn(shape)
+            other.grad = mine.grad.clone()
+        start = [parameter.detach().clone() for parameter in theirs]
+        for optimizer in pair:
+            optimizer.step()
+        for mine, other, before in zip(ours, theirs, start, strict=True):
+            moved = (other - before).norm()
+            assert (mine - other).norm() < 0.03 * moved
+            mine.data.copy_(other.data)
+
+
+def test_muon_in_fp32_is_the_formula() -> None:
+    weight, gradients = torch.randn(6, 4), torch.randn(3, 6, 4)
+    parameter, buffer, expected = nn.Parameter(weight.clone()), torch.zeros(6, 4), weight.clone()
+    optimizer = Muon([parameter], lr=0.1, weight_decay=0.2, momentum=0.9)
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        buffer = 0.9 * buffer + 0.1 * gradient
+        ahead = 0.1 * gradient + 0.9 * buffer
+        step = orthogonalise(ahead, torch.float32) * 0.2 * 6**0.5
+        expected = expected * (1 - 0.1 * 0.2) - 0.1 * step
+        assert torch.allclose(parameter, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (64, 16), (16, 64), (4, 24, 8)])
+def test_orthogonalising_brings_singular_values_near_one(shape: tuple[int, ...]) -> None:
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(shape), torch.float32))
+    assert values.max() < 1.3
+    assert values.median() > 0.65
+
+
+def test_stacking_changes_nothing() -> None:
+    matrices = torch.randn(5, 24, 8)
+    alone = torch.stack([orthogonalise(matrix, torch.float32) for matrix in matrices])
+    assert torch.allclose(orthogonalise(matrices, torch.float32), alone, atol=1e-5)
+
+
+def test_small_steps_reach_the_weights() -> None:
+    """The notebook's weights were bf16, where a step below half a unit in the last place is lost."""
+    for name in OPTIMIZERS:
+        model = Llama(SHAPE)
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        model(torch.randint(0, 128, (2, 64))).square().mean().backward()
+        for optimizer in OPTIMIZERS[name](model, OptimConfig(lr=1e-6), torch.float32):
+            optimizer.step()
+        for parameter, old in zip(model.parameters(), before, strict=True):
+            assert parameter.dtype == torch.float32
+            assert (parameter != old).float().mean() > 0.5 or parameter.ndim == 1
+
+
+def test_default_rates_fall_with_width() -> None:
+    assert peak_rate("muon", 192) == pytest.approx(2 * peak_rate("muon", 768))

@@ -1,0 +1,238 @@
+"""The training loop: it learns, it is reproducible to the bit, and bad numbers never reach the weights."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F
+
+from llamactl import checkpoint
+from llamactl.artifacts import Dataset, DatasetDir, RunDir
+from llamactl.config import Config
+from llamactl.corpus.batches import Batches, Windows
+from llamactl.errors import Diverged
+from llamactl.model.objective import NextToken
+from llamactl.training import trainer
+from llamactl.training.events import Event, Resumed, Sampled, Saved, Skipped, Stepped, Validated, record
+from llamactl.training.trainer import Trainer, accumulate, build_model, train, validate
+from llamactl.training.world import World
+
+Configured = Callable[..., tuple[Config, World]]
+RATE = 1e11
+
+# Losses of the first 20 steps of tests/conftest.py's model. A change that moves them changes what is computed:
+# say so in the commit that changes them.
+GOLDEN: list[float] = json.loads((Path(__file__).parent / "golden_losses.json").read_text())
+
+
+def losses(events: list[Event]) -> list[float]:
+    return [event.loss for event in events if isinstance(event, Stepped)]
+
+
+def weights(run: RunDir) -> dict[str, torch.Tensor]:
+    path = run.checkpoint(run.steps()[-1])
+    tensors = {**load_file(path / checkpoint.WEIGHTS), **load_file(path / checkpoint.OPTIMIZER)}
+    return {name: tensor.clone() for name, tensor in tensors.items()}  # not a view of the file, which tests damage
+
+
+def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def test_the_losses_are_the_golden_ones(configured: Configured, dataset: Dataset) -> None:
+    config, world = configured()
+    events = list(train(config, dataset, RunDir.named("a"), world, RATE))
+    assert len(losses(events)) == 20
+    assert losses(events) == pytest.approx(GOLDEN, abs=2e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_it_can_learn_a_batch_by_heart(optimizer: str, configured: Configured, dataset: Dataset) -> None:
+    config, world = configured(optim={"name": optimizer, "lr": 0.01}, train={"tokens_per_step": 64})
+    made = Trainer(config, dataset, RunDir.named("a"), world, RATE)
+    made.steps = 150
+    batch = made.batches.micro(0, 2)
+    made.batches.micro = lambda step, most: batch  # type: ignore[method-assign]
+    curve = [event.loss for event in (made.advance() for _ in range(150))]
+    assert curve[0] > 6
+    assert curve[-1] < 0.05
+
+
+def test_it_learns_english(configured: Configured, dataset: Dataset) -> None:
+    config, world = configured(train={"tokens": 60_000, "tokens_per_step": 1024})
+    events = list(train(config, dataset, RunDir.named("a"), world, RATE))
+    found = [event for event in events if isinstance(event, Validated)]
+    assert found[-1].loss < found[0].loss < math.log(512)
+    assert found[-1].bits_per_byte < 3.0
+
+
+@pytest.mark.parametrize("stop", [1, 7, 14])
+def test_resuming_is_exact(stop: int, configured: Configured, dataset: Dataset) -> None:
+    config, world = configured(train={"save_every": 7, "eval_every": 7, "keep": 9})
+    whole, stopped = RunDir.named("whole"), RunDir.named("stopped")
+    reference = list(train(config, dataset, whole, world, RATE))
+    first = train(config, dataset, stopped, world, RATE)
+    for event in first:
+        if isinstance(event, Saved) or (isinstance(event, Stepped) and event.step == stop):
+            break
+    first.close()  # type: ignore[attr-defined]
+    again = list(train(config, dataset, stopped, world, RATE))
+    assert_equal(weights(whole), weights(stopped))
+    assert losses(again) == losses(reference)[-len(losses(again)) :]
+    validations = [[(e.step, e.loss) for e in events if isinstance(e, Validated)] for events in (reference, again)]
+    assert validations[0][-1] == validations[1][-1]
+
+
+def test_accumulation_changes_nothing_but_rounding(configured: Configured, dataset: Dataset) -> None:
+    curves = []
+    for micro_batch in (8, 3, 1):
+        config, world = configured(train={"micro_batch": micro_batch})
+        curves.append(losses(list(train(config, dataset, RunDir.named(f"m{micro_batch}"), world, RATE))))
+    assert curves[1] == pytest.approx(curves[0], abs=1e-4)
+    assert curves[2] == pytest.approx(curves[0], abs=1e-4)
+
+
+def test_the_loss_is_the_mean_over_all_tokens_of_the_step(configured: Configured, dataset: Dataset) -> None:
+    """The notebook counted padding; here every window is full of text, and every token counts once."""
+    config, world = configured(train={"micro_batch": 3})
+    model = build_model(config, world)
+    batches = Batches(Windows(dataset.train, 32), 8, f"{dataset.info.digest} 0")
+    inputs, targets = batches.micro(0, 8)[0]
+    assert inputs.shape == targets.shape == (8, 32)
+    assert targets.max() < dataset.info.vocab_size
+    expected = -model(inputs).log_softmax(-1).gather(-1, targets[..., None]).mean()
+    assert accumulate(NextToken(model), batches.micro(0, 3), world).item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_validation_by_hand(configured: Configured, dataset: Dataset) -> None:
+    config, world = configured(train={"eval_tokens": 10**9})
+    model = build_model(config, world)
+    windows = Windows(dataset.val, 32)
+    loss, bits = validate(NextToken(model), windows, dataset, config, world)
+    inputs, targets = windows.batch(np.arange(len(windows)))
+    with torch.no_grad():
+        nats = F.cross_entropy(model(inputs).flatten(0, 1).double(), targets.flatten(), reduction="none")
+    text = targets.flatten() != dataset.tokenizer.end
+    size = len(dataset.tokenizer.decode_bytes(targets.flatten().tolist()))
+    assert loss == pytest.approx(nats.mean().item(), abs=1e-5)
+    assert bits == pytest.approx(nats[text].sum().item() / math.log(2) / size, abs=1e-5)
+
+
+def test_a_uniform_model_has_its_known_bits_per_byte(configured: Configured, dataset: Dataset) -> None:
+    config, world = configured()
+    model = build_model(config, world)
+    nn.init.zeros_(model.lm_head.weight)
+    loss, bits = validate(NextToken(model), Windows(dataset.val, 32), dataset, config, world)
+    assert loss == pytest.approx(math.log(512), abs=1e-5)
+    assert bits == pytest.approx(9 / 2.6, rel=0.15)  # 9 bits a token, some 2.6 bytes a token
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_bad_numbers_never_reach_the_weights(
+    where: str, bad: float, configured: Configured, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, world = configured()
+    made = Trainer(config, dataset, RunDir.named("a"), world, RATE)
+    made.advance()
+    before = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
+
+    def spoil(objective: NextToken, *rest: Any) -> torch.Tensor:
+        loss = accumulate(objective, *rest)
+        gradient = made.model.lm_head.weight.grad
+        assert gradient is not None
+        gradient[3, 3] = bad if where == "gradient" else gradient[3, 3]
+        return loss * bad if where == "loss" else loss
+
+    monkeypatch.setattr(trainer, "accumulate", spoil)
+    event = made.advance()
+    assert isinstance(event, Skipped)
+    assert not math.isfinite(event.loss) or not math.isfinite(event.grad_norm)
+    assert_equal(before, made.model.state_dict())
+    with pytest.raises(Diverged, match="8 steps") as caught:
+        for _ in range(7):
+            made.advance()
+    assert caught.value.code == 6
+    assert_equal(before, made.model.state_dict())
+    monkeypatch.undo()
+    assert isinstance(made.advance(), Stepped)
+
+
+def test_the_same_prompts_are_sampled_at_each_validation(configured: Configured, dataset: Dataset) -> None:
+    config, world = configured(train={"eval_every": 10, "prompts": ["The", "A list"]})
+    run = RunDir.named("a")
+    events = list(record(train(config, dataset, run, world, RATE), run))
+    assert [(e.step, e.prompt) for e in events if isinstance(e, Sampled)] == [
+        (10, "The"),
+        (10, "A list"),
+        (20, "The"),
+        (20, "A list"),
+    ]
+    rows = [json.loads(line) for line in run.samples_path.read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == ["The", "A list"] * 2
+
+
+def test_a_loop_can_be_left_at_any_event(configured: Configured, dataset: Dataset) -> None:
+    config, world = configured()
+    assert len(list(islice(train(config, dataset, RunDir.named("a"), world, RATE), 3))) == 3
+
+
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(configured: Configured, dataset: Dataset) -> None:
+    config, world = configured(train={"save_every": 10, "eval_every": 10})
+    run = RunDir.named("a")
+    list(train(config, dataset, run, world, RATE))
+    reference = weights(run)
+    (run.checkpoint(20) / checkpoint.WEIGHTS).write_bytes(b"")
+    events = train(config, dataset, run, world, RATE)
+    resumed = next(events)
+    assert isinstance(resumed, Resumed)
+    assert (resumed.step, len(resumed.damaged)) == (10, 1)
+    shutil.rmtree(run.checkpoint(20))
+    list(events)
+    assert_equal(reference, weights(run))
+
+
+def _start(*words: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "llamactl", "train", *words]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=one_thread)
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_same_bits(home: Path, corpus: Path) -> None:
+    """SIGKILL at three moments of a run of preset `tiny`: all its numbers end as those of a whole run."""
+    from tests.conftest import make_dataset
+
+    make_dataset(home / "data" / "manual", corpus)
+    words = ["--preset", "tiny", "--tokens", "24576", "--set", "train.tokens_per_step=1024", "--set", "train.save_every=3"]
+    assert _start(*words, "--run", "whole").wait() == 0
+    killed, whole = RunDir.named("killed"), RunDir.named("whole")
+    process = _start(*words, "--run", "killed")
+    for steps in (3, 9, 15):
+        while process.poll() is None and (not killed.steps() or killed.steps()[-1] < steps):
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        process = _start("--resume", "killed")
+    assert process.wait() == 0, process.stderr and process.stderr.read()
+    assert_equal(weights(whole), weights(killed))
+    curves = [[(row["step"], row["loss"]) for row in run.rows() if row["kind"] == "step"] for run in (whole, killed)]
+    assert sorted(curves[0]) == sorted(curves[1])
+    assert len(curves[0]) == 24
+    assert DatasetDir.named("").path.name == "manual"
