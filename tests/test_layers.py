@@ -84,7 +84,12 @@ TORCH_PARTS = {"model", "training", "inference", "checkpoint"}
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_torch_is_imported_only_where_it_computes(path: Path) -> None:
     if part_of(name_of(path)) not in TORCH_PARTS and path.name != "batches.py":
-        heavy = {"torch", "datasets", "tiktoken", "tokenizers", "matplotlib", "pyarrow", "numpy", "pydantic"}
+        heavy = {"torch", "datasets", "tiktoken", "tokenizers", "matplotlib", "pyarrow", "transformers"}
+        assert not {imported.split(".")[0] for imported in imports(path, top_level_only=True)} & heavy
+
+
+def test_help_answers_at_once_and_imports_nothing_heavy() -> None:
+    heavy = {"torch", "datasets", "tiktoken", "tokenizers", "matplotlib", "pyarrow", "numpy", "pydantic"}
     lines = [
         "import sys",
         "from llamactl.cli import main",
