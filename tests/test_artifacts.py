@@ -14,7 +14,7 @@ from tests.conftest import make_dataset
 
 @pytest.fixture
 def prepared(home: Path, corpus: Path) -> DatasetDir:
-    return make_dataset(home / "data" / "manual", corpus, tokenizer="bytes")
+    return make_dataset(home / "data" / "addresses", corpus, tokenizer="bytes")
 
 
 def test_a_dataset_is_plain_files(prepared: DatasetDir) -> None:
@@ -40,8 +40,8 @@ def test_missing_things_name_the_command_that_makes_them(home: Path) -> None:
 
 
 def test_a_misspelt_name_names_the_nearest(prepared: DatasetDir) -> None:
-    with pytest.raises(BadData, match="Did you mean 'manual'"):
-        DatasetDir.named("manul").open()
+    with pytest.raises(BadData, match="Did you mean 'addresses'"):
+        DatasetDir.named("adresses").open()
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "..", ".hidden", "/abs", "a\n", "-x"])

@@ -54,7 +54,7 @@ def saved(tmp_path: Path) -> tuple[Path, Llama]:
 def test_hugging_face_gives_the_same_logits(name: str, tmp_path: Path) -> None:
     config = build([preset("150m"), {"model": {**VARIANTS[name], "vocab_size": 384}}]).model
     config = config.model_copy(update={"layers": min(DEEPEST, config.layers)})
-    ours = save(tmp_path / "checkpoint", config)
+    ours = save(tmp_path / "checkpoint", config, optimizer="adamw")
     loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint", output_loading_info=True)
     theirs, report = loaded
     assert isinstance(theirs, LlamaForCausalLM)

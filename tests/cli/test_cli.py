@@ -26,14 +26,14 @@ def run(command: str, *words: str, code: int = 0, **environment: str) -> subproc
 
 @pytest.fixture
 def data(home: Path, corpus: Path) -> None:
-    make_dataset(home / "data" / "manual", corpus)
+    make_dataset(home / "data" / "addresses", corpus)
 
 
 @pytest.mark.slow
 def test_text_becomes_a_model_becomes_text(home: Path, corpus: Path) -> None:
     """The four stages; each names the next."""
     done = run("prepare --tokenizer bpe:300 --name mine", str(corpus))
-    assert "79 read, 79 written" in done.stderr
+    assert "80 read, 80 written" in done.stderr
     assert "llamactl train" in done.stderr
     done = run(f"train --tokens 4096 --run first {TINY}")
     for words in (
@@ -50,8 +50,8 @@ def test_text_becomes_a_model_becomes_text(home: Path, corpus: Path) -> None:
     done = run("plot-loss")
     assert Path(done.stdout.strip()).read_bytes().startswith(b"\x89PNG")
     assert "llamactl sample" in done.stderr
-    done = run("sample --max-new-tokens 5", "The manual ")
-    assert done.stdout.startswith("The manual")
+    done = run("sample --max-new-tokens 5", "The union ")
+    assert done.stdout.startswith("The union")
     assert "--raw-prompt" in done.stderr
     rows = [json.loads(line) for line in run("sample --n 3 --json --max-new-tokens 5", "The", "A").stdout.splitlines()]
     assert [(row["prompt"], row["sample"]) for row in rows] == [(p, n) for p in ("The", "A") for n in (1, 2, 3)]
@@ -77,7 +77,7 @@ def test_training_speaks_json(home: Path) -> None:
     (folder,) = (home / "runs").iterdir()
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["command"].startswith("llamactl train --tokens 1024")
-    assert environment["dataset"]["name"] == "manual"
+    assert environment["dataset"]["name"] == "addresses"
 
 
 @pytest.mark.usefixtures("data")
