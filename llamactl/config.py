@@ -60,7 +60,9 @@ class OptimConfig(Section):
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW: memory of the squared gradient")
     eps: float = Field(1e-10, gt=0, description="AdamW: added to the root of the squared gradient")
     momentum: float = Field(0.95, ge=0, lt=1, description="Muon: memory of the gradient, after its warm-up")
-    rest_scale: float = Field(3.0, gt=0, description="Muon: AdamW's rate for the rest, as a multiple of lr")
+    embedding_scale: float = Field(
+        0.0, ge=0, description="Muon: the embedding's rate as a multiple of lr; 0: 20, or 1 where it is the head as well"
+    )
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
 
 
@@ -109,7 +111,7 @@ Tree = dict[str, Any]
 PRESETS: dict[str, Tree] = {
     "tiny": {
         "model": dict(layers=4, width=192, heads=3, kv_heads=1, head_width=64, hidden=512, context=256, tied=True),
-        "optim": dict(rest_scale=6.0, beta2=0.99),  # for its small batches: docs/benchmarks.md
+        "optim": dict(embedding_scale=6.0, beta2=0.99),  # for its small batches: docs/benchmarks.md
     },
     "10m": {
         "model": dict(layers=6, width=384, heads=3, kv_heads=1, head_width=128, hidden=1024, context=512, tied=True),

@@ -31,7 +31,7 @@ def show_plan(plan: Plan, config: Config, dataset: Dataset, world: World, folder
             "model": f"{plan.parameters:,} parameters, {inside:,} without embeddings ({shape}, {model.vocab_size:,} ids)",
             "budget": f"{plan.steps:,} steps x {plan.tokens_per_step:,} tokens = {plan.tokens:,} tokens, "
             f"{plan.epochs:.2f} epochs, {per_parameter}",
-            "batch": f"{plan.micro_batches} micro-batches x {plan.micro_batch} windows x {model.context:,} tokens",
+            "batch": f"{plan.tokens_per_step // model.context} windows of {model.context:,} tokens, {plan.micro_batch} at once",
             "optimizer": f"{config.optim.name}, learning rate {config.optim.lr:.2g}, {config.schedule.name}",
             "device": f"{world.device}, {world.precision.name} products ({world.precision.reason}), fp32 weights",
             "memory": f"about {show_bytes(plan.memory)}; {show_bytes(plan.memory_free)} free",

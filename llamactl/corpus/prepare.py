@@ -114,6 +114,7 @@ def _already(folder: DatasetDir, recipe: Recipe) -> Sealed:
         differ = [key for key, value in info.recipe.model_dump().items() if value != getattr(recipe, key)]
         why = f"It was made with another {', '.join(differ)}."
         raise BadData(f"{folder.path} is there already.", why, f"Use --name NAME, or remove {folder.path}.")
+    folder.info_path.touch()  # what was asked for last is the newest, which the next command takes
     return Sealed(info, kept=True)
 
 

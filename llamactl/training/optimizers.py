@@ -80,27 +80,35 @@ class Muon(Optimizer):
 
 
 def muon(model: Llama, config: OptimConfig, dtype: torch.dtype = torch.float32) -> list[Optimizer]:
-    """Muon, with its products in `dtype`, for the matrices inside blocks; AdamW for embedding, head and norms."""
-    matrices = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
-    inside = set(matrices)
-    rest = [parameter for parameter in model.parameters() if parameter not in inside]
-    return [Muon(matrices, config.lr, config.weight_decay, config.momentum, dtype), _adamw(rest, [], config, config.rest_scale)]
+    """Muon, with its products in `dtype`, for the matrices inside blocks; AdamW for embedding, head and norms.
+
+    The embedding moves `embedding_scale` times as fast: a row has a gradient only where its token occurs.
+    """
+    matrices, rest = split(model)
+    embedding = model.model.embed_tokens.weight
+    groups: list[dict[str, Any]] = [
+        {"params": [embedding], "rate_scale": config.embedding_scale},
+        {"params": [parameter for parameter in rest if parameter is not embedding]},
+    ]
+    return [Muon(matrices, config.lr, config.weight_decay, config.momentum, dtype), _adamw(groups, config)]
 
 
 def adamw(model: Llama, config: OptimConfig, dtype: torch.dtype = torch.float32) -> list[Optimizer]:
     """AdamW for all, which has no products to take a `dtype`; only the matrices inside blocks decay."""
+    matrices, rest = split(model)
+    return [_adamw([{"params": rest}, {"params": matrices, "weight_decay": config.weight_decay}], config)]
+
+
+def split(model: Llama) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The matrices inside blocks, and all other parameters."""
     matrices = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
     inside = set(matrices)
-    return [_adamw([parameter for parameter in model.parameters() if parameter not in inside], matrices, config)]
+    return matrices, [parameter for parameter in model.parameters() if parameter not in inside]
 
 
-def _adamw(plain: list[nn.Parameter], decayed: list[nn.Parameter], config: OptimConfig, rate_scale: float = 1.0) -> AdamW:
-    groups: list[dict[str, Any]] = [
-        {"params": plain, "weight_decay": 0.0, "rate_scale": rate_scale},
-        {"params": decayed, "weight_decay": config.weight_decay, "rate_scale": rate_scale},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return AdamW(groups, config.lr, (config.beta1, config.beta2), config.eps, fused=plain[0].device.type != "mps")
+def _adamw(groups: list[dict[str, Any]], config: OptimConfig) -> AdamW:
+    fused = groups[0]["params"][0].device.type != "mps"
+    return AdamW(groups, config.lr, (config.beta1, config.beta2), config.eps, weight_decay=0.0, fused=fused)
 
 
 def set_pace(optimizers: list[Optimizer], lr: float, momentum: float) -> None:
@@ -113,8 +121,13 @@ def set_pace(optimizers: list[Optimizer], lr: float, momentum: float) -> None:
 
 OPTIMIZERS: dict[str, Callable[[Llama, OptimConfig, torch.dtype], list[Optimizer]]] = {"muon": muon, "adamw": adamw}
 
-# Peak learning rates at width 768; they go with the root of the width (docs/recipe.md).
+# Peak learning rates at width 768. They fall with the root of the width, as nanochat's for AdamW do.
 PEAK_AT_768 = {"muon": 3.6e-3, "adamw": 1.8e-3}
+
+
+# How much faster the embedding learns under Muon (docs/benchmarks.md); one that is the head too has gradients everywhere.
+EMBEDDING_SCALE = 20.0
+EMBEDDING_SCALE_TIED = 1.0
 
 
 def peak_rate(name: str, width: int) -> float:

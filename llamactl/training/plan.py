@@ -10,7 +10,7 @@ from llamactl.config import Config, ModelConfig
 from llamactl.corpus.batches import Windows
 from llamactl.errors import BadData, BadUsage, NoRoom
 from llamactl.model.llama import count, embeddings
-from llamactl.training.optimizers import peak_rate
+from llamactl.training.optimizers import EMBEDDING_SCALE, EMBEDDING_SCALE_TIED, peak_rate
 from llamactl.training.world import World
 
 # Tokens of a step grow with the budget D like D^0.38, as critical batch sizes do (nanochat's fit over its own sweeps),
@@ -23,7 +23,7 @@ LARGEST_STEP = 524_288
 MICRO_TOKENS = {"cpu": 2_048}
 MICRO_TOKENS_ON_GPU = 32_768
 
-SMOKE_TEST = 1.0  # tokens per parameter below which a run only shows that everything works
+SMOKE_TEST = 0.5  # tokens per parameter below which a run only shows that everything works
 USUAL_EFFICIENCY = 0.4  # share of a device's matrix rate that a step usually reaches
 
 
@@ -37,7 +37,6 @@ class Plan:
     tokens_per_step: int
     tokens: int
     micro_batch: int
-    micro_batches: int
     epochs: float
     flops: float
     seconds: float
@@ -80,12 +79,15 @@ def resolve(config: Config, dataset: Dataset, world: World) -> Config:
         "save_every": train.save_every or eval_every,
         "precision": world.precision.name,
     }
-    lr = optim.lr or peak_rate(optim.name, model.width)
+    rates = {
+        "lr": optim.lr or peak_rate(optim.name, model.width),
+        "embedding_scale": optim.embedding_scale or (EMBEDDING_SCALE_TIED if model.tied else EMBEDDING_SCALE),
+    }
     return config.model_copy(
         update={
             "model": model,
             "data": config.data.model_copy(update={"name": dataset.name}),
-            "optim": optim.model_copy(update={"lr": lr}),
+            "optim": optim.model_copy(update=rates),
             "train": train.model_copy(update=resolved),
         }
     )
@@ -97,10 +99,9 @@ def plan(config: Config, dataset: Dataset, world: World, rate: float) -> Plan:
     available = len(Windows(dataset.train, model.context))
     if not available:
         why = f"It has {dataset.info.total('train', 'tokens'):,} tokens; a window needs {model.context + 1:,}."
-        raise BadData(f"The dataset {dataset.name} is too small.", why, "Prepare more text, or: --context 256")
+        raise BadData(f"The dataset {dataset.name} is too small.", why, "Prepare more text, or try: --set model.context=256")
     steps = -(-train.tokens // train.tokens_per_step)
     tokens = steps * train.tokens_per_step
-    per_step = train.tokens_per_step // model.context
     made = Plan(
         parameters=count(model),
         embedding_parameters=embeddings(model),
@@ -108,7 +109,6 @@ def plan(config: Config, dataset: Dataset, world: World, rate: float) -> Plan:
         tokens_per_step=train.tokens_per_step,
         tokens=tokens,
         micro_batch=train.micro_batch,
-        micro_batches=-(-per_step // train.micro_batch),
         epochs=tokens / (available * model.context),
         flops=tokens * flops_per_token(model),
         seconds=tokens * flops_per_token(model) / (USUAL_EFFICIENCY * rate),

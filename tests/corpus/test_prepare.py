@@ -122,7 +122,10 @@ def test_a_complete_dataset_is_kept_and_another_recipe_refused(home: Path, corpu
     before = folder.info_path.read_bytes()
     source = open_source([str(corpus)])
     same = recipe(source, source="corpus")
+    newer = make_dataset(home / "data" / "newer", corpus)
+    assert DatasetDir.named("") == newer
     assert [event.kept for event in prepare(source, same, folder, 1) if isinstance(event, Sealed)] == [True]
+    assert DatasetDir.named("") == folder, "what was asked for last is what the next command takes"
     with pytest.raises(BadData, match="another tokenizer"):
         list(prepare(source, same.model_copy(update={"tokenizer": "gpt2"}), folder, 1))
     assert folder.info_path.read_bytes() == before

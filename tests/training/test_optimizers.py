@@ -6,7 +6,7 @@ from torch import nn
 
 from llamactl.config import ModelConfig, OptimConfig
 from llamactl.model.llama import Llama
-from llamactl.training.optimizers import OPTIMIZERS, Muon, orthogonalise, peak_rate
+from llamactl.training.optimizers import OPTIMIZERS, Muon, orthogonalise, peak_rate, set_pace
 
 SHAPE = ModelConfig(layers=2, width=48, heads=6, kv_heads=2, head_width=8, hidden=80, context=64, vocab_size=128)
 
@@ -28,7 +28,7 @@ def test_muon_has_the_matrices_inside_blocks_and_only_they_decay() -> None:
     muon, rest = OPTIMIZERS["muon"](model, OptimConfig(lr=0.1), torch.float32)
     assert isinstance(muon, Muon)
     assert set(muon.param_groups[0]["params"]) == matrices
-    assert [group["weight_decay"] for group in rest.param_groups] == [0.0]
+    assert [group["weight_decay"] for group in rest.param_groups] == [0.0, 0.0]
     (adamw,) = OPTIMIZERS["adamw"](model, OptimConfig(lr=0.1), torch.float32)
     assert {p for group in adamw.param_groups if group["weight_decay"] for p in group["params"]} == matrices
 
@@ -37,7 +37,7 @@ def test_muon_has_the_matrices_inside_blocks_and_only_they_decay() -> None:
 @pytest.mark.parametrize("shape", [(64, 64), (96, 32), (32, 96)])
 def test_muon_is_torchs(shape: tuple[int, int]) -> None:
     """torch's orthogonalises in bf16; ours, in fp32, differs by no more than that rounding."""
-    ours, theirs = ([nn.Parameter(p.clone()) for p in torch.randn(3, *shape).unbind()] for _ in range(2))
+    ours = [nn.Parameter(torch.randn(shape)) for _ in range(3)]
     theirs = [nn.Parameter(parameter.detach().clone()) for parameter in ours]
     options = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.95}
     pair = (Muon(ours, **options), torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **options))  # type: ignore[arg-type]
@@ -92,6 +92,16 @@ def test_small_steps_reach_the_weights() -> None:
         for parameter, old in zip(model.parameters(), before, strict=True):
             assert parameter.dtype == torch.float32
             assert (parameter != old).float().mean() > 0.5 or parameter.ndim == 1
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_embedding_alone_has_a_rate_of_its_own(tied: bool) -> None:
+    model = Llama(SHAPE.model_copy(update={"tied": tied}))
+    optimizers = OPTIMIZERS["muon"](model, OptimConfig(lr=0.1, embedding_scale=20), torch.float32)
+    set_pace(optimizers, 0.5, momentum=0.9)
+    rates = {p: group["lr"] for each in optimizers for group in each.param_groups for p in group["params"]}
+    assert rates.pop(model.model.embed_tokens.weight) == 10.0
+    assert set(rates.values()) == {0.5}
 
 
 def test_default_rates_fall_with_width() -> None:
