@@ -30,6 +30,7 @@ def sample(
     from llamactl.inference.generate import Request, generate
     from llamactl.model.decode import Picker
     from llamactl.model.device import choose_device
+    from llamactl.quantities import show_count
 
     path = checkpoint.find(run)
     model, tokenizer, state = checkpoint.load_model(path, choose_device(device))
@@ -39,7 +40,7 @@ def sample(
     for prompt in prompts:
         request = Request(prompt if raw_prompt else trimmed(prompt), max_new_tokens, n, seed, pick)
         show(generate(model, tokenizer, request), request, json)
-    show_next("llamactl train --resume, or a longer run: llamactl train --tokens 2M", why="More")
+    show_next(f"llamactl train --tokens {show_count(10 * state.tokens)}", why="A longer run")
 
 
 def trimmed(prompt: str) -> str:
