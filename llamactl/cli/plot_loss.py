@@ -7,13 +7,9 @@ import typer
 
 
 def plot_loss(
-    runs: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", help="One or several. [default: the newest]", show_default=False)
-    ] = None,
+    runs: Annotated[list[str] | None, typer.Argument(metavar="RUN", help="One or several.", show_default="the newest")] = None,
     x: Annotated[Literal["step", "tokens", "time", "flops"], typer.Option(help="What the loss is drawn against.")] = "tokens",
-    out: Annotated[
-        Path | None, typer.Option(help="A .png, .svg or .pdf. [default: loss.png in the run]", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A .png, .svg or .pdf.", show_default="loss.png in the run")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the curves' ends as JSON.")] = False,
 ) -> None:
     """Draw the loss of one or several runs."""

@@ -13,17 +13,15 @@ if TYPE_CHECKING:
 
 SMALL = 32 << 20  # bytes of input below which starting more processes takes longer than the work
 
-SOURCES_HELP = (
-    "openwebtext (default), sample, hf:org/name[:config], or files, folders and globs of .txt, .jsonl, .parquet (.gz, .zst)."
-)
-TOKENIZER_HELP = "gpt2, bpe:N (learned from the source), bytes, or a tokenizer.json. [default: bpe:4096 for sample, else gpt2]"
+SOURCES_HELP = "openwebtext, sample, hf:org/name[:config], or files, folders and globs of .txt, .jsonl, .parquet (.gz, .zst)."
+TOKENIZER_HELP = "gpt2, bpe:N (learned from the source), bytes, or a tokenizer.json."
 
 
 def prepare(
-    source: Annotated[list[str] | None, typer.Argument(metavar="[SOURCE]...", help=SOURCES_HELP, show_default=False)] = None,
-    name: Annotated[str, typer.Option(help="Folder under data/. [default: the source's name]", show_default=False)] = "",
-    tokenizer: Annotated[str, typer.Option(help=TOKENIZER_HELP, show_default=False)] = "",
-    max_tokens: Annotated[str, typer.Option(help="Stop after so many, e.g. 200M. [default: all]", show_default=False)] = "",
+    source: Annotated[list[str] | None, typer.Argument(metavar="SOURCE", help=SOURCES_HELP, show_default="openwebtext")] = None,
+    name: Annotated[str, typer.Option(help="Folder under data/.", show_default="the source's name")] = "",
+    tokenizer: Annotated[str, typer.Option(help=TOKENIZER_HELP, show_default="bpe:4096 for sample, else gpt2")] = "",
+    max_tokens: Annotated[str, typer.Option(help="Stop after so many, e.g. 200M.", show_default="all")] = "",
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,
     text_column: Annotated[str, typer.Option(help="Column or key that holds the text.")] = "text",
     val_fraction: Annotated[float, typer.Option(min=0, max=0.5, help="Share of documents to hold out; 0: by source.")] = 0.0,

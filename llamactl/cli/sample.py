@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 
 def sample(
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Texts to go on from.", show_default=False)],
-    run: Annotated[str, typer.Option(help="RUN, RUN@STEP or RUN@best. [default: the newest]", show_default=False)] = "",
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="Texts to go on from.", show_default=False)],
+    run: Annotated[str, typer.Option(help="RUN, RUN@STEP or RUN@best.", show_default="the newest")] = "",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add at most.")] = 200,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; higher is wilder.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Pick among the k likeliest; 0: all.")] = 0,
