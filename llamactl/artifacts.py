@@ -47,6 +47,8 @@ class Recipe(Record):
     text_column: str = "text"
     val_fraction: float = Field(gt=0, lt=1)
     max_tokens: int = Field(0, ge=0, description="0: everything")
+    max_doc_bytes: int = Field(0, ge=0, description="longer documents are left out; 0: they are split")
+    max_bad_docs: int = Field(0, ge=0, description="so many that can't be read are left out; one more is an error")
 
 
 class Shard(Record):

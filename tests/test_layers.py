@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "llamactl"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What each part may import of llamactl itself. Lower parts know nothing of higher ones.
-FOUNDATION = {"llamactl", "errors", "quantities", "durable", "config", "gpt2_vocabulary", "tokenizer", "artifacts"}
+FOUNDATION = {"llamactl", "errors", "quantities", "durable", "config", "gpt2_vocabulary", "tokenizer", "encoders", "artifacts"}
 MAY_IMPORT = {
     "llamactl": set[str](),
     "errors": set[str](),
@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "config": {"errors"},
     "gpt2_vocabulary": {"errors", "durable"},
     "tokenizer": {"errors", "gpt2_vocabulary"},
+    "encoders": {"errors", "tokenizer"},
     "artifacts": {"errors", "durable", "config", "tokenizer"},
     "model": FOUNDATION - {"artifacts", "durable"},
     "corpus": FOUNDATION,

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,6 +25,9 @@ def prepare(
     max_tokens: Annotated[str, typer.Option(help="Stop after so many, e.g. 200M.", show_default="all")] = "",
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,
     text_column: Annotated[str, typer.Option(help="Column or key that holds the text.")] = "text",
+    max_doc_bytes: Annotated[str, typer.Option(help="Leave longer documents out, e.g. 10M.", show_default="split them")] = "",
+    max_bad_docs: Annotated[int, typer.Option(min=0, help="Leave out up to so many that can't be read.")] = 0,
+    encoder: Annotated[str, typer.Option(help="tiktoken or fastokens.", show_default="the fastest installed")] = "auto",
     val_fraction: Annotated[float, typer.Option(min=0, max=0.5, help="Share of documents to hold out; 0: by source.")] = 0.0,
     json: Annotated[bool, typer.Option("--json", help="Print dataset.json on stdout.")] = False,
 ) -> None:
@@ -42,9 +46,11 @@ def prepare(
         text_column=text_column,
         val_fraction=val_fraction or planned.val_fraction,
         max_tokens=read_count(max_tokens) if max_tokens else 0,
+        max_doc_bytes=read_count(max_doc_bytes) if max_doc_bytes else 0,
+        max_bad_docs=max_bad_docs,
     )
     folder = DatasetDir.named(name or planned.name)
-    show(make(planned, recipe, folder, workers or _processes(planned)), planned, folder, json)
+    show(make(planned, recipe, folder, workers or _processes(planned), encoder), planned, folder, json)
 
 
 def _processes(source: "Source") -> int:
@@ -57,28 +63,38 @@ def show(events: "Iterator[Event]", source: "Source", folder: "DatasetDir", json
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from llamactl.cli.screen import progress
-    from llamactl.corpus.prepare import PieceDone, Sealed, TokenizerReady
-    from llamactl.quantities import show_count
+    from llamactl.corpus.prepare import Estimated, PieceDone, Sealed, TokenizerReady
+    from llamactl.quantities import show_bytes, show_count, show_time
 
-    facts = TextColumn("pieces, {task.fields[tokens]}")
+    facts = TextColumn("pieces  {task.fields[facts]} ")
     columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), facts, TimeRemainingColumn())
-    tokens = 0
+    tokens = documents = fresh_bytes = 0
+    started = monotonic()
     with Progress(*columns, console=progress, transient=True) as bar:
-        task = bar.add_task("reading", total=len(source.pieces), tokens="")
+        task = bar.add_task("reading", total=len(source.pieces), facts="")
         for event in events:
             match event:
-                case TokenizerReady(vocab_size=size, learned=learned):
+                case Estimated(needed=needed, free=free) if needed:
+                    bar.console.print(f"about {show_bytes(needed)} to write; {show_bytes(free)} free")
+                case TokenizerReady(vocab_size=size, learned=learned, encoder=encoder, refused=refused):
                     how = "learned from the source" if learned else "ready"
-                    bar.console.print(f"tokenizer of {size:,} ids {how}")
-                case PieceDone(receipt=receipt):
-                    tokens += receipt.tokens
-                    bar.update(task, advance=1, tokens=f"{show_count(tokens)} tokens", description="encoding")
-                case Sealed(info=info, kept=kept):
+                    bar.console.print(f"tokenizer of {size:,} ids {how}; {encoder} encodes")
+                    if refused:
+                        bar.console.print(f"{refused} gives other ids than tiktoken, so it is not used", style="yellow")
+                    started = monotonic()
+                case PieceDone(receipt=receipt, kept=kept):
+                    tokens, documents = tokens + receipt.tokens, documents + receipt.documents_read
+                    fresh_bytes += 0 if kept else receipt.text_bytes
+                    speed = show_bytes(fresh_bytes / (monotonic() - started))
+                    said = f"{show_count(documents)} documents  {show_count(tokens)} tokens  {speed}/s"
+                    bar.update(task, advance=1, facts=said, description="encoding")
+                case Sealed(info=info):
                     bar.stop()
-                    summarise(info, folder, kept, json)
+                    took = f"{show_time(monotonic() - started)}, {speed}/s" if fresh_bytes else ""
+                    summarise(info, folder, took, json)
 
 
-def summarise(info: "DatasetInfo", folder: "DatasetDir", kept: bool, json: bool) -> None:
+def summarise(info: "DatasetInfo", folder: "DatasetDir", took: str, json: bool) -> None:
     """What a finished dataset holds."""
     from llamactl.cli.screen import output, show_next, show_table
     from llamactl.quantities import show_bytes
@@ -88,7 +104,7 @@ def summarise(info: "DatasetInfo", folder: "DatasetDir", kept: bool, json: bool)
     skipped = "".join(f", {count:,} skipped ({reason})" for reason, count in info.skipped.items())
     written = info.total("train", "documents") + info.total("val", "documents")
     show_table(
-        f"{folder.path} {'was complete already' if kept else 'is complete'}",
+        f"{folder.path} {'is complete' if took else 'was complete already'}",
         {
             "documents": f"{info.documents_read:,} read, {written:,} written{skipped}",
             "text": f"{show_bytes(text)}, {text / (train + val):.2f} bytes per token",
@@ -96,6 +112,7 @@ def summarise(info: "DatasetInfo", folder: "DatasetDir", kept: bool, json: bool)
             "validation": f"{val:,} tokens of {info.total('val', 'documents'):,} documents",
             "tokenizer": f"{info.recipe.tokenizer}, {info.vocab_size:,} ids",
             "digest": info.digest[:16],
+            **({"encoded in": took} if took else {}),
         },
     )
     if json:

@@ -1,6 +1,7 @@
 """Documents become token shards: pieces in parallel, one shard a piece and split, dataset.json last."""
 
 import multiprocessing
+import os
 import shutil
 import signal
 import sys
@@ -8,49 +9,45 @@ from collections import Counter
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
-from hashlib import blake2b
+from contextlib import closing
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Literal
+from pathlib import Path
 
-import numpy as np
-from pydantic import Field
-
-from llamactl import durable, tokenizer
-from llamactl.artifacts import DatasetDir, DatasetInfo, Recipe, Record, Shard, Split, read
-from llamactl.corpus.shards import ShardWriter
+from llamactl import durable, encoders, tokenizer
+from llamactl.artifacts import DatasetDir, DatasetInfo, Recipe
+from llamactl.corpus.pieces import Job, Receipt, documents, dtype, make_piece
 from llamactl.corpus.sources import Source
 from llamactl.errors import BadData, NoRoom
 from llamactl.tokenizer import Tokenizer
-
-SPLITS: tuple[Split, ...] = ("train", "val")
 
 # A BPE learns from this much text; more changes its merges little and takes memory (research: 50 MB gave 4.0 bytes a token).
 TRAINING_TEXT = 64 << 20
 
 
-class Receipt(Record):
-    """What is known of a finished piece; it counts only for the job that it names."""
+# An encoder is held against the reference on this many characters before it is trusted with the rest.
+CHECKED_TEXT = 1 << 20
 
-    job: str
-    shards: tuple[Shard, ...]
-    documents_read: int = Field(ge=0)
-    skipped: dict[str, int]
-    cut: bool = Field(description="it ended because `most` tokens were reached")
+USUAL_BYTES_PER_TOKEN = 4.0  # English in GPT-2's BPE or one of its own, a little less than it usually has
+USUAL_COMPRESSION = 3.0
 
-    @property
-    def tokens(self) -> int:
-        """Tokens of both splits."""
-        return sum(shard.tokens for shard in self.shards)
+
+@dataclass(frozen=True)
+class Estimated:
+    """What the shards will take on disk (0: not known), and what is free, in bytes."""
+
+    needed: int
+    free: int
 
 
 @dataclass(frozen=True)
 class TokenizerReady:
-    """The tokenizer is there; `learned` when it was trained on the source."""
+    """The tokenizer is there; `learned` when it was trained on the source. `refused` names a faster encoder that erred."""
 
     vocab_size: int
     learned: bool
+    encoder: str
+    refused: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,41 +68,49 @@ class Sealed:
     kept: bool
 
 
-Event = TokenizerReady | PieceDone | Sealed
+Event = Estimated | TokenizerReady | PieceDone | Sealed
 
 
-@dataclass(frozen=True)
-class Job:
-    """All that a process needs to make the shards of one piece."""
-
-    source: Source
-    piece: int
-    recipe: Recipe
-    folder: DatasetDir
-    most: int
-
-    @property
-    def name(self) -> str:
-        """Equal names mean equal shards."""
-        content = f"{self.recipe.model_dump_json()} {self.piece} {self.most}"
-        return blake2b(content.encode(), digest_size=16).hexdigest()
-
-
-def prepare(source: Source, recipe: Recipe, folder: DatasetDir, workers: int) -> Iterator[Event]:
+def prepare(source: Source, recipe: Recipe, folder: DatasetDir, workers: int, encoder: str = "auto") -> Iterator[Event]:
     """Make the dataset, keeping what an earlier, interrupted call has finished.
 
-    Raises BadData when `folder` is complete with another recipe, or when the source can't be read.
+    Raises BadData when `folder` is complete with another recipe, or when the source can't be read, and NoRoom when
+    the disk is too small.
     """
     if folder.info_path.exists():
         yield _already(folder, recipe)
         return
-    yield _store_tokenizer(source, recipe, folder)
+    yield estimate(source, recipe, folder)
+    ready = _store_tokenizer(source, recipe, folder, encoders.choose(encoder))
+    yield ready
     receipts: list[Receipt] = []
-    with closing(_pieces(source, recipe, folder, workers)) as events:
+    first = Job(source, 0, recipe, folder, recipe.max_tokens or sys.maxsize, ready.encoder)
+    with closing(_pieces(first, workers)) as events:
         for event in events:
             receipts.append(event.receipt)
             yield event
     yield Sealed(_seal(receipts, recipe, folder), kept=False)
+
+
+def estimate(source: Source, recipe: Recipe, folder: DatasetDir) -> Estimated:
+    """What is to be written, guessed from the size of the inputs; raises NoRoom when the disk has less."""
+    packed = (part.size * (USUAL_COMPRESSION if part.location.endswith((".gz", ".zst")) else 1) for part in source.parts)
+    tokens = sum(packed) / (1 if recipe.tokenizer == "bytes" else USUAL_BYTES_PER_TOKEN)
+    tokens = min(tokens or source.usual_tokens, recipe.max_tokens or sys.maxsize)
+    done = sum(path.stat().st_size for path in folder.path.glob("*/*.npy"))
+    found = Estimated(round(tokens * 2), _free(folder.path) + done)
+    if found.needed > found.free:
+        why = f"The shards will take some {found.needed / 1e9:.3g} GB; {found.free / 1e9:.3g} GB are free."
+        raise NoRoom(
+            f"There is no room for {folder.path}.", why, "Take fewer with --max-tokens, or set LLAMACTL_HOME to another disk."
+        )
+    return found
+
+
+def _free(path: Path) -> int:
+    """Free bytes of the disk that a path is or will be on."""
+    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(there).free
 
 
 def _already(folder: DatasetDir, recipe: Recipe) -> Sealed:
@@ -118,35 +123,38 @@ def _already(folder: DatasetDir, recipe: Recipe) -> Sealed:
     return Sealed(info, kept=True)
 
 
-def _store_tokenizer(source: Source, recipe: Recipe, folder: DatasetDir) -> TokenizerReady:
+def _store_tokenizer(source: Source, recipe: Recipe, folder: DatasetDir, encoder: str) -> TokenizerReady:
     size = tokenizer.bpe_size(recipe.tokenizer)
-    made = tokenizer.train_bpe(_training_text(source, recipe), size) if size else tokenizer.named(recipe.tokenizer)
+    made = tokenizer.train_bpe(_text(source, recipe, TRAINING_TEXT), size) if size else tokenizer.named(recipe.tokenizer)
     durable.write(folder.tokenizer_path, made.description)
-    return TokenizerReady(made.vocab_size, learned=bool(size))
+    if encoder == "tiktoken" or encoders.agrees(encoder, made, list(_text(source, recipe, CHECKED_TEXT))):
+        return TokenizerReady(made.vocab_size, bool(size), encoder)
+    return TokenizerReady(made.vocab_size, bool(size), "tiktoken", refused=encoder)
 
 
-def _training_text(source: Source, recipe: Recipe) -> Iterator[str]:
-    """The first documents of the source, without those that are held out."""
-    left = TRAINING_TEXT
+def _text(source: Source, recipe: Recipe, most: int) -> Iterator[str]:
+    """The first documents of the source, some `most` characters, without those that are held out."""
     for piece in range(len(source.pieces)):
-        for place, text in documents(source, piece, recipe):
-            if left <= 0:
+        for document in documents(source, piece, recipe):
+            if most <= 0:
                 return
-            if place == "train":
-                left -= len(text)
-                yield text
+            if document.place == "train":
+                most -= len(document.text)
+                yield document.text
 
 
-def _pieces(source: Source, recipe: Recipe, folder: DatasetDir, workers: int) -> Generator[PieceDone, None, None]:
+def _pieces(first: Job, workers: int) -> Generator[PieceDone, None, None]:
     """The pieces in their order, each cut so that together they hold at most `max_tokens`."""
-    pieces = len(source.pieces)
-    room = recipe.max_tokens or sys.maxsize
-    jobs = [Job(source, piece, recipe, folder, room) for piece in range(pieces)]
-    with closing(_run(iter(jobs), workers)) as done:
+    pieces, room, bad = len(first.source.pieces), first.most, 0
+    jobs = (replace(first, piece=piece) for piece in range(pieces))
+    with closing(_run(jobs, workers)) as done:
         for piece, (receipt, kept) in enumerate(done):
             if receipt.tokens > room:
-                receipt, kept = make_piece(Job(source, piece, recipe, folder, room))
+                receipt, kept = make_piece(replace(first, piece=piece, most=room))
             room -= receipt.tokens
+            bad += receipt.skipped.get("unreadable", 0)
+            if bad > first.recipe.max_bad_docs:
+                raise BadData(f"{bad} documents can't be read.", f"--max-bad-docs allows {first.recipe.max_bad_docs}.")
             yield PieceDone(piece, pieces, receipt, kept)
             if receipt.cut:
                 return
@@ -158,7 +166,7 @@ def _run(jobs: Iterator[Job], workers: int) -> Generator[tuple[Receipt, bool], N
         yield from map(make_piece, jobs)
         return
     # spawn: a forked child would share the locks of the parent's threads (pyarrow, tokenizers).
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_ignore_interrupts) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker) as pool:
         try:
             waiting: list[Future[tuple[Receipt, bool]]] = [pool.submit(make_piece, job) for job in islice(jobs, 2 * workers)]
             while waiting:
@@ -174,68 +182,10 @@ def _run(jobs: Iterator[Job], workers: int) -> Generator[tuple[Receipt, bool], N
                 process.terminate()
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches the whole process group; the parent decides what it means."""
+def _start_worker() -> None:
+    """Ctrl-C reaches the whole process group, and the parent decides what it means; one thread a process is enough."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def make_piece(job: Job) -> tuple[Receipt, bool]:
-    """Make the shards of a piece and its receipt, unless they are there; the flag says they were."""
-    path = job.folder.receipt(job.piece)
-    if path.exists() and (receipt := read(path, Receipt)).job == job.name:
-        return receipt, True
-    receipt = _encode(job)
-    durable.write(path, receipt.model_dump_json())
-    return receipt, False
-
-
-def _encode(job: Job) -> Receipt:
-    """Tokenize a piece until it ends or its room does; each document ends with the end-of-text token."""
-    made = Tokenizer(job.folder.tokenizer_path.read_text("utf-8"))
-    room = job.most
-    counts: Counter[str] = Counter()
-    with ExitStack() as stack:
-        writers = {s: stack.enter_context(ShardWriter(job.folder, s, job.piece, dtype(made.vocab_size))) for s in SPLITS}
-        for place, text in documents(job.source, job.piece, job.recipe):
-            if place in writers:
-                ids = _ids(made, text, job)
-                room -= len(ids) + 1
-                if room < 0:
-                    break
-                writers[place].add(ids, made.end, len(text.encode()))
-            counts[place] += 1
-    shards = tuple(writer.shard() for writer in writers.values())
-    skipped = {place: count for place, count in counts.items() if place not in writers}
-    return Receipt(job=job.name, shards=shards, documents_read=counts.total(), skipped=skipped, cut=room < 0)
-
-
-def documents(source: Source, piece: int, recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """The documents of a piece, each with its place: a split, or the reason why it is skipped.
-
-    A document is held out when the hash of its text falls below `val_fraction`, wherever it stands;
-    so is the very first, so that even the smallest dataset has something to validate on.
-    """
-    first = piece == 0
-    for text in source.documents(piece, recipe.text_column):
-        if not text or not text.strip():
-            yield "empty", ""
-            continue
-        rank = int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()) / 2**64
-        yield "val" if first or rank < recipe.val_fraction else "train", text
-        first = False
-
-
-def _ids(made: Tokenizer, text: str, job: Job) -> np.ndarray:
-    try:
-        return made.encode(text)
-    except UnicodeEncodeError as error:
-        place = job.source.pieces[job.piece][0].location
-        raise BadData(f"A document of {place} is not text.", f"It holds half a character: {error}.") from error
-
-
-def dtype(vocab_size: int) -> Literal["uint16", "uint32"]:
-    """The smallest integer type that holds each id."""
-    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+    os.environ["RAYON_NUM_THREADS"] = "1"
 
 
 def _seal(receipts: list[Receipt], recipe: Recipe, folder: DatasetDir) -> DatasetInfo:

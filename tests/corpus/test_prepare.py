@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from llamactl.artifacts import Dataset, DatasetDir, Recipe
-from llamactl.corpus import prepare as prepare_module
-from llamactl.corpus.prepare import Job, PieceDone, Receipt, Sealed, prepare
+from llamactl.corpus import pieces
+from llamactl.corpus.pieces import Job, Receipt
+from llamactl.corpus.prepare import PieceDone, Sealed, prepare
 from llamactl.corpus.sources import Source, open_source
 from llamactl.errors import BadData
 from tests.conftest import make_dataset
@@ -91,13 +92,13 @@ def test_an_interrupted_prepare_goes_on(big: Path, home: Path, monkeypatch: pyte
             break
     assert not stopped.info_path.exists()
     encoded = []
-    encode = prepare_module._encode
+    encode = pieces._encode
 
     def spy(job: Job) -> Receipt:
         encoded.append(job.piece)
         return encode(job)
 
-    monkeypatch.setattr(prepare_module, "_encode", spy)
+    monkeypatch.setattr(pieces, "_encode", spy)
     kept = [event.kept for event in prepare(source, recipe(source), stopped, workers=1) if isinstance(event, PieceDone)]
     assert kept == [True, True, False, False]
     assert encoded == [2, 3]
@@ -152,4 +153,4 @@ def test_an_error_in_a_worker_is_told_in_its_own_words(big: Path, home: Path) ->
 
 
 def test_a_vocabulary_above_65536_takes_uint32() -> None:
-    assert (prepare_module.dtype(65_536), prepare_module.dtype(65_537)) == ("uint16", "uint32")
+    assert (pieces.dtype(65_536), pieces.dtype(65_537)) == ("uint16", "uint32")

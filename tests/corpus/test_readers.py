@@ -8,12 +8,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llamactl.corpus.readers import LONGEST_DOCUMENT, documents, parts
+from llamactl.corpus.readers import LONGEST_TEXT, documents, parts
 from llamactl.errors import BadData
 
 
 def read(path: Path, column: str = "text") -> list[str | None]:
-    return [text for part in parts(path) for text in documents(part, column)]
+    """All documents; the first that can't be read is raised."""
+    found: list[str | None] = []
+    for part in parts(path):
+        for text in documents(part, column):
+            if isinstance(text, BadData):
+                raise text
+            found.append(text)
+    return found
 
 
 def test_line_ends_and_blanks_are_kept_and_the_byte_order_mark_is_not(tmp_path: Path) -> None:
@@ -31,8 +38,8 @@ def test_compressed_files_are_unpacked(tmp_path: Path) -> None:
 
 def test_a_line_without_end_is_not_swallowed_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    path.write_text("x" * (2 * LONGEST_DOCUMENT + 5))
-    assert [len(text or "") for text in read(path)] == [LONGEST_DOCUMENT, LONGEST_DOCUMENT, 5]
+    path.write_text("x" * (2 * LONGEST_TEXT + 5))
+    assert [len(text or "") for text in read(path)] == [LONGEST_TEXT, LONGEST_TEXT, 5]
 
 
 def test_rows_without_text_are_none(tmp_path: Path) -> None:
