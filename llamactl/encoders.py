@@ -70,12 +70,13 @@ def choose(name: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def encoder(name: str, description: str) -> Encoder:
-    """The encoder of a name for the text of a tokenizer.json; a process keeps the last one."""
-    return ENCODERS[name](Tokenizer(description))
+def opened(name: str, description: str) -> tuple[Tokenizer, Encoder]:
+    """The tokenizer of a tokenizer.json's text and an encoder for it; kept, as reading one takes longer than a shard."""
+    tokenizer = Tokenizer(description)
+    return tokenizer, ENCODERS[name](tokenizer)
 
 
 def agrees(name: str, tokenizer: Tokenizer, texts: Sequence[str]) -> bool:
     """Whether an encoder gives the ids of the reference for some texts."""
-    found, expected = (encode(texts) for encode in (encoder(name, tokenizer.description), tiktoken(tokenizer)))
+    found, expected = (ENCODERS[each](tokenizer)(texts) for each in (name, "tiktoken"))
     return all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))

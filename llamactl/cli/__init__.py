@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from llamactl import __version__
-from llamactl.cli import demo, plot_loss, prepare, sample, train
+from llamactl.cli import demo, plot_loss, prepare, sample, train, verify
 from llamactl.errors import UserError
 
 EPILOG = (
@@ -28,6 +28,7 @@ for command, name, example in (
     (sample.sample, "sample", 'llamactl sample "California is " --n 3'),
 ):
     app.command(name, rich_help_panel="Pipeline", epilog=f"Example: {example}")(command)
+app.command(rich_help_panel="Care", epilog="Example: llamactl verify data/sample")(verify.verify)
 
 
 def _show_version(wanted: bool) -> None:
@@ -53,7 +54,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        _fail(error.code, error, *str(error).split("\n"))
+        _fail(error.code, error, error.what, error.why, error.fix)
     except KeyboardInterrupt:
         _fail(130, None, "Stopped.")
     except Exception as error:  # whatever reaches this line is a bug; people get its name, developers its place

@@ -23,7 +23,8 @@ def _spelled(character: str) -> str:
 
 def show_error(*lines: str) -> None:
     """What happened in red, then why, then the way out."""
-    for number, line in enumerate(filter(None, map(safe, lines))):
+    shown = (safe(line).replace("\n", "\\n") for line in lines if line)  # a file's name may hold a line break
+    for number, line in enumerate(shown):
         progress.print(Text(f"✗ {line}" if number == 0 else f"  {line}", style="bold red" if number == 0 else ""))
 
 

@@ -94,6 +94,7 @@ def execute(config: "Config", folder: "RunDir", resume: bool, dry_run: bool, jso
     """Say what is about to happen, then let it happen."""
     from llamactl.artifacts import DatasetDir
     from llamactl.cli.training_screen import TrainingScreen, show_plan
+    from llamactl.corpus.verify import alongside
     from llamactl.training.environment import environment
     from llamactl.training.events import record
     from llamactl.training.meter import peak_rate
@@ -101,7 +102,8 @@ def execute(config: "Config", folder: "RunDir", resume: bool, dry_run: bool, jso
     from llamactl.training.trainer import train as run_training
     from llamactl.training.world import join
 
-    dataset = DatasetDir.named(config.data.name).open()
+    data = DatasetDir.named(config.data.name)
+    dataset = data.open()
     world = join(config.train)
     config = resolve(config, dataset, world)
     rate = peak_rate(world)
@@ -112,5 +114,5 @@ def execute(config: "Config", folder: "RunDir", resume: bool, dry_run: bool, jso
     if not resume:
         folder.start(config, environment(world, dataset))
     with TrainingScreen(planned, folder, json) as screen:
-        for event in record(run_training(config, dataset, folder, world, rate), folder):
+        for event in alongside(record(run_training(config, dataset, folder, world, rate), folder), data):
             screen.show(event)

@@ -14,9 +14,8 @@ from llamactl import durable
 from llamactl.artifacts import DatasetDir, Recipe, Record, Shard, Split, read
 from llamactl.corpus.shards import ShardWriter
 from llamactl.corpus.sources import Source
-from llamactl.encoders import encoder
+from llamactl.encoders import opened
 from llamactl.errors import BadData
-from llamactl.tokenizer import Tokenizer
 
 SPLITS: tuple[Split, ...] = ("train", "val")
 
@@ -83,8 +82,7 @@ def make_piece(job: Job) -> tuple[Receipt, bool]:
 
 def _encode(job: Job) -> Receipt:
     """Tokenize a piece until it ends or its room does; each document ends with the end-of-text token."""
-    description = job.folder.tokenizer_path.read_text("utf-8")
-    made, encode = Tokenizer(description), encoder(job.encoder, description)
+    made, encode = opened(job.encoder, job.folder.tokenizer_path.read_text("utf-8"))
     counts: Counter[str] = Counter()
     room, cut = job.most, False
     with ExitStack() as stack:

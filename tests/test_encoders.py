@@ -1,0 +1,66 @@
+"""Encoders give the ids of the reference, whichever is installed."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llamactl import encoders, tokenizer
+from llamactl.encoders import ENCODERS, Encoded, agrees, choose
+from llamactl.errors import BadUsage
+from llamactl.tokenizer import Tokenizer
+
+GPT2 = tokenizer.gpt2()
+TORTURE = [
+    "",
+    " ",
+    "\n\n \t",
+    "a" * 100_000,
+    " " * 100_000,
+    "^" * 100_000,
+    "don't 🦙 \u0301 <|endoftext|>",
+    "日本語" * 999,
+    "\x00\x01",
+    "\r\n\t'll",
+]
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_encoder_gives_tiktokens_ids(name: str, documents: list[str]) -> None:
+    for made in (GPT2, tokenizer.raw_bytes(), tokenizer.train_bpe(iter(documents), 700)):
+        assert agrees(name, made, [*documents, *TORTURE])
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@settings(max_examples=300, deadline=None)
+@given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=4))
+def test_any_text_comes_back(name: str, texts: list[str]) -> None:
+    """Code points that no version of Unicode assigns are left out: engines may know different versions."""
+    ids, lengths = encoders.opened(name, GPT2.description)[1](texts)
+    rows = np.split(ids, np.cumsum(lengths)[:-1]) if texts else []
+    assert [GPT2.decode(row) for row in rows] == texts
+
+
+def test_an_encoder_that_errs_is_found_out(documents: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(made: Tokenizer) -> encoders.Encoder:
+        right = encoders.tiktoken(made)
+        return lambda texts: Encoded(right(texts).ids ^ 1, right(texts).lengths)
+
+    monkeypatch.setitem(ENCODERS, "fastokens", broken)
+    assert not agrees("fastokens", GPT2, documents[:1])
+
+
+def test_only_the_chosen_rows_are_ended() -> None:
+    encoded = Encoded(np.arange(6, dtype=np.uint32), np.array([2, 0, 1, 3]))
+    assert encoded.ended(np.array([True, True, False, True]), 99).tolist() == [0, 1, 99, 99, 3, 4, 5, 99]
+    assert encoded.ended(np.zeros(4, dtype=bool), 99).tolist() == []
+
+
+def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose("auto") in ENCODERS
+    with pytest.raises(BadUsage, match="Did you mean 'tiktoken'"):
+        choose("tictoken")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "fastokens" else object())
+    assert choose("auto") == "tiktoken"
+    with pytest.raises(BadUsage, match=r"llamactl\[fast\]"):
+        choose("fastokens")
