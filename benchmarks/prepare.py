@@ -179,15 +179,15 @@ def vocabulary(folder: Path) -> None:
 
 
 def resident(group: int) -> int:
-    """Bytes of memory of all processes of a group; pages that they share count in each."""
+    """Bytes of memory of all processes of a group; pages that some share are shared out among them (Linux's Pss)."""
     total = 0
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if os.getpgid(int(folder.name)) == group:
+                rollup = (folder / "smaps_rollup").read_text()
+                total += 1024 * int(rollup.split("Pss:")[1].split()[0])
         except OSError:
-            continue
-        if int(fields[2]) == group:
-            total += int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+            continue  # it has just ended
     return total
 
 
@@ -214,6 +214,7 @@ def main() -> None:
     parser.add_argument("files", nargs="+")
     parser.add_argument("--nanogpt", default="", help="a checkout of nanoGPT; without it that row is left out")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), help="rows to measure")
     parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
     options: Any = parser.parse_args()
     files = [str(Path(file).absolute()) for file in options.files]
@@ -222,7 +223,7 @@ def main() -> None:
         json.dump(ROWS[options.row](files, folder), sys.stdout)
         return
     size = sum(len(text.encode()) for batch in read(files) for text in batch) / 1e6
-    rows = [name for name in ROWS if folder or not name.startswith("nanoGPT")]
+    rows = [name for name in options.only if folder or not name.startswith("nanoGPT")]
     with tempfile.TemporaryDirectory() as cache:
         vocabulary(Path(cache))
         runs = [{name: measure(name, files, folder, Path(cache)) for name in rows} for _ in range(options.repeat)]

@@ -48,6 +48,7 @@ class Recipe(Record):
     val_fraction: float = Field(gt=0, lt=1)
     max_tokens: int = Field(0, ge=0, description="0: everything")
     max_doc_bytes: int = Field(0, ge=0, description="longer documents are left out; 0: they are split")
+    dedup: bool = Field(False, description="of documents with the same text the first is kept")
     max_bad_docs: int = Field(0, ge=0, description="so many that can't be read are left out; one more is an error")
 
 
@@ -134,6 +135,10 @@ class DatasetDir:
     def receipt(self, piece: int) -> Path:
         """What is known of a finished piece until the dataset is sealed."""
         return self.path / ".pieces" / f"{piece:05d}.json"
+
+    def twins(self, piece: int) -> Path:
+        """Which documents of a piece stand elsewhere already, until the dataset is sealed."""
+        return self.path / ".pieces" / f"{piece:05d}.twins.npy"
 
     def info(self) -> DatasetInfo:
         """Read dataset.json; raises BadData when it is missing or damaged."""

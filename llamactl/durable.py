@@ -85,4 +85,11 @@ def explained(path: Path) -> Iterator[None]:
         full = error.errno in (28, 122)  # ENOSPC, EDQUOT
         kind = NoRoom if full else UserError
         fix = "Free some space and run the same command again; what was finished is kept." if full else ""
-        raise kind(f"Can't write {path}.", f"{error.strerror or error}.", fix) from error
+        free = f" {free_bytes(path) / 1e6:,.1f} MB are free." if full else ""
+        raise kind(f"Can't write {path}.", f"{error.strerror or error}.{free}", fix) from error
+
+
+def free_bytes(path: Path) -> int:
+    """What is free on the disk that a path is, or will be, on."""
+    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(there).free

@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from llamactl.artifacts import DatasetDir, DatasetInfo
-    from llamactl.corpus.prepare import Event
+    from llamactl.corpus.prepare import Event, Share
     from llamactl.corpus.sources import Source
 
 SMALL = 32 << 20  # bytes of input below which starting more processes takes longer than the work
@@ -27,12 +27,17 @@ def prepare(
     text_column: Annotated[str, typer.Option(help="Column or key that holds the text.")] = "text",
     max_doc_bytes: Annotated[str, typer.Option(help="Leave longer documents out, e.g. 10M.", show_default="split them")] = "",
     max_bad_docs: Annotated[int, typer.Option(min=0, help="Leave out up to so many that can't be read.")] = 0,
+    dedup: Annotated[bool, typer.Option("--dedup", help="Of documents with the same text keep the first.")] = False,
+    piece: Annotated[str, typer.Option(help="I/N: make a share only, for N machines and one folder.", show_default="all")] = "",
+    finish: Annotated[bool, typer.Option("--finish", help="Seal what the shares have made.")] = False,
     encoder: Annotated[str, typer.Option(help="tiktoken or fastokens.", show_default="the fastest installed")] = "auto",
     val_fraction: Annotated[float, typer.Option(min=0, max=0.5, help="Share of documents to hold out; 0: by source.")] = 0.0,
     json: Annotated[bool, typer.Option("--json", help="Print dataset.json on stdout.")] = False,
 ) -> None:
     """Turn text into memory-mapped token shards."""
     from llamactl.artifacts import DatasetDir, Recipe
+    from llamactl.cli.screen import show_next
+    from llamactl.corpus.prepare import finish as seal
     from llamactl.corpus.prepare import prepare as make
     from llamactl.corpus.sources import open_source
     from llamactl.quantities import read_count
@@ -48,9 +53,29 @@ def prepare(
         max_tokens=read_count(max_tokens) if max_tokens else 0,
         max_doc_bytes=read_count(max_doc_bytes) if max_doc_bytes else 0,
         max_bad_docs=max_bad_docs,
+        dedup=dedup,
     )
     folder = DatasetDir.named(name or planned.name)
-    show(make(planned, recipe, folder, workers or _processes(planned), encoder), planned, folder, json)
+    if finish:
+        events = seal(planned, recipe, folder)
+    else:
+        events = make(planned, recipe, folder, workers or _processes(planned), encoder, read_share(piece))
+    show(events, planned, folder, json)
+    if piece and not folder.info_path.exists():
+        show_next("the same command with --finish in place of --piece, once, on one machine", why="When all shares are made")
+
+
+def read_share(text: str) -> "Share":
+    """I of N in I/N; raises BadUsage."""
+    from llamactl.corpus.prepare import Share
+    from llamactl.errors import BadUsage
+
+    if not text:
+        return Share()
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise BadUsage(f"--piece takes I/N, not {text!r}.", "", "Example: --piece 3/8, the third of eight shares")
+    return Share(int(number), int(of))
 
 
 def _processes(source: "Source") -> int:

@@ -1,6 +1,8 @@
 """Datasets on the Hugging Face hub: found by revision, streamed file by file, never running their code."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
+from itertools import islice
 from json import JSONDecodeError
 from pathlib import Path
 from textwrap import shorten
@@ -10,6 +12,8 @@ from llamactl.corpus.readers import Part
 from llamactl.errors import BadData, NoNetwork
 
 WAYS_OUT = "Work without the hub: llamactl prepare sample, or llamactl prepare FILES (.txt .jsonl .parquet)"
+WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before asking again, as long as nothing comes
+PASSING = (408, 429, 500, 502, 503, 504)  # what HTTP calls "later"
 PATIENCE = 10.0  # seconds for the first answer; without a limit, a network that drops packets hangs for ever
 
 
@@ -35,13 +39,29 @@ def hub_parts(candidates: list[tuple[str, str]], config: str) -> tuple[str, list
     raise BadData("The dataset can't be used.", " ".join(refused), WAYS_OUT)
 
 
-def stream(part: Part) -> Iterator[dict[str, Any]]:
-    """The rows of one file of a dataset; raises NoNetwork, BadData."""
-    try:
-        dataset = _open(part.location, part.revision, part.config)
-        yield from dataset.shard(num_shards=dataset.num_shards, index=part.index)
-    except Exception as error:
-        raise _meaning(error, part.location) from error
+def stream(part: Part) -> Generator[dict[str, Any], None, None]:
+    """The rows of one file of a dataset, each once, whatever the network does in between; raises NoNetwork, BadData."""
+    given, waits = 0, list(WAITS)
+    while True:
+        try:
+            dataset = _open(part.location, part.revision, part.config)
+            for row in islice(dataset.shard(num_shards=dataset.num_shards, index=part.index), given, None):
+                yield row
+                given, waits = given + 1, list(WAITS)
+        except Exception as error:
+            if not waits or not _passes(error):
+                raise _meaning(error, part.location) from error
+            time.sleep(waits.pop(0))
+        else:
+            return
+
+
+def _passes(error: Exception) -> bool:
+    """Whether the same request may well succeed a little later."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    status = [behind.response.status_code for behind in _chain(error) if isinstance(behind, HfHubHTTPError)]
+    return status[0] in PASSING if status else isinstance(_meaning(error, ""), NoNetwork)
 
 
 def _commit(repository: str, revision: str) -> str:

@@ -5,21 +5,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Literal, NamedTuple
+from itertools import repeat
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from llamactl import durable
-from llamactl.artifacts import DatasetDir, Recipe, Record, Shard, Split, read
+from llamactl.artifacts import DatasetDir, Recipe, Record, Shard, read
+from llamactl.corpus.documents import SPLITS, Document, documents
 from llamactl.corpus.shards import ShardWriter
 from llamactl.corpus.sources import Source
 from llamactl.encoders import opened
-from llamactl.errors import BadData
 
-SPLITS: tuple[Split, ...] = ("train", "val")
-
-LONGEST_DOCUMENT = 1_000_000  # characters; what is longer goes on as the next document
 BATCH = 1 << 20  # characters that are encoded at once, by one document or many
 
 
@@ -27,6 +25,7 @@ class Receipt(Record):
     """What is known of a finished piece; it counts only for the job that it names."""
 
     job: str
+    files: str = Field(description="digest of the sizes and times of change of the files that were read")
     shards: tuple[Shard, ...]
     documents_read: int = Field(ge=0)
     skipped: dict[str, int]
@@ -53,31 +52,38 @@ class Job:
     folder: DatasetDir
     most: int
     encoder: str
+    trusting: bool = False  # a piece counts as made though its files are other copies, as on another machine
 
     @property
     def name(self) -> str:
         """Equal names mean equal shards, whichever encoder makes them."""
-        stamps = [part.stamp for part in self.source.pieces[self.piece]]
-        content = f"{self.recipe.model_dump_json()} {self.piece} {self.most} {stamps}"
-        return blake2b(content.encode(), digest_size=16).hexdigest()
+        return _digest(f"{self.recipe.model_dump_json()} {self.piece} {self.most}")
+
+    @property
+    def files(self) -> str:
+        """Equal on one machine as long as nobody writes to the inputs."""
+        return _digest(str([part.stamp for part in self.source.pieces[self.piece]]))
 
 
-class Document(NamedTuple):
-    """A text, its place (a split, or the reason why it is skipped), and its size in bytes."""
-
-    place: str
-    text: str = ""
-    size: int = 0
+def _digest(content: str) -> str:
+    return blake2b(content.encode(), digest_size=16).hexdigest()
 
 
 def make_piece(job: Job) -> tuple[Receipt, bool]:
     """Make the shards of a piece and its receipt, unless they are there; the flag says they were."""
-    path = job.folder.receipt(job.piece)
-    if path.exists() and (receipt := read(path, Receipt)).job == job.name:
+    receipt = finished(job)
+    if receipt and (job.trusting or receipt.files == job.files):
         return receipt, True
     receipt = _encode(job)
-    durable.write(path, receipt.model_dump_json())
+    durable.write(job.folder.receipt(job.piece), receipt.model_dump_json())
     return receipt, False
+
+
+def finished(job: Job) -> Receipt | None:
+    """The receipt of a piece that was made for the same job, perhaps on another machine."""
+    path = job.folder.receipt(job.piece)
+    receipt = read(path, Receipt) if path.exists() else None
+    return receipt if receipt and receipt.job == job.name else None
 
 
 def _encode(job: Job) -> Receipt:
@@ -87,7 +93,7 @@ def _encode(job: Job) -> Receipt:
     room, cut = job.most, False
     with ExitStack() as stack:
         writers = {s: stack.enter_context(ShardWriter(job.folder, s, job.piece, dtype(made.vocab_size))) for s in SPLITS}
-        for batch in _batches(documents(job.source, job.piece, job.recipe)):
+        for batch in _batches(_documents(job)):
             kept = [number for number, document in enumerate(batch) if document.place in writers]
             encoded = encode([batch[number].text for number in kept])
             ends = np.cumsum(encoded.lengths + 1)
@@ -104,7 +110,15 @@ def _encode(job: Job) -> Receipt:
                 break
     shards = tuple(writer.shard() for writer in writers.values())
     skipped = {place: count for place, count in counts.items() if place not in writers}
-    return Receipt(job=job.name, shards=shards, documents_read=counts.total(), skipped=skipped, cut=cut)
+    return Receipt(job=job.name, files=job.files, shards=shards, documents_read=counts.total(), skipped=skipped, cut=cut)
+
+
+def _documents(job: Job) -> Iterator[Document]:
+    """The documents of a piece, those that stand elsewhere already marked as such."""
+    path = job.folder.twins(job.piece)
+    twins = iter(np.load(path, allow_pickle=False)) if job.recipe.dedup else repeat(False)
+    for document in documents(job.source, job.piece, job.recipe):
+        yield Document("duplicate") if document.place in SPLITS and next(twins) else document
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
@@ -119,50 +133,6 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def documents(source: Source, piece: int, recipe: Recipe) -> Iterator[Document]:
-    """The documents of a piece; raises BadData for more than `max_bad_docs` that can't be read.
-
-    A document is held out when the hash of its text falls below `val_fraction`, wherever it stands;
-    so is the very first, so that even the smallest dataset has something to validate on.
-    """
-    first, bad = piece == 0, 0
-    for row in source.documents(piece, recipe.text_column):
-        for document in _placed(row, recipe):
-            if isinstance(document, BadData):
-                bad += 1
-                if bad > recipe.max_bad_docs:
-                    raise document
-                yield Document("unreadable")
-            elif first and document.place in SPLITS:
-                first = False
-                yield document._replace(place="val")
-            else:
-                yield document
-
-
-def _placed(row: str | BadData | None, recipe: Recipe) -> Iterator[Document | BadData]:
-    """What a row of the source becomes: a document, or several when it is very long."""
-    if isinstance(row, BadData):
-        yield row
-        return
-    whole = row or ""
-    if recipe.max_doc_bytes and len(whole.encode("utf-8", "surrogatepass")) > recipe.max_doc_bytes:
-        yield Document("too long")
-        return
-    for start in range(0, len(whole) or 1, LONGEST_DOCUMENT):
-        text = whole[start : start + LONGEST_DOCUMENT]
-        if not text or text.isspace():
-            yield Document("empty")
-            continue
-        try:
-            data = text.encode()
-        except UnicodeEncodeError as error:
-            yield BadData("A document is not text.", f"It holds half a character: {error}.", "Leave it out: --max-bad-docs 1")
-            continue
-        rank = int.from_bytes(blake2b(data, digest_size=8).digest()) / 2**64
-        yield Document("val" if rank < recipe.val_fraction else "train", text, len(data))
 
 
 def dtype(vocab_size: int) -> Literal["uint16", "uint32"]:

@@ -6,20 +6,24 @@ import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
+from typing import TypeVar
 
 from llamactl import durable, encoders, tokenizer
 from llamactl.artifacts import DatasetDir, DatasetInfo, Recipe
-from llamactl.corpus.pieces import Job, Receipt, documents, dtype, make_piece
+from llamactl.corpus import duplicates
+from llamactl.corpus.documents import documents
+from llamactl.corpus.pieces import Job, Receipt, dtype, finished, make_piece
 from llamactl.corpus.sources import Source
 from llamactl.errors import BadData, NoRoom
 from llamactl.tokenizer import Tokenizer
+
+R = TypeVar("R")
 
 # A BPE learns from this much text; more changes its merges little and takes memory (research: 50 MB gave 4.0 bytes a token).
 TRAINING_TEXT = 64 << 20
@@ -71,8 +75,18 @@ class Sealed:
 Event = Estimated | TokenizerReady | PieceDone | Sealed
 
 
-def prepare(source: Source, recipe: Recipe, folder: DatasetDir, workers: int, encoder: str = "auto") -> Iterator[Event]:
-    """Make the dataset, keeping what an earlier, interrupted call has finished.
+@dataclass(frozen=True)
+class Share:
+    """Which pieces to make: every `of`-th from `number` (1 is the first) on; 1 of 1 is all."""
+
+    number: int = 1
+    of: int = 1
+
+
+def prepare(
+    source: Source, recipe: Recipe, folder: DatasetDir, workers: int, encoder: str = "auto", share: Share = Share()
+) -> Iterator[Event]:
+    """Make the dataset, keeping what an earlier, interrupted call has finished; a share of it is made but not sealed.
 
     Raises BadData when `folder` is complete with another recipe, or when the source can't be read, and NoRoom when
     the disk is too small.
@@ -83,13 +97,58 @@ def prepare(source: Source, recipe: Recipe, folder: DatasetDir, workers: int, en
     yield estimate(source, recipe, folder)
     ready = _store_tokenizer(source, recipe, folder, encoders.choose(encoder))
     yield ready
+    jobs = _jobs(source, recipe, folder, ready.encoder)
+    if recipe.dedup:
+        with closing(_run(duplicates.scan, jobs, workers)) as hashes:
+            duplicates.mark(jobs, list(hashes))
+    if share == Share():
+        yield from _all(jobs, workers)
+        return
+    mine = jobs[share.number - 1 :: share.of]
+    with closing(_run(make_piece, mine, workers)) as done:
+        for job, (receipt, kept) in zip(mine, done, strict=True):
+            yield PieceDone(job.piece, len(mine), receipt, kept)
+
+
+def finish(source: Source, recipe: Recipe, folder: DatasetDir) -> Iterator[Event]:
+    """Seal a dataset whose pieces were made in shares, perhaps elsewhere; raises BadData that names the missing ones."""
+    if folder.info_path.exists():
+        yield _already(folder, recipe)
+        return
+    jobs = [replace(job, trusting=True) for job in _jobs(source, recipe, folder, encoders.choose("auto"))]
+    if missing := list(_missing(jobs)):
+        names = ", ".join(map(str, missing[:9])) + (" ..." if len(missing) > 9 else "")
+        what = f"{len(missing)} of {len(jobs)} pieces are not there yet: {names}."
+        raise BadData(what, "A share was not run, not to its end, or with other options.", "Run each: --piece 1/N to N/N")
+    yield from _all(jobs, workers=1)
+
+
+def _jobs(source: Source, recipe: Recipe, folder: DatasetDir, encoder: str) -> list[Job]:
+    most = recipe.max_tokens or sys.maxsize
+    return [Job(source, piece, recipe, folder, most, encoder) for piece in range(len(source.pieces))]
+
+
+def _missing(jobs: list[Job]) -> Iterator[int]:
+    """The pieces without a receipt, as far as they are needed for `max_tokens`."""
+    room = jobs[0].most
+    for job in jobs:
+        receipt = finished(job)
+        if receipt is None:
+            yield job.piece
+        elif (room := room - receipt.tokens) <= 0:
+            return
+
+
+def _all(jobs: list[Job], workers: int) -> Iterator[Event]:
+    """Every piece, then the seal."""
+    first = jobs[0]
     receipts: list[Receipt] = []
-    first = Job(source, 0, recipe, folder, recipe.max_tokens or sys.maxsize, ready.encoder)
-    with closing(_pieces(first, workers)) as events:
+    with closing(_pieces(jobs, workers)) as events:
         for event in events:
             receipts.append(event.receipt)
             yield event
-    yield Sealed(_seal(receipts, recipe, folder), kept=False)
+    made, _ = encoders.opened(first.encoder, first.folder.tokenizer_path.read_text("utf-8"))
+    yield Sealed(_seal(receipts, made, first.recipe, first.folder), kept=False)
 
 
 def estimate(source: Source, recipe: Recipe, folder: DatasetDir) -> Estimated:
@@ -98,19 +157,13 @@ def estimate(source: Source, recipe: Recipe, folder: DatasetDir) -> Estimated:
     tokens = sum(packed) / (1 if recipe.tokenizer == "bytes" else USUAL_BYTES_PER_TOKEN)
     tokens = min(tokens or source.usual_tokens, recipe.max_tokens or sys.maxsize)
     done = sum(path.stat().st_size for path in folder.path.glob("*/*.npy"))
-    found = Estimated(round(tokens * 2), _free(folder.path) + done)
+    found = Estimated(round(tokens * 2), durable.free_bytes(folder.path) + done)
     if found.needed > found.free:
         why = f"The shards will take some {found.needed / 1e9:.3g} GB; {found.free / 1e9:.3g} GB are free."
         raise NoRoom(
             f"There is no room for {folder.path}.", why, "Take fewer with --max-tokens, or set LLAMACTL_HOME to another disk."
         )
     return found
-
-
-def _free(path: Path) -> int:
-    """Free bytes of the disk that a path is or will be on."""
-    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-    return shutil.disk_usage(there).free
 
 
 def _already(folder: DatasetDir, recipe: Recipe) -> Sealed:
@@ -143,35 +196,35 @@ def _text(source: Source, recipe: Recipe, most: int) -> Iterator[str]:
                 yield document.text
 
 
-def _pieces(first: Job, workers: int) -> Generator[PieceDone, None, None]:
+def _pieces(jobs: list[Job], workers: int) -> Generator[PieceDone, None, None]:
     """The pieces in their order, each cut so that together they hold at most `max_tokens`."""
-    pieces, room, bad = len(first.source.pieces), first.most, 0
-    jobs = (replace(first, piece=piece) for piece in range(pieces))
-    with closing(_run(jobs, workers)) as done:
-        for piece, (receipt, kept) in enumerate(done):
+    room, allowed, bad = jobs[0].most, jobs[0].recipe.max_bad_docs, 0
+    with closing(_run(make_piece, jobs, workers)) as done:
+        for job, (receipt, kept) in zip(jobs, done, strict=False):
             if receipt.tokens > room:
-                receipt, kept = make_piece(replace(first, piece=piece, most=room))
+                receipt, kept = make_piece(replace(job, most=room))
             room -= receipt.tokens
             bad += receipt.skipped.get("unreadable", 0)
-            if bad > first.recipe.max_bad_docs:
-                raise BadData(f"{bad} documents can't be read.", f"--max-bad-docs allows {first.recipe.max_bad_docs}.")
-            yield PieceDone(piece, pieces, receipt, kept)
+            if bad > allowed:
+                raise BadData(f"{bad} documents can't be read.", f"--max-bad-docs allows {allowed}.")
+            yield PieceDone(job.piece, len(jobs), receipt, kept)
             if receipt.cut:
                 return
 
 
-def _run(jobs: Iterator[Job], workers: int) -> Generator[tuple[Receipt, bool], None, None]:
+def _run(work: Callable[[Job], R], jobs: list[Job], workers: int) -> Generator[R, None, None]:
     """Run jobs in this process, or a few at a time in others; results come in order."""
     if workers <= 1:
-        yield from map(make_piece, jobs)
+        yield from map(work, jobs)
         return
     # spawn: a forked child would share the locks of the parent's threads (pyarrow, tokenizers).
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker) as pool:
+        left = iter(jobs)
         try:
-            waiting: list[Future[tuple[Receipt, bool]]] = [pool.submit(make_piece, job) for job in islice(jobs, 2 * workers)]
+            waiting: list[Future[R]] = [pool.submit(work, job) for job in islice(left, 2 * workers)]
             while waiting:
                 result = waiting.pop(0).result()
-                waiting.extend(pool.submit(make_piece, job) for job in islice(jobs, 1))
+                waiting.extend(pool.submit(work, job) for job in islice(left, 1))
                 yield result
         except BrokenProcessPool as error:
             fix = "Run the same command again with fewer --workers; finished pieces are kept."
@@ -188,9 +241,8 @@ def _start_worker() -> None:
     os.environ["RAYON_NUM_THREADS"] = "1"
 
 
-def _seal(receipts: list[Receipt], recipe: Recipe, folder: DatasetDir) -> DatasetInfo:
+def _seal(receipts: list[Receipt], made: Tokenizer, recipe: Recipe, folder: DatasetDir) -> DatasetInfo:
     """Write dataset.json, which makes the dataset complete, and drop what only an unfinished one needs."""
-    made = Tokenizer(folder.tokenizer_path.read_text("utf-8"))
     info = DatasetInfo(
         recipe=recipe,
         tokenizer=made.digest,

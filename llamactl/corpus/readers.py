@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -163,11 +164,12 @@ def hub(part: Part, text_column: str) -> Documents:
     """A shard of a dataset on the Hugging Face hub, streamed."""
     from llamactl.corpus.hub import stream
 
-    for row in stream(part):
-        if text_column not in row:
-            fix = "Name the column of the text: --text-column COLUMN"
-            raise BadData(f"{part.location} has no column {text_column!r}.", f"It has: {', '.join(row)}.", fix)
-        yield row[text_column]
+    with closing(stream(part)) as rows:
+        for row in rows:
+            if text_column not in row:
+                fix = "Name the column of the text: --text-column COLUMN"
+                raise BadData(f"{part.location} has no column {text_column!r}.", f"It has: {', '.join(row)}.", fix)
+            yield row[text_column]
 
 
 KINDS = {".txt": "text", ".jsonl": "jsonl", ".parquet": "parquet"}

@@ -12,6 +12,7 @@ What is missing is answered as the hub does: 404, with the reason in X-Error-Cod
 import hashlib
 import json
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ class Hub:
     commits: dict[str, dict[str, str]] = field(default_factory=dict)  # of a dataset: revision to commit
     files: dict[str, Files] = field(default_factory=dict)  # of a commit
     refusals: dict[str, int] = field(default_factory=dict)  # a piece of a request to the status that answers it
+    mishaps: dict[str, list[str]] = field(default_factory=dict)  # a piece of a request to what befalls the next ones
     requests: list[str] = field(default_factory=list)  # in their order, as "GET /path"
 
     def add(self, name: str, files: Files, revision: str = "main") -> str:
@@ -73,6 +75,7 @@ class Handler(BaseHTTPRequestHandler):
     """Answers one connection."""
 
     protocol_version = "HTTP/1.1"
+    cut = False  # half of the next body is left out, and the connection closed
     held: Hub
 
     def do_GET(self) -> None:
@@ -88,8 +91,15 @@ class Handler(BaseHTTPRequestHandler):
         self.held.requests.append(asked)
         status = next((status for piece, status in self.held.refusals.items() if piece in asked), 0)
         match = API.fullmatch(address.path) or FILE.fullmatch(address.path)
-        if status:
-            self.send(status, b"")
+        mishap = next((mishaps.pop(0) for piece, mishaps in self.held.mishaps.items() if piece in asked and mishaps), "")
+        if mishap in ("reset", "stall"):
+            time.sleep(3 if mishap == "stall" else 0)
+            self.connection.close()
+            self.close_connection = True
+            return
+        self.cut = mishap == "cut"
+        if status or mishap.isdecimal():
+            self.send(status or int(mishap), b"")
         elif match is None:
             self.send(404, b"")
         else:
@@ -149,7 +159,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(content[: len(content) // 2] if self.cut else content)
+            self.close_connection = self.close_connection or self.cut
 
     def log_message(self, format: str, *args: Any) -> None:
         """Requests are recorded, not printed."""

@@ -56,6 +56,7 @@ def environment(endpoint: str, home: Path) -> dict[str, str]:
         "HF_HOME": str(home / "huggingface"),
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
         "HF_UPDATE_DOWNLOAD_COUNTS": "0",
         "LLAMACTL_HOME": str(home),
         "PYTHONPATH": str(Path(__file__).parents[2]),
@@ -173,6 +174,17 @@ def test_a_refusal_later_on_is_a_network_failure(file: str, status: int, hub: Hu
     got = ask("hf:org/name")
     assert got["error"] == "NoNetwork"
     assert str(status) in got["why"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mishap", ["429", "500", "503", "reset", "stall", "cut"])
+def test_what_passes_is_waited_for_and_no_row_is_lost_or_doubled(mishap: str, hub: Hub, ask: Ask) -> None:
+    rows = [f"document {number} " + "x" * 3_000 for number in range(40)]
+    hub.add("org/name", {"train-1.parquet": parquet("a"), "train-2.parquet": parquet(*rows)})
+    hub.mishaps["GET /datasets/org/name/resolve"] = [mishap, "", "", mishap, mishap]
+    got = ask("hf:org/name")
+    assert got.get("documents") == [["a"], rows], got
+    assert hub.mishaps["GET /datasets/org/name/resolve"] == []
 
 
 @pytest.mark.parametrize(("status", "why"), [(500, "500 Internal Server Error"), (401, "401 Unauthorized"), (200, "login")])

@@ -1,10 +1,13 @@
 """Documents to shards: the same bytes whatever the workers or the interruptions, and nothing lost on the way."""
 
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +15,12 @@ import pytest
 
 from llamactl.artifacts import Dataset, DatasetDir, Recipe
 from llamactl.corpus import pieces
+from llamactl.corpus import prepare as prepare_module
 from llamactl.corpus.pieces import Job, Receipt
-from llamactl.corpus.prepare import PieceDone, Sealed, prepare
+from llamactl.corpus.prepare import Estimated, PieceDone, Sealed, Share, finish, prepare
 from llamactl.corpus.sources import Source, open_source
-from llamactl.errors import BadData
+from llamactl.corpus.verify import verify
+from llamactl.errors import BadData, NoRoom
 from tests.conftest import make_dataset
 
 
@@ -106,18 +111,6 @@ def test_an_interrupted_prepare_goes_on(big: Path, home: Path, monkeypatch: pyte
     assert sorted(path.name for path in stopped.path.iterdir()) == ["dataset.json", "tokenizer.json", "train", "val"]
 
 
-def test_killed_prepares_end_with_the_same_bytes(big: Path, home: Path) -> None:
-    command = [sys.executable, "-m", "llamactl", "prepare", str(big), "--tokenizer", "bpe:300", "--workers", "1", "--name"]
-    subprocess.run([*command, "whole"], check=True, capture_output=True)
-    for delay in (0.6, 1.0, 1.5):
-        process = subprocess.Popen([*command, "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(delay)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    subprocess.run([*command, "killed"], check=True, capture_output=True)
-    assert DatasetDir.named("killed").info().digest == DatasetDir.named("whole").info().digest
-
-
 def test_a_complete_dataset_is_kept_and_another_recipe_refused(home: Path, corpus: Path) -> None:
     folder = make_dataset(home / "data" / "a", corpus, tokenizer="bytes")
     before = folder.info_path.read_bytes()
@@ -154,3 +147,116 @@ def test_an_error_in_a_worker_is_told_in_its_own_words(big: Path, home: Path) ->
 
 def test_a_vocabulary_above_65536_takes_uint32() -> None:
     assert (pieces.dtype(65_536), pieces.dtype(65_537)) == ("uint16", "uint32")
+
+
+def test_duplicates_are_left_out_and_counted(big: Path, home: Path) -> None:
+    """Copies within a piece, in a later one, and of what is held out."""
+    for number, name in enumerate(("03.txt", "03.txt", "17.txt", "00.txt")):
+        (big / f"9{number}.txt").write_bytes((big / name).read_bytes())
+    source = open_source([str(big)])
+    digests = set()
+    for workers in (1, 2):
+        folder = DatasetDir(home / f"dedup{workers}")
+        list(prepare(source, recipe(source, dedup=True), folder, workers))
+        info = folder.info()
+        assert (info.documents_read, info.skipped) == (28, {"duplicate": 4})
+        digests.add(info.digest)
+    assert len(digests) == 1
+    for number in range(4):
+        (big / f"9{number}.txt").unlink()
+    source = open_source([str(big)])
+    list(prepare(source, recipe(source), DatasetDir(home / "plain"), workers=1))
+    plain, dedup = (DatasetDir(home / name).open() for name in ("plain", "dedup1"))
+    assert all(
+        np.array_equal(np.concatenate(a), np.concatenate(b)) for a, b in ((plain.train, dedup.train), (plain.val, dedup.val))
+    )
+
+
+@pytest.mark.parametrize("most", [0, 3_000_000])
+def test_shares_of_many_machines_are_one_dataset(big: Path, home: Path, most: int) -> None:
+    source = open_source([str(big)])
+    whole, shared = DatasetDir(home / "whole"), DatasetDir(home / "shared")
+    list(prepare(source, recipe(source, max_tokens=most), whole, workers=1))
+    for number in (3, 1):
+        list(prepare(source, recipe(source, max_tokens=most), shared, 1, share=Share(number, 3)))
+        assert not shared.info_path.exists()
+    with pytest.raises(BadData, match=r"1 of 4 pieces are not there yet: 1\."):
+        list(finish(source, recipe(source, max_tokens=most), shared))
+    list(prepare(source, recipe(source, max_tokens=most), shared, 1, share=Share(2, 3)))
+    for path in big.iterdir():
+        os.utime(path, (0, 0))  # another machine's copies
+    list(finish(open_source([str(big)]), recipe(source, max_tokens=most), shared))
+    assert shared.info().digest == whole.info().digest
+
+
+def test_a_file_that_changed_between_two_calls_is_read_again(big: Path, home: Path) -> None:
+    folder = DatasetDir(home / "a")
+    source = open_source([str(big)])
+    list(prepare(source, recipe(source), folder, 1, share=Share(1, 4)))
+    first = big / "00.txt"
+    text = first.read_text("utf-8")
+    first.write_text(text[::-1], "utf-8")
+    source = open_source([str(big)])
+    kept = [event.kept for event in prepare(source, recipe(source), folder, workers=1) if isinstance(event, PieceDone)]
+    assert kept == [False] * 4
+    assert text[:-50:-1] in folder.open().tokenizer.decode(folder.open().val[0][:60])
+
+
+KILLS = int(os.environ.get("LLAMACTL_KILLS", "12"))
+
+
+@pytest.mark.slow
+def test_many_kills_at_random_instants_change_nothing(big: Path, home: Path) -> None:
+    """LLAMACTL_KILLS=100 is the long version."""
+    chosen = random.Random(0)
+    words = [sys.executable, "-m", "llamactl", "prepare", str(big), "--tokenizer", "bpe:300", "--workers", "2", "--name"]
+    started = time.monotonic()
+    subprocess.run([*words, "whole"], check=True, capture_output=True)
+    usual = time.monotonic() - started
+    for _ in range(KILLS):
+        process = subprocess.Popen(
+            [*words, "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        time.sleep(chosen.uniform(0.1, usual))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if DatasetDir.named("killed").info_path.exists():
+            assert DatasetDir.named("killed").info().digest == DatasetDir.named("whole").info().digest
+            shutil.rmtree(DatasetDir.named("killed").path)
+    subprocess.run([*words, "killed"], check=True, capture_output=True)
+    assert DatasetDir.named("killed").info().digest == DatasetDir.named("whole").info().digest
+    assert not [file for file, damage in verify(DatasetDir.named("killed")) if damage]
+    assert not list(DatasetDir.named("killed").path.rglob(".*draft"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 2 MB, where the system lets us make one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("making a small disk needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_loses_nothing(big: Path, home: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten sizes, each too small; the last rerun has room, and ends with the reference's bytes."""
+    source = open_source([str(big)])
+    whole, folder = DatasetDir(home / "whole"), DatasetDir(small_disk / "data" / "a")
+    list(prepare(source, recipe(source), whole, workers=1))
+    needed = sum(path.stat().st_size for path in whole.path.rglob("*.npy"))
+    with pytest.raises(NoRoom, match=r"will take some .* are free"):
+        list(prepare(source, recipe(source), folder, workers=1))
+    monkeypatch.setattr(prepare_module, "estimate", lambda *_: Estimated(0, 0))  # as if it had been too small
+    for tenth in range(10):
+        subprocess.run(["mount", "-o", f"remount,size={200_000 + needed * tenth // 11}", str(small_disk)], check=True)
+        with pytest.raises(NoRoom, match="free") as caught:
+            list(prepare(source, recipe(source), folder, workers=1))
+        assert caught.value.code == 4
+        assert not list(folder.path.rglob(".*draft"))
+    subprocess.run(["mount", "-o", f"remount,size={2 * needed}", str(small_disk)], check=True)
+    list(prepare(source, recipe(source), folder, workers=1))
+    assert folder.info().digest == whole.info().digest
