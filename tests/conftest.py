@@ -9,6 +9,7 @@ import torch
 
 from llamactl.artifacts import Dataset, DatasetDir, Recipe
 from llamactl.config import Config, build
+from llamactl.corpus.engines import local
 from llamactl.corpus.prepare import prepare
 from llamactl.corpus.sources import open_source, sample
 from llamactl.training.plan import resolve
@@ -56,7 +57,7 @@ def make_dataset(folder: Path, corpus: Path, tokenizer: str = "bpe:512", **setti
     source = open_source([str(corpus)])
     recipe = Recipe(**({"source": "corpus", "inputs": source.inputs, "tokenizer": tokenizer, "val_fraction": 0.1} | settings))
     into = DatasetDir(folder)
-    for _ in prepare(source, recipe, into, workers=1):
+    for _ in prepare(source, recipe, into, local(1)):
         pass
     return into
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -30,6 +30,7 @@ def prepare(
     dedup: Annotated[bool, typer.Option("--dedup", help="Of documents with the same text keep the first.")] = False,
     piece: Annotated[str, typer.Option(help="I/N: make a share only, for N machines and one folder.", show_default="all")] = "",
     finish: Annotated[bool, typer.Option("--finish", help="Seal what the shares have made.")] = False,
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="Processes here, or tasks on a Ray cluster.")] = "local",
     encoder: Annotated[str, typer.Option(help="tiktoken or fastokens.", show_default="the fastest installed")] = "auto",
     val_fraction: Annotated[float, typer.Option(min=0, max=0.5, help="Share of documents to hold out; 0: by source.")] = 0.0,
     json: Annotated[bool, typer.Option("--json", help="Print dataset.json on stdout.")] = False,
@@ -37,6 +38,7 @@ def prepare(
     """Turn text into memory-mapped token shards."""
     from llamactl.artifacts import DatasetDir, Recipe
     from llamactl.cli.screen import show_next
+    from llamactl.corpus.engines import ENGINES
     from llamactl.corpus.prepare import finish as seal
     from llamactl.corpus.prepare import prepare as make
     from llamactl.corpus.sources import open_source
@@ -59,7 +61,7 @@ def prepare(
     if finish:
         events = seal(planned, recipe, folder)
     else:
-        events = make(planned, recipe, folder, workers or _processes(planned), encoder, read_share(piece))
+        events = make(planned, recipe, folder, ENGINES[engine](workers or _processes(planned)), encoder, read_share(piece))
     show(events, planned, folder, json)
     if piece and not folder.info_path.exists():
         show_next("the same command with --finish in place of --piece, once, on one machine", why="When all shares are made")

@@ -1,29 +1,21 @@
 """Documents become token shards: pieces in parallel, one shard a piece and split, dataset.json last."""
 
-import multiprocessing
-import os
 import shutil
-import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import TypeVar
 
 from llamactl import durable, encoders, tokenizer
 from llamactl.artifacts import DatasetDir, DatasetInfo, Recipe
 from llamactl.corpus import duplicates
 from llamactl.corpus.documents import documents
+from llamactl.corpus.engines import Engine, local
 from llamactl.corpus.pieces import Job, Receipt, dtype, finished, make_piece
 from llamactl.corpus.sources import Source
 from llamactl.errors import BadData, NoRoom
 from llamactl.tokenizer import Tokenizer
-
-R = TypeVar("R")
 
 # A BPE learns from this much text; more changes its merges little and takes memory (research: 50 MB gave 4.0 bytes a token).
 TRAINING_TEXT = 64 << 20
@@ -84,7 +76,7 @@ class Share:
 
 
 def prepare(
-    source: Source, recipe: Recipe, folder: DatasetDir, workers: int, encoder: str = "auto", share: Share = Share()
+    source: Source, recipe: Recipe, folder: DatasetDir, engine: Engine, encoder: str = "auto", share: Share = Share()
 ) -> Iterator[Event]:
     """Make the dataset, keeping what an earlier, interrupted call has finished; a share of it is made but not sealed.
 
@@ -99,13 +91,13 @@ def prepare(
     yield ready
     jobs = _jobs(source, recipe, folder, ready.encoder)
     if recipe.dedup:
-        with closing(_run(duplicates.scan, jobs, workers)) as hashes:
+        with closing(engine(duplicates.scan, jobs)) as hashes:
             duplicates.mark(jobs, list(hashes))
     if share == Share():
-        yield from _all(jobs, workers)
+        yield from _all(jobs, engine)
         return
     mine = jobs[share.number - 1 :: share.of]
-    with closing(_run(make_piece, mine, workers)) as done:
+    with closing(engine(make_piece, mine)) as done:
         for job, (receipt, kept) in zip(mine, done, strict=True):
             yield PieceDone(job.piece, len(mine), receipt, kept)
 
@@ -120,7 +112,7 @@ def finish(source: Source, recipe: Recipe, folder: DatasetDir) -> Iterator[Event
         names = ", ".join(map(str, missing[:9])) + (" ..." if len(missing) > 9 else "")
         what = f"{len(missing)} of {len(jobs)} pieces are not there yet: {names}."
         raise BadData(what, "A share was not run, not to its end, or with other options.", "Run each: --piece 1/N to N/N")
-    yield from _all(jobs, workers=1)
+    yield from _all(jobs, local(1))
 
 
 def _jobs(source: Source, recipe: Recipe, folder: DatasetDir, encoder: str) -> list[Job]:
@@ -139,11 +131,11 @@ def _missing(jobs: list[Job]) -> Iterator[int]:
             return
 
 
-def _all(jobs: list[Job], workers: int) -> Iterator[Event]:
+def _all(jobs: list[Job], engine: Engine) -> Iterator[Event]:
     """Every piece, then the seal."""
     first = jobs[0]
     receipts: list[Receipt] = []
-    with closing(_pieces(jobs, workers)) as events:
+    with closing(_pieces(jobs, engine)) as events:
         for event in events:
             receipts.append(event.receipt)
             yield event
@@ -196,10 +188,10 @@ def _text(source: Source, recipe: Recipe, most: int) -> Iterator[str]:
                 yield document.text
 
 
-def _pieces(jobs: list[Job], workers: int) -> Generator[PieceDone, None, None]:
+def _pieces(jobs: list[Job], engine: Engine) -> Generator[PieceDone, None, None]:
     """The pieces in their order, each cut so that together they hold at most `max_tokens`."""
     room, allowed, bad = jobs[0].most, jobs[0].recipe.max_bad_docs, 0
-    with closing(_run(make_piece, jobs, workers)) as done:
+    with closing(engine(make_piece, jobs)) as done:
         for job, (receipt, kept) in zip(jobs, done, strict=False):
             if receipt.tokens > room:
                 receipt, kept = make_piece(replace(job, most=room))
@@ -210,35 +202,6 @@ def _pieces(jobs: list[Job], workers: int) -> Generator[PieceDone, None, None]:
             yield PieceDone(job.piece, len(jobs), receipt, kept)
             if receipt.cut:
                 return
-
-
-def _run(work: Callable[[Job], R], jobs: list[Job], workers: int) -> Generator[R, None, None]:
-    """Run jobs in this process, or a few at a time in others; results come in order."""
-    if workers <= 1:
-        yield from map(work, jobs)
-        return
-    # spawn: a forked child would share the locks of the parent's threads (pyarrow, tokenizers).
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker) as pool:
-        left = iter(jobs)
-        try:
-            waiting: list[Future[R]] = [pool.submit(work, job) for job in islice(left, 2 * workers)]
-            while waiting:
-                result = waiting.pop(0).result()
-                waiting.extend(pool.submit(work, job) for job in islice(left, 1))
-                yield result
-        except BrokenProcessPool as error:
-            fix = "Run the same command again with fewer --workers; finished pieces are kept."
-            raise NoRoom("A worker process died.", "Most often the system ran out of memory.", fix) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
-
-
-def _start_worker() -> None:
-    """Ctrl-C reaches the whole process group, and the parent decides what it means; one thread a process is enough."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["RAYON_NUM_THREADS"] = "1"
 
 
 def _seal(receipts: list[Receipt], made: Tokenizer, recipe: Recipe, folder: DatasetDir) -> DatasetInfo:

@@ -16,6 +16,7 @@ import pytest
 from llamactl.artifacts import Dataset, DatasetDir, Recipe
 from llamactl.corpus import pieces
 from llamactl.corpus import prepare as prepare_module
+from llamactl.corpus.engines import local, ray
 from llamactl.corpus.pieces import Job, Receipt
 from llamactl.corpus.prepare import Estimated, PieceDone, Sealed, Share, finish, prepare
 from llamactl.corpus.sources import Source, open_source
@@ -69,7 +70,7 @@ def test_workers_do_not_change_a_byte(big: Path, home: Path) -> None:
         source = open_source([str(big)])
         assert len(source.pieces) == 4
         folder = DatasetDir(home / str(workers))
-        events = list(prepare(source, recipe(source, max_tokens=5_000_000), folder, workers))
+        events = list(prepare(source, recipe(source, max_tokens=5_000_000), folder, local(workers)))
         assert isinstance(events[-1], Sealed)
         digests.add(folder.info().digest)
     assert len(digests) == 1
@@ -79,7 +80,7 @@ def test_workers_do_not_change_a_byte(big: Path, home: Path) -> None:
 def test_max_tokens_stops_at_a_document(big: Path, home: Path, most: int) -> None:
     source = open_source([str(big)])
     folder = DatasetDir(home / "cut")
-    list(prepare(source, recipe(source, max_tokens=most), folder, workers=1))
+    list(prepare(source, recipe(source, max_tokens=most), folder, local(1)))
     dataset = folder.open()
     tokens = dataset.info.total("train", "tokens") + dataset.info.total("val", "tokens")
     assert most - 380_000 < tokens <= most
@@ -89,8 +90,8 @@ def test_max_tokens_stops_at_a_document(big: Path, home: Path, most: int) -> Non
 def test_an_interrupted_prepare_goes_on(big: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_source([str(big)])
     whole, stopped = DatasetDir(home / "whole"), DatasetDir(home / "stopped")
-    list(prepare(source, recipe(source), whole, workers=1))
-    events = prepare(source, recipe(source), stopped, workers=1)
+    list(prepare(source, recipe(source), whole, local(1)))
+    events = prepare(source, recipe(source), stopped, local(1))
     for event in events:
         if isinstance(event, PieceDone) and event.piece == 1:
             events.close()  # type: ignore[attr-defined]  # as Ctrl-C does
@@ -104,7 +105,7 @@ def test_an_interrupted_prepare_goes_on(big: Path, home: Path, monkeypatch: pyte
         return encode(job)
 
     monkeypatch.setattr(pieces, "_encode", spy)
-    kept = [event.kept for event in prepare(source, recipe(source), stopped, workers=1) if isinstance(event, PieceDone)]
+    kept = [event.kept for event in prepare(source, recipe(source), stopped, local(1)) if isinstance(event, PieceDone)]
     assert kept == [True, True, False, False]
     assert encoded == [2, 3]
     assert stopped.info().digest == whole.info().digest
@@ -118,10 +119,10 @@ def test_a_complete_dataset_is_kept_and_another_recipe_refused(home: Path, corpu
     same = recipe(source, source="corpus")
     newer = make_dataset(home / "data" / "newer", corpus)
     assert DatasetDir.named("") == newer
-    assert [event.kept for event in prepare(source, same, folder, 1) if isinstance(event, Sealed)] == [True]
+    assert [event.kept for event in prepare(source, same, folder, local(1)) if isinstance(event, Sealed)] == [True]
     assert DatasetDir.named("") == folder, "what was asked for last is what the next command takes"
     with pytest.raises(BadData, match="another tokenizer"):
-        list(prepare(source, same.model_copy(update={"tokenizer": "gpt2"}), folder, 1))
+        list(prepare(source, same.model_copy(update={"tokenizer": "gpt2"}), folder, local(1)))
     assert folder.info_path.read_bytes() == before
 
 
@@ -142,7 +143,7 @@ def test_an_error_in_a_worker_is_told_in_its_own_words(big: Path, home: Path) ->
     (big / "13.txt").write_bytes(b"\xff" * 370_000)
     source = open_source([str(big)])
     with pytest.raises(BadData, match=r"13\.txt is not UTF-8"):
-        list(prepare(source, recipe(source), DatasetDir(home / "bad"), workers=2))
+        list(prepare(source, recipe(source), DatasetDir(home / "bad"), local(2)))
 
 
 def test_a_vocabulary_above_65536_takes_uint32() -> None:
@@ -157,7 +158,7 @@ def test_duplicates_are_left_out_and_counted(big: Path, home: Path) -> None:
     digests = set()
     for workers in (1, 2):
         folder = DatasetDir(home / f"dedup{workers}")
-        list(prepare(source, recipe(source, dedup=True), folder, workers))
+        list(prepare(source, recipe(source, dedup=True), folder, local(workers)))
         info = folder.info()
         assert (info.documents_read, info.skipped) == (28, {"duplicate": 4})
         digests.add(info.digest)
@@ -165,7 +166,7 @@ def test_duplicates_are_left_out_and_counted(big: Path, home: Path) -> None:
     for number in range(4):
         (big / f"9{number}.txt").unlink()
     source = open_source([str(big)])
-    list(prepare(source, recipe(source), DatasetDir(home / "plain"), workers=1))
+    list(prepare(source, recipe(source), DatasetDir(home / "plain"), local(1)))
     plain, dedup = (DatasetDir(home / name).open() for name in ("plain", "dedup1"))
     assert all(
         np.array_equal(np.concatenate(a), np.concatenate(b)) for a, b in ((plain.train, dedup.train), (plain.val, dedup.val))
@@ -176,13 +177,13 @@ def test_duplicates_are_left_out_and_counted(big: Path, home: Path) -> None:
 def test_shares_of_many_machines_are_one_dataset(big: Path, home: Path, most: int) -> None:
     source = open_source([str(big)])
     whole, shared = DatasetDir(home / "whole"), DatasetDir(home / "shared")
-    list(prepare(source, recipe(source, max_tokens=most), whole, workers=1))
+    list(prepare(source, recipe(source, max_tokens=most), whole, local(1)))
     for number in (3, 1):
-        list(prepare(source, recipe(source, max_tokens=most), shared, 1, share=Share(number, 3)))
+        list(prepare(source, recipe(source, max_tokens=most), shared, local(1), share=Share(number, 3)))
         assert not shared.info_path.exists()
     with pytest.raises(BadData, match=r"1 of 4 pieces are not there yet: 1\."):
         list(finish(source, recipe(source, max_tokens=most), shared))
-    list(prepare(source, recipe(source, max_tokens=most), shared, 1, share=Share(2, 3)))
+    list(prepare(source, recipe(source, max_tokens=most), shared, local(1), share=Share(2, 3)))
     for path in big.iterdir():
         os.utime(path, (0, 0))  # another machine's copies
     list(finish(open_source([str(big)]), recipe(source, max_tokens=most), shared))
@@ -192,12 +193,12 @@ def test_shares_of_many_machines_are_one_dataset(big: Path, home: Path, most: in
 def test_a_file_that_changed_between_two_calls_is_read_again(big: Path, home: Path) -> None:
     folder = DatasetDir(home / "a")
     source = open_source([str(big)])
-    list(prepare(source, recipe(source), folder, 1, share=Share(1, 4)))
+    list(prepare(source, recipe(source), folder, local(1), share=Share(1, 4)))
     first = big / "00.txt"
     text = first.read_text("utf-8")
     first.write_text(text[::-1], "utf-8")
     source = open_source([str(big)])
-    kept = [event.kept for event in prepare(source, recipe(source), folder, workers=1) if isinstance(event, PieceDone)]
+    kept = [event.kept for event in prepare(source, recipe(source), folder, local(1)) if isinstance(event, PieceDone)]
     assert kept == [False] * 4
     assert text[:-50:-1] in folder.open().tokenizer.decode(folder.open().val[0][:60])
 
@@ -246,17 +247,32 @@ def test_a_full_disk_loses_nothing(big: Path, home: Path, small_disk: Path, monk
     """Ten sizes, each too small; the last rerun has room, and ends with the reference's bytes."""
     source = open_source([str(big)])
     whole, folder = DatasetDir(home / "whole"), DatasetDir(small_disk / "data" / "a")
-    list(prepare(source, recipe(source), whole, workers=1))
+    list(prepare(source, recipe(source), whole, local(1)))
     needed = sum(path.stat().st_size for path in whole.path.rglob("*.npy"))
     with pytest.raises(NoRoom, match=r"will take some .* are free"):
-        list(prepare(source, recipe(source), folder, workers=1))
+        list(prepare(source, recipe(source), folder, local(1)))
     monkeypatch.setattr(prepare_module, "estimate", lambda *_: Estimated(0, 0))  # as if it had been too small
     for tenth in range(10):
         subprocess.run(["mount", "-o", f"remount,size={200_000 + needed * tenth // 11}", str(small_disk)], check=True)
         with pytest.raises(NoRoom, match="free") as caught:
-            list(prepare(source, recipe(source), folder, workers=1))
+            list(prepare(source, recipe(source), folder, local(1)))
         assert caught.value.code == 4
         assert not list(folder.path.rglob(".*draft"))
     subprocess.run(["mount", "-o", f"remount,size={2 * needed}", str(small_disk)], check=True)
-    list(prepare(source, recipe(source), folder, workers=1))
+    list(prepare(source, recipe(source), folder, local(1)))
     assert folder.info().digest == whole.info().digest
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_makes_the_same_bytes(big: Path, home: Path) -> None:
+    """A real one, on this machine."""
+    pytest.importorskip("ray")
+    source = open_source([str(big)])
+    whole, scattered = DatasetDir(home / "whole"), DatasetDir(home / "scattered")
+    list(prepare(source, recipe(source, dedup=True), whole, local(1)))
+    list(prepare(source, recipe(source, dedup=True), scattered, ray(2)))
+    assert scattered.info().digest == whole.info().digest
+    (big / "13.txt").write_bytes(b"\xff" * 370_000)
+    source = open_source([str(big)])
+    with pytest.raises(BadData, match=r"13\.txt is not UTF-8"):
+        list(prepare(source, recipe(source), DatasetDir(home / "bad"), ray(2)))
