@@ -115,13 +115,13 @@ def show(events: "Iterator[Event]", source: "Source", folder: "DatasetDir", json
                     speed = show_bytes(fresh_bytes / (monotonic() - started))
                     said = f"{show_count(documents)} documents  {show_count(tokens)} tokens  {speed}/s"
                     bar.update(task, advance=1, facts=said, description="encoding")
-                case Sealed(info=info):
+                case Sealed(info=info, kept=kept):
                     bar.stop()
                     took = f"{show_time(monotonic() - started)}, {speed}/s" if fresh_bytes else ""
-                    summarise(info, folder, took, json)
+                    summarise(info, folder, kept, took, json)
 
 
-def summarise(info: "DatasetInfo", folder: "DatasetDir", took: str, json: bool) -> None:
+def summarise(info: "DatasetInfo", folder: "DatasetDir", kept: bool, took: str, json: bool) -> None:
     """What a finished dataset holds."""
     from llamactl.cli.screen import output, show_next, show_table
     from llamactl.quantities import show_bytes
@@ -131,7 +131,7 @@ def summarise(info: "DatasetInfo", folder: "DatasetDir", took: str, json: bool) 
     skipped = "".join(f", {count:,} skipped ({reason})" for reason, count in info.skipped.items())
     written = info.total("train", "documents") + info.total("val", "documents")
     show_table(
-        f"{folder.path} {'is complete' if took else 'was complete already'}",
+        f"{folder.path} {'was complete already' if kept else 'is complete'}",
         {
             "documents": f"{info.documents_read:,} read, {written:,} written{skipped}",
             "text": f"{show_bytes(text)}, {text / (train + val):.2f} bytes per token",

@@ -58,6 +58,19 @@ def test_text_becomes_a_model_becomes_text(home: Path, corpus: Path) -> None:
     assert run("sample --max-new-tokens 5", "The").stdout == run("sample --max-new-tokens 5 --run first@8", "The").stdout
 
 
+def test_shares_are_made_then_sealed(home: Path, corpus: Path) -> None:
+    words = f"prepare {corpus} --tokenizer bytes --name mine"
+    for share in ("1/2", "2/2"):
+        assert "--finish" in run(f"{words} --piece {share}").stderr
+    assert "is complete" in run(f"{words} --finish").stderr
+    assert "was complete already" in run(words).stderr
+    assert "files of data/mine read" in run("verify data/mine").stderr
+    run(f"{words} --piece 3/2", code=2)
+    shard = next((home / "data" / "mine" / "train").iterdir())
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert str(shard) in run("verify mine", code=3).stderr
+
+
 @pytest.mark.usefixtures("data")
 def test_training_speaks_json(home: Path) -> None:
     done = run(f"train --tokens 1024 --json {TINY}")
