@@ -88,7 +88,7 @@ def finished(job: Job) -> Receipt | None:
 
 def _encode(job: Job) -> Receipt:
     """Tokenize a piece until it ends or its room does; each document ends with the end-of-text token."""
-    made, encode = opened(job.encoder, job.folder.tokenizer_path.read_text("utf-8"))
+    made, encode = opened(job.encoder, job.folder.tokenizer_path)
     counts: Counter[str] = Counter()
     room, cut = job.most, False
     with ExitStack() as stack:

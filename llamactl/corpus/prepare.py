@@ -139,7 +139,7 @@ def _all(jobs: list[Job], engine: Engine) -> Iterator[Event]:
         for event in events:
             receipts.append(event.receipt)
             yield event
-    made, _ = encoders.opened(first.encoder, first.folder.tokenizer_path.read_text("utf-8"))
+    made, _ = encoders.opened(first.encoder, first.folder.tokenizer_path)
     yield Sealed(_seal(receipts, made, first.recipe, first.folder), kept=False)
 
 
