@@ -1,11 +1,14 @@
 """Encoders give the ids of the reference, whichever is installed."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamactl import encoders, tokenizer
+from llamactl.corpus.sources import sample
 from llamactl.encoders import ENCODERS, Encoded, agrees, choose
 from llamactl.errors import BadUsage
 from llamactl.tokenizer import Tokenizer
@@ -32,11 +35,23 @@ def test_every_encoder_gives_tiktokens_ids(name: str, documents: list[str]) -> N
 
 
 @pytest.mark.parametrize("name", ENCODERS)
+def test_twenty_thousand_real_documents(name: str) -> None:
+    """The paragraphs of the sample: GPT-2's ids as tiktoken gives them, and each text comes back."""
+    parts = [Path(part.location).read_text("utf-8") for part in sample().parts]
+    paragraphs = list(dict.fromkeys(line for text in parts for line in text.splitlines() if line))
+    assert len(paragraphs) >= 20_000
+    ids, lengths = ENCODERS[name](GPT2)(paragraphs)
+    rows = np.split(ids, np.cumsum(lengths)[:-1])
+    assert [GPT2.decode(row) for row in rows] == paragraphs
+    assert np.array_equal(ids, np.concatenate([GPT2.encode(text) for text in paragraphs]))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
 @settings(max_examples=300, deadline=None)
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=4))
 def test_any_text_comes_back(name: str, texts: list[str]) -> None:
     """Code points that no version of Unicode assigns are left out: engines may know different versions."""
-    ids, lengths = encoders.opened(name, GPT2.description)[1](texts)
+    ids, lengths = encoders.ENCODERS[name](GPT2)(texts)
     rows = np.split(ids, np.cumsum(lengths)[:-1]) if texts else []
     assert [GPT2.decode(row) for row in rows] == texts
 

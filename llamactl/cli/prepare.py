@@ -1,7 +1,8 @@
 """llamactl prepare: text becomes token shards."""
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -93,9 +94,10 @@ def show(events: "Iterator[Event]", source: "Source", folder: "DatasetDir", json
     from llamactl.corpus.prepare import Estimated, PieceDone, Sealed, TokenizerReady
     from llamactl.quantities import show_bytes, show_count, show_time
 
-    facts = TextColumn("pieces  {task.fields[facts]} ")
-    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), facts, TimeRemainingColumn())
-    tokens = documents = fresh_bytes = 0
+    facts = TextColumn("{task.fields[facts]}")
+    columns = (TextColumn("{task.description}"), BarColumn(12), MofNCompleteColumn(), facts, TimeRemainingColumn())
+    tokens = documents = fresh_bytes = fresh_tokens = 0
+    skipped: Counter[str] = Counter()
     started = monotonic()
     with Progress(*columns, console=progress, transient=True) as bar:
         task = bar.add_task("reading", total=len(source.pieces), facts="")
@@ -112,34 +114,41 @@ def show(events: "Iterator[Event]", source: "Source", folder: "DatasetDir", json
                 case PieceDone(receipt=receipt, kept=kept):
                     tokens, documents = tokens + receipt.tokens, documents + receipt.documents_read
                     fresh_bytes += 0 if kept else receipt.text_bytes
-                    speed = show_bytes(fresh_bytes / (monotonic() - started))
-                    said = f"{show_count(documents)} documents  {show_count(tokens)} tokens  {speed}/s"
+                    fresh_tokens += 0 if kept else receipt.tokens
+                    skipped.update(receipt.skipped)
+                    took = monotonic() - started
+                    speed = f"{show_bytes(fresh_bytes / took)}/s, {show_count(fresh_tokens / took)} tokens/s"
+                    said = f"{show_count(documents)} documents{show_skipped(skipped)}  {show_count(tokens)} tokens  {speed}"
                     bar.update(task, advance=1, facts=said, description="encoding")
                 case Sealed(info=info, kept=kept):
                     bar.stop()
-                    took = f"{show_time(monotonic() - started)}, {speed}/s" if fresh_bytes else ""
-                    summarise(info, folder, kept, took, json)
+                    pace = f"{show_time(monotonic() - started)}, {speed}" if fresh_bytes else ""
+                    summarise(info, folder, kept, pace, json)
 
 
-def summarise(info: "DatasetInfo", folder: "DatasetDir", kept: bool, took: str, json: bool) -> None:
+def show_skipped(skipped: "Mapping[str, int]") -> str:
+    """How many documents were left out, for which reasons."""
+    return "".join(f", {count:,} skipped ({reason})" for reason, count in sorted(skipped.items()))
+
+
+def summarise(info: "DatasetInfo", folder: "DatasetDir", kept: bool, pace: str, json: bool) -> None:
     """What a finished dataset holds."""
     from llamactl.cli.screen import output, show_next, show_table
     from llamactl.quantities import show_bytes
 
     train, val = info.total("train", "tokens"), info.total("val", "tokens")
     text = info.total("train", "text_bytes") + info.total("val", "text_bytes")
-    skipped = "".join(f", {count:,} skipped ({reason})" for reason, count in info.skipped.items())
     written = info.total("train", "documents") + info.total("val", "documents")
     show_table(
         f"{folder.path} {'was complete already' if kept else 'is complete'}",
         {
-            "documents": f"{info.documents_read:,} read, {written:,} written{skipped}",
+            "documents": f"{info.documents_read:,} read, {written:,} written{show_skipped(info.skipped)}",
             "text": f"{show_bytes(text)}, {text / (train + val):.2f} bytes per token",
             "train": f"{train:,} tokens of {info.total('train', 'documents'):,} documents",
             "validation": f"{val:,} tokens of {info.total('val', 'documents'):,} documents",
             "tokenizer": f"{info.recipe.tokenizer}, {info.vocab_size:,} ids",
             "digest": info.digest[:16],
-            **({"encoded in": took} if took else {}),
+            **({"encoded in": pace} if pace else {}),
         },
     )
     if json:

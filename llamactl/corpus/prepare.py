@@ -7,6 +7,8 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from llamactl import durable, encoders, tokenizer
 from llamactl.artifacts import DatasetDir, DatasetInfo, Recipe
 from llamactl.corpus import duplicates
@@ -149,7 +151,8 @@ def estimate(source: Source, recipe: Recipe, folder: DatasetDir) -> Estimated:
     tokens = sum(packed) / (1 if recipe.tokenizer == "bytes" else USUAL_BYTES_PER_TOKEN)
     tokens = min(tokens or source.usual_tokens, recipe.max_tokens or sys.maxsize)
     done = sum(path.stat().st_size for path in folder.path.glob("*/*.npy"))
-    found = Estimated(round(tokens * 2), durable.free_bytes(folder.path) + done)
+    width = np.dtype(dtype(tokenizer.bpe_size(recipe.tokenizer) or 0)).itemsize
+    found = Estimated(round(tokens * width), durable.free_bytes(folder.path) + done)
     if found.needed > found.free:
         why = f"The shards will take some {found.needed / 1e9:.3g} GB; {found.free / 1e9:.3g} GB are free."
         raise NoRoom(

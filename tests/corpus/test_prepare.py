@@ -66,7 +66,7 @@ def test_empty_documents_are_counted(tmp_path: Path) -> None:
 
 def test_workers_do_not_change_a_byte(big: Path, home: Path) -> None:
     digests = set()
-    for workers in (1, 2):
+    for workers in (1, 2, 4):
         source = open_source([str(big)])
         assert len(source.pieces) == 4
         folder = DatasetDir(home / str(workers))
@@ -74,6 +74,25 @@ def test_workers_do_not_change_a_byte(big: Path, home: Path) -> None:
         assert isinstance(events[-1], Sealed)
         digests.add(folder.info().digest)
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("seed", [-1, 0, 1])
+def test_the_order_of_a_directory_does_not_change_a_byte(
+    big: Path, home: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """A file system lists names as it likes: here the other way round (-1) and shuffled."""
+    source = open_source([str(big)])
+    list(prepare(source, recipe(source), DatasetDir(home / "plain"), local(1)))
+    listing = Path.rglob
+
+    def mixed(path: Path, pattern: str) -> Iterator[Path]:
+        found = sorted(listing(path, pattern), reverse=True)
+        return iter(found if seed < 0 else random.Random(seed).sample(found, len(found)))
+
+    monkeypatch.setattr(Path, "rglob", mixed)
+    source = open_source([str(big)])
+    list(prepare(source, recipe(source), DatasetDir(home / "mixed"), local(1)))
+    assert DatasetDir(home / "mixed").info().digest == DatasetDir(home / "plain").info().digest
 
 
 @pytest.mark.parametrize("most", [900_000, 3_000_000, 2_220_144])
@@ -204,12 +223,14 @@ def test_a_file_that_changed_between_two_calls_is_read_again(big: Path, home: Pa
 
 
 KILLS = int(os.environ.get("LLAMACTL_KILLS", "12"))
+KILLED_RUNS = int(os.environ.get("LLAMACTL_KILLED_RUNS", "1"))
 
 
 @pytest.mark.slow
-def test_many_kills_at_random_instants_change_nothing(big: Path, home: Path) -> None:
-    """LLAMACTL_KILLS=100 is the long version."""
-    chosen = random.Random(0)
+@pytest.mark.parametrize("seed", range(KILLED_RUNS))
+def test_many_kills_at_random_instants_change_nothing(big: Path, home: Path, seed: int) -> None:
+    """LLAMACTL_KILLS=100 is the long version, LLAMACTL_KILLS=10 LLAMACTL_KILLED_RUNS=10 the broad one."""
+    chosen = random.Random(seed)
     words = [sys.executable, "-m", "llamactl", "prepare", str(big), "--tokenizer", "bpe:300", "--workers", "2", "--name"]
     started = time.monotonic()
     subprocess.run([*words, "whole"], check=True, capture_output=True)
