@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from llamactl.errors import NoRoom, UserError
+from llamactl.errors import DiskFull, UserError
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = error.errno in (28, 122)  # ENOSPC, EDQUOT
-        kind = NoRoom if full else UserError
+        kind = DiskFull if full else UserError
         fix = "Free some space and run the same command again; what was finished is kept." if full else ""
         free = f" {free_bytes(path) / 1e6:,.1f} MB are free." if full else ""
         raise kind(f"Can't write {path}.", f"{error.strerror or error}.{free}", fix) from error

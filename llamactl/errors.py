@@ -37,6 +37,10 @@ class NoRoom(UserError):
     code = 4
 
 
+class DiskFull(NoRoom):
+    """The disk filled up while something was written."""
+
+
 class NoNetwork(UserError):
     """Something must be downloaded and can't be."""
 

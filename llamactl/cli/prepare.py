@@ -95,7 +95,7 @@ def show(events: "Iterator[Event]", source: "Source", folder: "DatasetDir", json
     from llamactl.quantities import show_bytes, show_count, show_time
 
     facts = TextColumn("{task.fields[facts]}")
-    columns = (TextColumn("{task.description}"), BarColumn(12), MofNCompleteColumn(), facts, TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(12), MofNCompleteColumn(), facts, TimeRemainingColumn(compact=True))
     tokens = documents = fresh_bytes = fresh_tokens = 0
     skipped: Counter[str] = Counter()
     started = monotonic()
@@ -118,7 +118,7 @@ def show(events: "Iterator[Event]", source: "Source", folder: "DatasetDir", json
                     skipped.update(receipt.skipped)
                     took = monotonic() - started
                     speed = f"{show_bytes(fresh_bytes / took)}/s, {show_count(fresh_tokens / took)} tokens/s"
-                    said = f"{show_count(documents)} documents{show_skipped(skipped)}  {show_count(tokens)} tokens  {speed}"
+                    said = f"{show_count(documents)} docs{show_skipped(skipped)}  {show_count(tokens)} tokens  {speed}"
                     bar.update(task, advance=1, facts=said, description="encoding")
                 case Sealed(info=info, kept=kept):
                     bar.stop()

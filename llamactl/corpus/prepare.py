@@ -16,7 +16,7 @@ from llamactl.corpus.documents import documents
 from llamactl.corpus.engines import Engine, local
 from llamactl.corpus.pieces import Job, Receipt, dtype, finished, make_piece
 from llamactl.corpus.sources import Source
-from llamactl.errors import BadData, NoRoom
+from llamactl.errors import BadData, DiskFull, NoRoom
 from llamactl.tokenizer import Tokenizer
 
 # A BPE learns from this much text; more changes its merges little and takes memory (research: 50 MB gave 4.0 bytes a token).
@@ -88,7 +88,16 @@ def prepare(
     if folder.info_path.exists():
         yield _already(folder, recipe)
         return
-    yield estimate(source, recipe, folder)
+    found = estimate(source, recipe, folder)
+    yield found
+    try:
+        yield from _make(source, recipe, folder, engine, encoder, share)
+    except DiskFull as error:
+        whole = f" The whole dataset takes some {found.needed / 1e6:,.1f} MB." if found.needed else ""
+        raise DiskFull(error.what, f"{error.why}{whole}", error.fix) from error
+
+
+def _make(source: Source, recipe: Recipe, folder: DatasetDir, engine: Engine, encoder: str, share: Share) -> Iterator[Event]:
     ready = _store_tokenizer(source, recipe, folder, encoders.choose(encoder))
     yield ready
     jobs = _jobs(source, recipe, folder, ready.encoder)

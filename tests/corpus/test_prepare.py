@@ -21,7 +21,7 @@ from llamactl.corpus.pieces import Job, Receipt
 from llamactl.corpus.prepare import Estimated, PieceDone, Sealed, Share, finish, prepare
 from llamactl.corpus.sources import Source, open_source
 from llamactl.corpus.verify import verify
-from llamactl.errors import BadData, NoRoom
+from llamactl.errors import BadData, DiskFull, NoRoom
 from tests.conftest import make_dataset
 
 
@@ -272,10 +272,10 @@ def test_a_full_disk_loses_nothing(big: Path, home: Path, small_disk: Path, monk
     needed = sum(path.stat().st_size for path in whole.path.rglob("*.npy"))
     with pytest.raises(NoRoom, match=r"will take some .* are free"):
         list(prepare(source, recipe(source), folder, local(1)))
-    monkeypatch.setattr(prepare_module, "estimate", lambda *_: Estimated(0, 0))  # as if it had been too small
+    monkeypatch.setattr(prepare_module, "estimate", lambda *_: Estimated(needed, 0))  # as if it had been too small
     for tenth in range(10):
         subprocess.run(["mount", "-o", f"remount,size={200_000 + needed * tenth // 11}", str(small_disk)], check=True)
-        with pytest.raises(NoRoom, match="free") as caught:
+        with pytest.raises(DiskFull, match=r"MB are free. The whole dataset takes some") as caught:
             list(prepare(source, recipe(source), folder, local(1)))
         assert caught.value.code == 4
         assert not list(folder.path.rglob(".*draft"))
