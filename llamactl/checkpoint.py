@@ -32,6 +32,8 @@ class State(Record):
     tokens: int = Field(ge=0)
     seconds: float = Field(ge=0)
     validation_loss: float | None = None
+    micro_batch: int = Field(0, ge=0, description="windows at once that memory allowed; 0: not known")
+    scaler: dict[str, int | float] = Field(default_factory=dict, description="fp16 only: how far gradients are scaled up")
     files: dict[str, str] = Field(default_factory=dict)
 
 
@@ -159,7 +161,7 @@ def _descriptions(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, str]:
         "clean_up_tokenization_spaces": False,
     }
     trees = {
-        "config.json": _hugging_face(config) | end,
+        "config.json": hugging_face(config) | end,
         "generation_config.json": generation,
         "tokenizer_config.json": tokens,
     }
@@ -183,7 +185,7 @@ NAMES = {
 }
 
 
-def _hugging_face(config: ModelConfig) -> dict[str, Any]:
+def hugging_face(config: ModelConfig) -> dict[str, Any]:
     """config.json of LlamaForCausalLM, with old and new spellings, so that every version reads the same model."""
     return {
         "architectures": ["LlamaForCausalLM"],

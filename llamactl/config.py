@@ -21,6 +21,9 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+Switch = Literal["auto", "on", "off"]
+
+
 class ModelConfig(Section):
     """The shape of the Llama."""
 
@@ -89,7 +92,9 @@ class TrainConfig(Section):
     prompts: tuple[str, ...] = Field(("California is", "The people", "In the year"), description="sampled each validation")
     sample_tokens: int = Field(48, ge=1, description="tokens of each of those samples")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="number format of the matrix products")
+    precision: Literal["auto", "bf16", "fp32", "fp16"] = Field("auto", description="number format of the matrix products")
+    compile: Switch = Field("auto", description="torch.compile of the blocks; auto: when the run is long enough to gain")
+    recompute: Switch = Field("auto", description="activations again in the backward pass; auto: when memory asks for it")
 
 
 class Config(Section):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from llamactl import __version__
-from llamactl.cli import demo, plot_loss, prepare, sample, train, verify
+from llamactl.cli import bench, demo, plot_loss, prepare, sample, train, verify
 from llamactl.errors import UserError
 
 EPILOG = (
@@ -28,6 +28,7 @@ for command, name, example in (
     (sample.sample, "sample", 'llamactl sample "California is " --n 3'),
 ):
     app.command(name, rich_help_panel="Pipeline", epilog=f"Example: {example}")(command)
+app.add_typer(bench.app, name="bench", rich_help_panel="Care")
 app.command(rich_help_panel="Care", epilog="Example: llamactl verify data/sample")(verify.verify)
 
 

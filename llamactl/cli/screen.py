@@ -1,7 +1,9 @@
 """What people see: data on stdout, progress and errors on stderr, nothing that can move their cursor by itself."""
 
+import json
 import unicodedata
 from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -37,6 +39,14 @@ def show_table(title: str, rows: Mapping[str, str]) -> None:
     for name, value in rows.items():
         table.add_row(f" {name}", Text(safe(value)))
     progress.print(table)
+
+
+def show_figures(title: str, rows: Mapping[str, str], record: Mapping[str, Any] | None) -> None:
+    """What was measured: a table for people or, with a record, JSON on stdout."""
+    if record is None:
+        show_table(title, rows)
+    else:
+        output.print(json.dumps(record, indent=1), markup=False)
 
 
 def show_next(command: str, why: str = "Next") -> None:

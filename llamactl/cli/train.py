@@ -10,19 +10,21 @@ if TYPE_CHECKING:
     from llamactl.config import Config
 
 RESUME_HELP = "With --resume: the run to go on with."
+DATA_HELP = "Dataset under data/."
+DEVICE_HELP = "auto, cpu, cuda, cuda:1, mps."
 PRESET_HELP = "tiny, 10m, 50m, 150m, 350m, 1b, notebook."
 SET_HELP = "SECTION.KEY=VALUE, any setting of config.toml; repeatable. Example: --set optim.lr=1e-3"
 
 
 def train(
     to_resume: Annotated[str, typer.Argument(metavar="RUN", help=RESUME_HELP, show_default="the newest")] = "",
-    data: Annotated[str, typer.Option(help="Dataset under data/.", show_default="the newest")] = "",
+    data: Annotated[str, typer.Option(help=DATA_HELP, show_default="the newest")] = "",
     run: Annotated[str, typer.Option(help="Name of the run.", show_default="date-preset")] = "",
     preset: Annotated[str, typer.Option(help=PRESET_HELP, show_default="150m")] = "",
     tokens: Annotated[str, typer.Option(help="Budget: 256000, 256k, 1.5B.", show_default="the preset's")] = "",
     config: Annotated[Path | None, typer.Option(help="A config.toml to start from.", show_default=False)] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help=SET_HELP, show_default=False)] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", show_default="auto")] = "",
+    device: Annotated[str, typer.Option(help=DEVICE_HELP, show_default="auto")] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run from its newest checkpoint.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and stop.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON on stdout.")] = False,
@@ -79,7 +81,8 @@ def resumed(folder: "RunDir", typed: list[dict[str, Any]]) -> "Config":
 
     before = folder.config()
     after = build([before.model_dump(), *typed])
-    free = {"device", "precision", "micro_batch", "eval_every", "save_every", "keep", "prompts", "sample_tokens"}
+    free = {"device", "precision", "micro_batch", "compile", "recompute", "eval_every", "save_every", "keep", "prompts"}
+    free |= {"sample_tokens"}
     for section, old in before.model_dump(exclude={"preset"}).items():
         new = after.model_dump()[section]
         changed = [key for key in old if old[key] != new[key] and not (section == "train" and key in free)]

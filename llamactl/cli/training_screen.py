@@ -11,7 +11,7 @@ from llamactl.artifacts import Dataset, RunDir
 from llamactl.cli.screen import output, progress, safe, show_next, show_table
 from llamactl.config import Config
 from llamactl.quantities import show_bytes, show_count, show_time
-from llamactl.training.events import Event, Resumed, Sampled, Saved, Skipped, Stepped, Validated, row
+from llamactl.training.events import Event, Resumed, Sampled, Saved, Skipped, Slowed, Stepped, Validated, row
 from llamactl.training.plan import Plan
 from llamactl.training.world import World
 
@@ -31,9 +31,11 @@ def show_plan(plan: Plan, config: Config, dataset: Dataset, world: World, folder
             "model": f"{plan.parameters:,} parameters, {inside:,} without embeddings ({shape}, {model.vocab_size:,} ids)",
             "budget": f"{plan.steps:,} steps x {plan.tokens_per_step:,} tokens = {plan.tokens:,} tokens, "
             f"{plan.epochs:.2f} epochs, {per_parameter}",
-            "batch": f"{plan.tokens_per_step // model.context} windows of {model.context:,} tokens, {plan.micro_batch} at once",
+            "batch": f"{plan.tokens_per_step // model.context} windows of {model.context:,} tokens, {plan.micro_batch} at once"
+            + (", activations recomputed to save memory" if config.train.recompute == "on" else ""),
             "optimizer": f"{config.optim.name}, learning rate {config.optim.lr:.2g}, {config.schedule.name}",
-            "device": f"{world.device}, {world.precision.name} products ({world.precision.reason}), fp32 weights",
+            "device": f"{world.device}, {world.precision.name} products ({world.precision.reason}), fp32 weights"
+            + (", compiled" if config.train.compile == "on" else ""),
             "memory": f"about {show_bytes(plan.memory)}; {show_bytes(plan.memory_free)} free",
             "time": f"about {show_time(plan.seconds)}",
         },
@@ -93,6 +95,8 @@ class TrainingScreen:
                 self._say(
                     f"skipped: loss {event.loss}, gradient norm {event.grad_norm}; the weights are unchanged", event, "red"
                 )
+            case Slowed(why=why):
+                self._say(why, event, "yellow")
             case Resumed():
                 self._resumed_at = event.step
                 for damaged in event.damaged:

@@ -7,6 +7,8 @@ import torch
 
 from llamactl.errors import BadUsage
 
+NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -17,12 +19,12 @@ class Precision:
 
     @property
     def name(self) -> str:
-        """bf16 or fp32."""
-        return "bf16" if self.dtype == torch.bfloat16 else "fp32"
+        """bf16, fp16 or fp32."""
+        return NAMES[self.dtype]
 
     def compute(self, device: torch.device) -> AbstractContextManager[object]:
         """A context in which matrix products use this format."""
-        return torch.autocast(device.type, self.dtype) if self.dtype == torch.bfloat16 else nullcontext()
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(device.type, self.dtype)
 
 
 def choose_device(name: str) -> torch.device:
@@ -39,10 +41,9 @@ def choose_device(name: str) -> torch.device:
 
 def choose_precision(name: str, device: torch.device) -> Precision:
     """The format of a name; `auto` is bf16 where the hardware multiplies it, fp32 elsewhere."""
-    if name == "bf16":
-        return Precision(torch.bfloat16, "as asked")
-    if name == "fp32":
-        return Precision(torch.float32, "as asked")
+    for dtype, known in NAMES.items():
+        if name == known:
+            return Precision(dtype, "as asked")
     if multiplies_bf16(device):
         return Precision(torch.bfloat16, f"this {device.type} has bf16 instructions")
     return Precision(torch.float32, f"this {device.type} has no bf16 instructions")
@@ -57,3 +58,8 @@ def multiplies_bf16(device: torch.device) -> bool:
     probe = getattr(torch.cpu, "get_capabilities", None)
     found = probe() if probe else {}
     return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error means that the device's memory is full; a CPU has no type of its own for that."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

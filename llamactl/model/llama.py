@@ -5,15 +5,17 @@ Weights are fp32; whoever calls the model chooses, by autocast or a cast, what t
 """
 
 import math
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from llamactl.config import ModelConfig
 from llamactl.model.attention import attend
-from llamactl.model.cache import KVCache
+from llamactl.model.cache import KVCache, LayerCache
 
 INIT_STD = 0.02
 
@@ -68,13 +70,13 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.width, key_value, bias=False)
         self.o_proj = nn.Linear(query, config.width, bias=False)
 
-    def forward(self, x: Tensor, by: Rotation, layer: int, positions: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, by: Rotation, positions: Tensor, cache: LayerCache | None) -> Tensor:
         """B T D to B T D; with a cache, earlier positions are read from it and these are added."""
         q, k, v = (self._heads(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(q, by), rotate(k, by)
         mask = None
         if cache is not None:
-            k, v = cache.update(layer, positions, k, v)
+            k, v = cache.update(positions, k, v)
             mask = cache.visible(positions)
         return self.o_proj(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
@@ -108,9 +110,9 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x: Tensor, by: Rotation, layer: int, positions: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, by: Rotation, positions: Tensor, cache: LayerCache | None) -> Tensor:
         """B T D to B T D."""
-        x = x + self.self_attn(self.input_layernorm(x), by, layer, positions, cache)
+        x = x + self.self_attn(self.input_layernorm(x), by, positions, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -124,13 +126,15 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
+        self.recompute = False  # whether blocks forget their activations and work them out again for their gradients
 
     def forward(self, tokens: Tensor, positions: Tensor, cache: KVCache | None) -> Tensor:
         """Tokens B T at `positions` T to the final hidden states B T D."""
         by = rotation(positions, self.config.head_width, self.config.rope_theta)
         x = self.embed_tokens(tokens)
-        for layer, block in enumerate(self.layers):
-            x = block(x, by, layer, positions, cache)
+        again = self.recompute and torch.is_grad_enabled()
+        for block, held in zip(self.layers, cache.layers if cache else repeat(None), strict=False):
+            x = checkpoint(block, x, by, positions, held, use_reentrant=False) if again else block(x, by, positions, held)
         return self.norm(x)
 
 

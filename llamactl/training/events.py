@@ -77,7 +77,15 @@ class Resumed(Moment):
     damaged: tuple[str, ...] = ()
 
 
-Event = Stepped | Skipped | Validated | Sampled | Saved | Resumed
+@dataclass(frozen=True)
+class Slowed(Moment):
+    """The run goes on, slower than planned."""
+
+    kind: ClassVar[str] = "slowed"
+    why: str
+
+
+Event = Stepped | Skipped | Validated | Sampled | Saved | Resumed | Slowed
 
 
 def row(event: Event) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import platform
 import resource
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -25,26 +26,47 @@ PEAKS = {
 
 
 def peak_rate(world: World) -> float:
-    """FLOP/s that the device could do: its data sheet's for a known GPU, else measured here with one large product."""
-    if world.device.type == "cuda" and world.precision.name == "bf16":
-        name = torch.cuda.get_device_name(world.device)
-        known = [rate for card, rate in PEAKS.items() if card in name.split() or card in name]
-        if known:
-            return known[-1]
-    return _measured_rate(world)
+    """FLOP/s that the device could do: its data sheet's for a known GPU, else measured here."""
+    return sheet_rate(world) or matrix_rate(world)
 
 
-def _measured_rate(world: World, size: int = 1536, tries: int = 5) -> float:
-    """The best of a few products of square matrices."""
-    a = torch.randn(size, size, device=world.device, dtype=world.precision.dtype)
-    best = float("inf")
-    for _ in range(tries):
-        started = time.perf_counter()
-        a @ a
-        if world.device.type == "cuda":
-            torch.cuda.synchronize(world.device)
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
+def sheet_rate(world: World) -> float:
+    """The rate on the data sheet of a known GPU, 0 for anything else."""
+    if world.device.type != "cuda" or world.precision.dtype.itemsize != 2:
+        return 0.0
+    name = torch.cuda.get_device_name(world.device)
+    known = [rate for card, rate in PEAKS.items() if card in name.split() or card in name]
+    return known[-1] if known else 0.0
+
+
+def matrix_rate(world: World, tries: int = 5) -> float:
+    """FLOP/s of the best of a few products of square matrices, in the format that the world computes in."""
+    size = 8192 if world.device.type == "cuda" else 1536
+    a = torch.randn(size, size, device=world.device).to(world.precision.dtype)
+    return 2 * size**3 / min(seconds(lambda: a @ a, world.device) for _ in range(tries))
+
+
+def bandwidth(world: World, tries: int = 5) -> float:
+    """Bytes a second that the memory moves: the best of a few copies of an array that no cache holds, read and written."""
+    size = 1 << 30 if world.device.type == "cuda" else 1 << 28
+    source = torch.ones(size // 4, device=world.device)
+    target = torch.empty_like(source)
+    return 2 * size / min(seconds(lambda: target.copy_(source), world.device) for _ in range(tries))
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """How long some work takes, to the end of what it leaves the device to do."""
+    finish(device)
+    started = time.perf_counter()
+    work()
+    finish(device)
+    return time.perf_counter() - started
+
+
+def finish(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
 
 
 def peak_memory(world: World) -> int:

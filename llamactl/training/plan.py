@@ -3,14 +3,16 @@
 import math
 import os
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from llamactl.artifacts import Dataset
-from llamactl.config import Config, ModelConfig
+from llamactl.config import Config, ModelConfig, Switch, TrainConfig
 from llamactl.corpus.batches import Windows
 from llamactl.errors import BadData, BadUsage, NoRoom
 from llamactl.model.llama import count, embeddings
+from llamactl.model.objective import CHUNK
 from llamactl.training.optimizers import EMBEDDING_SCALE, EMBEDDING_SCALE_TIED, peak_rate
 from llamactl.training.world import World
 
@@ -23,6 +25,9 @@ LARGEST_STEP = 524_288
 # Above this many tokens at once a device gains nothing: a CPU falls out of its caches, a GPU is busy.
 MICRO_TOKENS = {"cpu": 2_048}
 MICRO_TOKENS_ON_GPU = 32_768
+
+# FLOPs of a run below which compiling takes longer than it saves: about a minute of work on each.
+WORTH_COMPILING = {"cpu": 1e13, "cuda": 1e16}
 
 SMOKE_TEST = 0.5  # tokens per parameter below which a run only shows that everything works
 
@@ -68,16 +73,19 @@ def resolve(config: Config, dataset: Dataset, world: World) -> Config:
     if model.vocab_size < dataset.info.vocab_size:
         why = f"The dataset {dataset.name} has {dataset.info.vocab_size} token ids."
         raise BadUsage(f"model.vocab_size={model.vocab_size} is too small.", why, "Leave it out: it follows the dataset.")
-    windows = round((train.tokens_per_step or _usual_step(train.tokens)) / model.context) or 1
+    recompute = _recompute(train.recompute, model, optim.name, world)
+    windows, micro_batch = _windows(train, model, _most_at_once(model, optim.name, recompute, world))
     steps = -(-train.tokens // (windows * model.context))
     eval_every = train.eval_every or max(1, -(-steps // (10 if steps >= 100 else 3)))
     resolved = {
         "tokens_per_step": windows * model.context,
-        "micro_batch": min(windows, train.micro_batch or _micro_batch(model, optim.name, windows, world)),
+        "micro_batch": micro_batch,
         "eval_every": eval_every,
         "eval_tokens": train.eval_tokens or max(16 * model.context, train.tokens // 50),
         "save_every": train.save_every or eval_every,
         "precision": world.precision.name,
+        "compile": _compile(train.compile, steps * windows * model.context * flops_per_token(model), world),
+        "recompute": recompute,
     }
     rates = {
         "lr": optim.lr or peak_rate(optim.name, model.width),
@@ -112,7 +120,9 @@ def plan(config: Config, dataset: Dataset, world: World, rate: float) -> Plan:
         epochs=tokens / (available * model.context),
         flops=tokens * flops_per_token(model),
         seconds=tokens * flops_per_token(model) / (usual_efficiency(model) * rate),
-        memory=state_bytes(model, config.optim.name) + train.micro_batch * window_bytes(model, world),
+        memory=state_bytes(model, config.optim.name)
+        + train.micro_batch * window_bytes(model, train.recompute == "on", world)
+        + chunk_bytes(model, world),
         memory_free=free_memory(world.device),
     )
     if made.memory > made.memory_free:
@@ -129,12 +139,19 @@ def state_bytes(model: ModelConfig, optimizer: str) -> int:
     return 4 * (2 * total + (2 * total - matrices if optimizer == "muon" else 2 * total))
 
 
-def window_bytes(model: ModelConfig, world: World) -> int:
-    """Bytes that a window keeps for its backward pass: what each layer saves, and the logits with their gradient."""
+def window_bytes(model: ModelConfig, recompute: bool, world: World) -> int:
+    """Bytes that a window keeps for its backward pass: what each layer saves, or with `recompute` its input alone."""
     width = world.precision.dtype.itemsize
     heads = (model.heads + 2 * model.kv_heads) * model.head_width
     layer = 20 * model.width + 4 * heads + width * (2 * model.width + 3 * heads + 4 * model.hidden)
-    return model.context * (model.layers * layer + (12 + width) * model.vocab_size)
+    kept = 4 * model.width * model.layers + layer if recompute else model.layers * layer
+    return model.context * (kept + 8 * model.width)
+
+
+def chunk_bytes(model: ModelConfig, world: World) -> int:
+    """Bytes of the logits that stand at once, with their gradient, and of the head in the format of products."""
+    width = world.precision.dtype.itemsize
+    return CHUNK * (4 + 2 * width) * model.vocab_size + (4 + width) * model.vocab_size * model.width
 
 
 def usual_efficiency(model: ModelConfig) -> float:
@@ -154,9 +171,34 @@ def _usual_step(tokens: int) -> float:
     return min(LARGEST_STEP, size * (tokens / at) ** STEP_EXPONENT)
 
 
-def _micro_batch(model: ModelConfig, optimizer: str, windows: int, world: World) -> int:
-    """As many windows at once as memory and sense allow, dealt out evenly."""
-    room = 0.6 * free_memory(world.device) - state_bytes(model, optimizer)
-    most = min(MICRO_TOKENS.get(world.device.type, MICRO_TOKENS_ON_GPU) // model.context, room // window_bytes(model, world))
-    micro_batches = -(-windows // max(1, int(most)))
-    return -(-windows // micro_batches)
+def _windows(train: TrainConfig, model: ModelConfig, most: int) -> tuple[int, int]:
+    """Windows of a step, and of a micro-batch: all micro-batches are of one size where nobody asked for another."""
+    if train.tokens_per_step:
+        windows = round(train.tokens_per_step / model.context) or 1
+        rounds = -(-windows // most)
+        return windows, min(windows, train.micro_batch or -(-windows // rounds))
+    windows = round(_usual_step(train.tokens) / model.context) or 1
+    micro_batch = min(windows, train.micro_batch or most)
+    return round(windows / micro_batch) * micro_batch, micro_batch
+
+
+def _most_at_once(model: ModelConfig, optimizer: str, recompute: Literal["on", "off"], world: World) -> int:
+    """As many windows as memory and sense allow."""
+    room = 0.6 * free_memory(world.device) - state_bytes(model, optimizer) - chunk_bytes(model, world)
+    sense = MICRO_TOKENS.get(world.device.type, MICRO_TOKENS_ON_GPU) // model.context
+    return max(1, min(sense, int(room // window_bytes(model, recompute == "on", world))))
+
+
+def _recompute(wish: Switch, model: ModelConfig, optimizer: str, world: World) -> Literal["on", "off"]:
+    """Recomputing costs a third more work, so it is for windows that would not fit without."""
+    if wish != "auto":
+        return wish
+    needed = state_bytes(model, optimizer) + chunk_bytes(model, world) + window_bytes(model, False, world)
+    return "off" if needed < 0.6 * free_memory(world.device) else "on"
+
+
+def _compile(wish: Switch, flops: float, world: World) -> Literal["on", "off"]:
+    """Compiling pays where the run is long; it is switched off at once where there is no compiler."""
+    if wish != "auto":
+        return wish
+    return "on" if world.device.type != "mps" and flops > WORTH_COMPILING.get(world.device.type, 0) else "off"

@@ -1,11 +1,15 @@
 """The processes that take part in a run; the only file that says "rank"."""
 
+import ctypes
+import sys
 from dataclasses import dataclass
 
 import torch
 
 from llamactl.config import TrainConfig
 from llamactl.model.device import Precision, choose_device, choose_precision
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 @dataclass(frozen=True)
@@ -18,9 +22,20 @@ class World:
     size: int = 1
 
 
+def keep_freed_memory() -> None:
+    """Have glibc reuse what is freed instead of giving it back to the kernel, which fills it with zeros for the next step.
+
+    Without it, a CPU spends a third of a training step of `tiny` on page faults (docs/benchmarks.md).
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(M_TRIM_THRESHOLD, -1)
+
+
 def join(train: TrainConfig) -> World:
     """The world this process belongs to, from the run's settings."""
     device = choose_device(train.device)
+    keep_freed_memory()
     torch.set_flush_denormal(True)  # tiny gradients else cost a CPU a hundred times a product
     torch.set_float32_matmul_precision("high")
     return World(device, choose_precision(train.precision, device))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from llamactl.model.attention import attend, fused, whole
+from llamactl.model.attention import attend, fused, staircase
 
 
 def textbook(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -17,10 +17,11 @@ def textbook(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tens
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 @pytest.mark.parametrize("width", [8, 50])
-def test_causal_attention_is_the_textbooks(kv_heads: int, width: int) -> None:
-    q, k, v = torch.randn(2, 6, 33, width), *torch.randn(2, 2, kv_heads, 33, width)
-    visible = torch.ones(33, 33, dtype=torch.bool).tril()
-    for found in (attend(q, k, v, None), fused(q, k, v, None), whole(q, k, v)):
+@pytest.mark.parametrize("positions", [1, 33, 64, 130])
+def test_causal_attention_is_the_textbooks(kv_heads: int, width: int, positions: int) -> None:
+    q, k, v = torch.randn(2, 6, positions, width), *torch.randn(2, 2, kv_heads, positions, width)
+    visible = torch.ones(positions, positions, dtype=torch.bool).tril()
+    for found in (attend(q, k, v, None), fused(q, k, v, None), staircase(q, k, v)):
         assert torch.allclose(found, textbook(q, k, v, visible), atol=1e-5)
     low = [x.to(torch.bfloat16) for x in (q, k, v)]
     assert torch.allclose(attend(low[0], low[1], low[2], None).float(), textbook(q, k, v, visible), atol=0.03)

@@ -74,7 +74,7 @@ def test_the_residual_stream_is_raw() -> None:
         nn.init.zeros_(writer.weight)
     x = 5 + 3 * torch.randn(1, 4, SMALL.width)
     positions = torch.arange(4)
-    assert torch.equal(block(x, rotation(positions, 8, 10_000.0), 0, positions, None), x)
+    assert torch.equal(block(x, rotation(positions, 8, 10_000.0), positions, None), x)
 
 
 def test_there_is_a_final_norm(model: Llama, tokens: torch.Tensor) -> None:

@@ -80,3 +80,25 @@ def test_micro_batches_are_dealt_out_evenly(dataset: Dataset, monkeypatch: pytes
 def test_many_epochs_are_counted(dataset: Dataset) -> None:
     _, made = planned(dataset, {"train": {"tokens": 10 * dataset.info.total("train", "tokens")}})
     assert made.epochs == pytest.approx(10, rel=0.1)
+
+
+def test_micro_batches_are_all_alike_where_nobody_asked_for_more(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "MICRO_TOKENS", {"cpu": 4 * 1024})
+    config, _ = planned(dataset, {"train": {"tokens": 256_000}})
+    assert (config.train.tokens_per_step, config.train.micro_batch) == (16 * 1024, 4)
+
+
+def test_long_runs_are_compiled(dataset: Dataset) -> None:
+    assert planned(dataset, {"train": {"tokens": 256_000}})[0].train.compile == "on"
+    assert planned(dataset, preset("tiny"), {"train": {"tokens": 100_000}})[0].train.compile == "off"
+    assert planned(dataset, {"train": {"tokens": 256_000, "compile": "off"}})[0].train.compile == "off"
+
+
+def test_activations_are_recomputed_where_they_would_not_fit(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, roomy = planned(dataset)
+    assert config.train.recompute == "off"
+    state = planning.state_bytes(config.model, "muon")
+    monkeypatch.setattr(planning, "free_memory", lambda device: int(1.9 * state))
+    config, tight = planned(dataset)
+    assert (config.train.recompute, config.train.micro_batch) == ("on", 1)
+    assert tight.memory < 1.9 * state < roomy.memory

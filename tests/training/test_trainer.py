@@ -27,7 +27,7 @@ from llamactl.corpus.batches import Batches, Windows
 from llamactl.errors import Diverged
 from llamactl.model.objective import NextToken
 from llamactl.training import trainer
-from llamactl.training.events import Event, Resumed, Sampled, Saved, Skipped, Stepped, Validated, record
+from llamactl.training.events import Event, Resumed, Sampled, Saved, Skipped, Slowed, Stepped, Validated, record
 from llamactl.training.trainer import Trainer, accumulate, build_model, train, validate
 from llamactl.training.world import World
 
@@ -69,7 +69,7 @@ def test_it_can_learn_a_batch_by_heart(optimizer: str, configured: Configured, d
     made.steps = 150
     batch = made.batches.micro(0, 2)
     made.batches.micro = lambda step, most: batch  # type: ignore[method-assign]
-    curve = [event.loss for event in (made.advance() for _ in range(150))]
+    curve = losses([made.advance() for _ in range(150)])
     assert curve[0] > 6
     assert curve[-1] < 0.05
 
@@ -117,7 +117,8 @@ def test_the_loss_is_the_mean_over_all_tokens_of_the_step(configured: Configured
     assert inputs.shape == targets.shape == (8, 32)
     assert targets.max() < dataset.info.vocab_size
     expected = -model(inputs).log_softmax(-1).gather(-1, targets[..., None]).mean()
-    assert accumulate(NextToken(model), batches.micro(0, 3), world).item() == pytest.approx(expected.item(), abs=1e-5)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    assert accumulate(NextToken(model), batches.micro(0, 3), world, scaler).item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_validation_by_hand(configured: Configured, dataset: Dataset) -> None:
@@ -189,6 +190,69 @@ def test_the_same_prompts_are_sampled_at_each_validation(configured: Configured,
     ]
     rows = [json.loads(line) for line in run.samples_path.read_text().splitlines()]
     assert [row["prompt"] for row in rows] == ["The", "A list"] * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "tolerance"),
+    [({"micro_batch": 2}, 1e-4), ({"recompute": "on"}, 1e-6), ({"precision": "bf16"}, 0.05), ({"precision": "fp16"}, 0.02)],
+)
+def test_the_curve_does_not_depend_on_how_it_is_computed(
+    change: dict[str, object], tolerance: float, configured: Configured, dataset: Dataset
+) -> None:
+    curves = []
+    for name, settings in (("plain", {}), ("changed", change)):
+        config, world = configured(train={**settings, "tokens": 2560})
+        curves.append(losses(list(train(config, dataset, RunDir.named(name), world, RATE))))
+    assert curves[0] == pytest.approx(curves[1], abs=tolerance)
+    assert len(curves[0]) == 10
+
+
+def test_fp16_resumes_with_its_gradients_scaled_as_before(configured: Configured, dataset: Dataset) -> None:
+    config, world = configured(train={"precision": "fp16", "save_every": 5, "eval_every": 10})
+    whole, halved = RunDir.named("whole"), RunDir.named("halved")
+    list(train(config, dataset, whole, world, RATE))
+    list(islice(train(config, dataset, halved, world, RATE), 7))
+    assert halved.steps() == [5]
+    list(train(config, dataset, halved, world, RATE))
+    assert_equal(weights(whole), weights(halved))
+
+
+def test_a_full_memory_halves_the_micro_batch_and_changes_nothing_else(
+    configured: Configured, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice too many windows at once: the run goes on with a quarter of them, and the next one remembers."""
+    config, world = configured(train={"micro_batch": 8, "save_every": 10, "eval_every": 20})
+    reference = losses(list(train(config, dataset, RunDir.named("roomy"), world, RATE)))
+    forward = NextToken.forward
+
+    def cramped(self: NextToken, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if len(inputs) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, inputs, targets)
+
+    monkeypatch.setattr(NextToken, "forward", cramped)
+    events = list(train(config, dataset, RunDir.named("cramped"), world, RATE))
+    assert [event.why for event in events if isinstance(event, Slowed)] == [
+        "the memory is full: 4 windows at once from here on",
+        "the memory is full: 2 windows at once from here on",
+    ]
+    assert losses(events) == pytest.approx(reference, abs=1e-4)
+    shutil.rmtree(RunDir.named("cramped").checkpoint(20))
+    events = list(train(config, dataset, RunDir.named("cramped"), world, RATE))
+    assert not [event for event in events if isinstance(event, Slowed)]
+    assert losses(events) == pytest.approx(reference[10:], abs=1e-4)
+
+
+def test_another_error_is_not_taken_for_a_full_memory(
+    configured: Configured, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(NextToken, "forward", broken)
+    config, world = configured()
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(train(config, dataset, RunDir.named("a"), world, RATE))
 
 
 def test_a_loop_can_be_left_at_any_event(configured: Configured, dataset: Dataset) -> None:

@@ -1,0 +1,71 @@
+"""llamactl bench: what this machine can do, and what training makes of it."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from llamactl.cli.train import DATA_HELP, DEVICE_HELP, PRESET_HELP, SET_HELP
+
+app = typer.Typer(no_args_is_help=True, help="Measure this machine, and how fast it trains.")
+
+JSON_HELP = "Print the figures as JSON on stdout."
+
+
+@app.command(epilog="Example: llamactl bench peak")
+def peak(
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
+    json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+) -> None:
+    """Measure the machine's own limits: matrix products and memory."""
+    from llamactl.cli.screen import show_figures
+    from llamactl.config import TrainConfig
+    from llamactl.training import bench
+    from llamactl.training.world import join
+
+    found = bench.peak(join(TrainConfig(device=device)))
+    rows = {f"{name} products": f"{rate / 1e12:.3g} TFLOP/s" for name, rate in found.rates.items()}
+    if found.sheet:
+        rows["data sheet"] = f"{found.sheet / 1e12:.4g} TFLOP/s"
+    rows["memory"] = f"{found.bandwidth / 1e9:,.0f} GB/s, read and written"
+    show_figures(f"{found.device}, {found.threads} threads", rows, asdict(found) if json else None)
+
+
+@app.command(epilog="Example: llamactl bench train --preset 150m --set train.precision=bf16")
+def train(
+    data: Annotated[str, typer.Option(help=DATA_HELP, show_default="the newest")] = "",
+    preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "150m",
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps to time.")] = 10,
+    settings: Annotated[list[str] | None, typer.Option("--set", help=SET_HELP, show_default=False)] = None,
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
+    json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+) -> None:
+    """Time training steps: tokens a second, the share of the device's rate, and where the rest goes."""
+    from llamactl.artifacts import DatasetDir, RunDir
+    from llamactl.cli.screen import show_figures
+    from llamactl.cli.train import fresh, overrides
+    from llamactl.quantities import show_bytes, show_count
+    from llamactl.training import bench
+    from llamactl.training.meter import peak_rate
+    from llamactl.training.plan import plan, resolve
+    from llamactl.training.world import join
+
+    config = fresh(preset, None, overrides("", device, data, settings or []))
+    dataset = DatasetDir.named(config.data.name).open()
+    world = join(config.train)
+    config = resolve(config, dataset, world)
+    plan(config, dataset, world, peak_rate(world))  # raises where it does not fit
+    found = bench.training(config, dataset, RunDir.fresh(config.preset), world, steps)
+    batch = f"{config.train.tokens_per_step // config.model.context} x {config.model.context:,} tokens"
+    rows = {
+        "step": f"{found.step:.3g} s for {batch}, {config.train.micro_batch} windows at once",
+        "speed": f"{show_count(found.tokens_per_second)} tokens/s",
+        "MFU": f"{found.mfu:.0%}; {found.matrix_share:.0%} of the {found.matrix_rate / 1e12:.3g} TFLOP/s measured in between",
+        "memory": f"{show_bytes(found.memory)} at most",
+        "gradients": f"{found.gradients / found.step:.1%} of a step",
+        "optimizer": f"{found.optimizer / found.step:.1%}",
+        "waiting for data": f"{found.data / found.step:.1%}",
+        "start": f"{found.start:.1f} s more for the first steps" + (", which compile" if config.train.compile == "on" else ""),
+    }
+    title = f"{config.preset} on {world.device}, {world.precision.name} products, {config.optim.name}"
+    show_figures(title, rows, asdict(found) if json else None)
