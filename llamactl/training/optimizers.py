@@ -19,15 +19,34 @@ NEWTON_SCHULZ_STEPS = 5
 
 def orthogonalise(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     """Matrices (... rows x columns) with all their singular values brought near 1, by Newton-Schulz in `dtype`."""
-    a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.to(dtype)
     x = x.mT if tall else x
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    # bf16 can't hold the squares of small singular values, which the way through the Gram matrix needs.
+    through_gram = dtype == torch.float32 and x.shape[-1] >= 1.5 * x.shape[-2]
+    x = _through_gram(x) if through_gram else _newton_schulz(x)
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def _newton_schulz(x: Tensor) -> Tensor:
+    a, b, c = NEWTON_SCHULZ
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrices.dtype)
+    return x
+
+
+def _through_gram(x: Tensor) -> Tensor:
+    """The same with the small matrix x @ x.mT alone, which every factor is a polynomial of: a third less work at 3 to 8."""
+    a, b, c = NEWTON_SCHULZ
+    gram, one = x @ x.mT, torch.eye(x.shape[-2], device=x.device)
+    product = one
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        factor = a * one + b * gram + c * gram @ gram
+        product = factor @ product
+        gram = factor @ gram @ factor
+    return product @ x
 
 
 class Muon(Optimizer):

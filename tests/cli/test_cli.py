@@ -58,6 +58,19 @@ def test_text_becomes_a_model_becomes_text(home: Path, corpus: Path) -> None:
     assert run("sample --max-new-tokens 5", "The").stdout == run("sample --max-new-tokens 5 --run first@8", "The").stdout
 
 
+@pytest.mark.usefixtures("data")
+def test_the_machine_and_training_are_measured(home: Path) -> None:
+    peak = json.loads(run("bench peak --device cpu --json").stdout)
+    assert peak["rates"]["fp32"] > 1e9
+    assert peak["bandwidth"] > 1e8
+    assert "TFLOP/s" in run("bench peak --device cpu").stderr
+    words = f"bench train --device cpu --steps 2 {TINY}"
+    found = json.loads(run(f"{words} --json").stdout)
+    assert found["step"] * found["tokens_per_second"] == pytest.approx(512)
+    assert "tokens/s" in run(words).stderr
+    assert not (home / "runs").exists()
+
+
 def test_shares_are_made_then_sealed(home: Path, corpus: Path) -> None:
     words = f"prepare {corpus} --tokenizer bytes --name mine"
     for share in ("1/2", "2/2"):

@@ -6,7 +6,7 @@ from torch import nn
 
 from llamactl.config import ModelConfig, OptimConfig
 from llamactl.model.llama import Llama
-from llamactl.training.optimizers import OPTIMIZERS, Muon, orthogonalise, peak_rate, set_pace
+from llamactl.training.optimizers import OPTIMIZERS, Muon, _newton_schulz, orthogonalise, peak_rate, set_pace
 
 SHAPE = ModelConfig(layers=2, width=48, heads=6, kv_heads=2, head_width=8, hidden=80, context=64, vocab_size=128)
 
@@ -73,6 +73,19 @@ def test_orthogonalising_brings_singular_values_near_one(shape: tuple[int, ...])
     values = torch.linalg.svdvals(orthogonalise(torch.randn(shape), torch.float32))
     assert values.max() < 1.3
     assert values.median() > 0.65
+
+
+@pytest.mark.parametrize("shape", [(48, 128), (3, 20, 30), (2, 96, 32)])
+def test_the_way_through_the_gram_matrix_ends_at_the_same_matrix(shape: tuple[int, ...]) -> None:
+    """Also where singular values differ a thousandfold."""
+    matrices = torch.randn(shape, dtype=torch.float64)
+    u, values, v = torch.linalg.svd(matrices, full_matrices=False)
+    matrices = u * torch.logspace(0, -3, values.shape[-1], dtype=torch.float64) @ v
+    x = matrices.mT if shape[-2] > shape[-1] else matrices
+    expected = _newton_schulz(x / x.norm(dim=(-2, -1), keepdim=True))
+    found = orthogonalise(matrices.float(), torch.float32)
+    found = found.mT if shape[-2] > shape[-1] else found
+    assert torch.allclose(found.double(), expected, atol=2e-3)
 
 
 def test_stacking_changes_nothing() -> None:
