@@ -50,7 +50,7 @@ def train(
     from llamactl.training.plan import plan, resolve
     from llamactl.training.world import join
 
-    config = fresh(preset, None, overrides("", device, data, settings or []))
+    config = fresh(preset, None, overrides("", device, "", data, settings or []))
     dataset = DatasetDir.named(config.data.name).open()
     world = join(config.train)
     config = resolve(config, dataset, world)

@@ -25,6 +25,7 @@ def train(
     config: Annotated[Path | None, typer.Option(help="A config.toml to start from.", show_default=False)] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help=SET_HELP, show_default=False)] = None,
     device: Annotated[str, typer.Option(help=DEVICE_HELP, show_default="auto")] = "",
+    precision: Annotated[str, typer.Option(help="auto, bf16, fp32, fp16.", show_default="auto")] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run from its newest checkpoint.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and stop.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON on stdout.")] = False,
@@ -37,7 +38,7 @@ def train(
         raise BadUsage(f"What is {to_resume!r}?", "A run is named before training with --run, afterwards with --resume.")
     if resume and (preset or config):
         raise BadUsage("A resumed run keeps its preset and config.", "", "Leave --preset and --config out.")
-    typed = overrides(tokens, device, data, settings or [])
+    typed = overrides(tokens, device, precision, data, settings or [])
     if resume:
         folder = RunDir.named(to_resume or run).existing()
         chosen = resumed(folder, typed)
@@ -50,7 +51,7 @@ def train(
     execute(chosen, folder, resume, dry_run, json)
 
 
-def overrides(tokens: str, device: str, data: str, settings: list[str]) -> list[dict[str, Any]]:
+def overrides(tokens: str, device: str, precision: str, data: str, settings: list[str]) -> list[dict[str, Any]]:
     """What was typed, as trees of settings."""
     from llamactl.config import assignment
     from llamactl.quantities import read_count
@@ -58,8 +59,7 @@ def overrides(tokens: str, device: str, data: str, settings: list[str]) -> list[
     typed: list[dict[str, Any]] = [assignment(setting) for setting in settings]
     if tokens:
         typed.append({"train": {"tokens": read_count(tokens)}})
-    if device:
-        typed.append({"train": {"device": device}})
+    typed += [{"train": {name: value}} for name, value in (("device", device), ("precision", precision)) if value]
     if data:
         typed.append({"data": {"name": data}})
     return typed

@@ -3,9 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from itertools import islice, takewhile
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +12,6 @@ from llamactl.artifacts import Dataset, RunDir
 from llamactl.config import Config
 from llamactl.corpus.batches import Batch, Batches, Windows
 from llamactl.errors import Diverged
-from llamactl.model.decode import Picker, decode
 from llamactl.model.device import out_of_memory
 from llamactl.model.llama import Llama
 from llamactl.model.objective import NextToken
@@ -25,6 +22,7 @@ from llamactl.training.meter import peak_memory
 from llamactl.training.optimizers import OPTIMIZERS, set_pace
 from llamactl.training.plan import flops_per_token
 from llamactl.training.schedule import momentum, scale
+from llamactl.training.validation import sample, validate
 from llamactl.training.world import World
 
 MOST_SKIPPED = 8  # steps in a row without a finite gradient before the run gives up
@@ -209,34 +207,3 @@ def accumulate(objective: NextToken, micro_batches: list[Batch], world: World, s
         scaler.scale(loss).backward()
         total += loss.detach()
     return total
-
-
-@torch.no_grad()
-def validate(objective: NextToken, windows: Windows, dataset: Dataset, config: Config, world: World) -> tuple[float, float]:
-    """Mean loss in nats a token, and bits a byte of text, over `eval_tokens` spread evenly over the held-out windows.
-
-    Bits a byte do not depend on the tokenizer; the end-of-text token has no bytes, so it is left out of them.
-    """
-    number = max(1, min(len(windows), config.train.eval_tokens // config.model.context))
-    numbers = np.linspace(0, len(windows) - 1, number).round().astype(np.int64)
-    lengths = torch.from_numpy(dataset.tokenizer.byte_lengths)
-    nats = text_nats = text_bytes = 0.0
-    for start in range(0, number, config.train.micro_batch):
-        inputs, targets = windows.batch(numbers[start : start + config.train.micro_batch])
-        with world.precision.compute(world.device):
-            losses = objective.per_token(inputs.to(world.device), targets.to(world.device)).cpu().double()
-        nats += losses.sum().item()
-        text_nats += losses[targets != dataset.tokenizer.end].sum().item()
-        text_bytes += lengths[targets].sum().item()
-    return nats / (number * windows.context), text_nats / math.log(2) / max(1.0, text_bytes)
-
-
-def sample(model: Llama, prompt: str, seed: int, dataset: Dataset, config: Config) -> str:
-    """A few tokens after a prompt, opened by the end-of-text token as documents are in training."""
-    tokenizer, device = dataset.tokenizer, model.lm_head.weight.device
-    tokens = torch.tensor([[tokenizer.end, *tokenizer.encode(prompt).tolist()]], device=device)
-    generator = torch.Generator(device).manual_seed(seed)
-    decoding = (token.item() for token in decode(model, tokens, tokenizer.vocab_size, Picker(), generator))
-    return tokenizer.decode(
-        map(int, takewhile(lambda token: token != tokenizer.end, islice(decoding, config.train.sample_tokens)))
-    )

@@ -28,7 +28,8 @@ from llamactl.errors import Diverged
 from llamactl.model.objective import NextToken
 from llamactl.training import trainer
 from llamactl.training.events import Event, Resumed, Sampled, Saved, Skipped, Slowed, Stepped, Validated, record
-from llamactl.training.trainer import Trainer, accumulate, build_model, train, validate
+from llamactl.training.trainer import Trainer, accumulate, build_model, train
+from llamactl.training.validation import validate
 from llamactl.training.world import World
 
 Configured = Callable[..., tuple[Config, World]]
