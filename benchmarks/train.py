@@ -30,7 +30,8 @@ from llamactl.config import Config, build, preset
 from llamactl.model.llama import count
 from llamactl.tokenizer import raw_bytes
 from llamactl.training.meter import matrix_rate, peak_memory
-from llamactl.training.plan import flops_per_token, resolve
+from llamactl.training.plan import resolve
+from llamactl.training.sizing import flops_per_token
 from llamactl.training.trainer import Trainer
 from llamactl.training.world import World, join
 

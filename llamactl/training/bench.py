@@ -13,7 +13,7 @@ from llamactl.errors import NoRoom
 from llamactl.model.device import NAMES, Precision
 from llamactl.training.events import Slowed
 from llamactl.training.meter import bandwidth, finish, matrix_rate, peak_memory, sheet_rate
-from llamactl.training.plan import flops_per_token
+from llamactl.training.sizing import flops_per_token
 from llamactl.training.trainer import Trainer
 from llamactl.training.world import World
 

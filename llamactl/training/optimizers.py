@@ -15,6 +15,7 @@ from llamactl.model.llama import Llama
 # Coefficients of the quintic Newton-Schulz step (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
+WIDE = 1.5  # columns to a row from which the way through the Gram matrix is the shorter one
 
 
 def orthogonalise(matrices: Tensor, dtype: torch.dtype) -> Tensor:
@@ -24,9 +25,15 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     x = x.mT if tall else x
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     # bf16 can't hold the squares of small singular values, which the way through the Gram matrix needs.
-    through_gram = dtype == torch.float32 and x.shape[-1] >= 1.5 * x.shape[-2]
-    x = _through_gram(x) if through_gram else _newton_schulz(x)
+    x = _through_gram(x) if dtype == torch.float32 and x.shape[-1] >= WIDE * x.shape[-2] else _newton_schulz(x)
     return (x.mT if tall else x).to(matrices.dtype)
+
+
+def newton_schulz_flops(rows: int, columns: int) -> float:
+    """FLOPs of orthogonalising a matrix with no more rows than columns."""
+    if columns >= WIDE * rows:
+        return 4 * rows**2 * columns + (8 * NEWTON_SCHULZ_STEPS - 6) * rows**3
+    return NEWTON_SCHULZ_STEPS * (4 * rows**2 * columns + 2 * rows**3)
 
 
 def _newton_schulz(x: Tensor) -> Tensor:
@@ -41,11 +48,12 @@ def _through_gram(x: Tensor) -> Tensor:
     """The same with the small matrix x @ x.mT alone, which every factor is a polynomial of: a third less work at 3 to 8."""
     a, b, c = NEWTON_SCHULZ
     gram, one = x @ x.mT, torch.eye(x.shape[-2], device=x.device)
-    product = one
-    for _ in range(NEWTON_SCHULZ_STEPS):
+    product = a * one + b * gram + c * gram @ gram
+    factor = product
+    for _ in range(NEWTON_SCHULZ_STEPS - 1):
+        gram = factor @ gram @ factor
         factor = a * one + b * gram + c * gram @ gram
         product = factor @ product
-        gram = factor @ gram @ factor
     return product @ x
 
 

@@ -1,30 +1,27 @@
 """What a run is about to do, worked out before its first step: sizes, steps, memory, time."""
 
 import math
-import os
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from llamactl.artifacts import Dataset
-from llamactl.config import Config, ModelConfig, Switch, TrainConfig
+from llamactl.config import Config, ModelConfig, Switch
 from llamactl.corpus.batches import Windows
 from llamactl.errors import BadData, BadUsage, NoRoom
 from llamactl.model.llama import count, embeddings
-from llamactl.model.objective import CHUNK
 from llamactl.training.optimizers import EMBEDDING_SCALE, EMBEDDING_SCALE_TIED, peak_rate
+from llamactl.training.sizing import (
+    chunk_bytes,
+    flops_per_token,
+    free_memory,
+    most_at_once,
+    recomputing,
+    state_bytes,
+    update_flops,
+    window_bytes,
+    windows_of,
+)  # fmt: skip
 from llamactl.training.world import World
-
-# Tokens of a step grow with the budget D like D^0.38, as critical batch sizes do (nanochat's fit over its own sweeps),
-# from 14 windows of 1,024 at 256,000 tokens to half a million.
-STEP_AT = (256_000, 14_336)
-STEP_EXPONENT = 0.38
-LARGEST_STEP = 524_288
-
-# Above this many tokens at once a device gains nothing: a CPU falls out of its caches, a GPU is busy.
-MICRO_TOKENS = {"cpu": 2_048}
-MICRO_TOKENS_ON_GPU = 32_768
 
 # FLOPs of a run below which compiling takes longer than it saves: about a minute of work on each.
 WORTH_COMPILING = {"cpu": 1e13, "cuda": 1e16}
@@ -59,12 +56,6 @@ class Plan:
         return self.tokens_per_parameter < SMOKE_TEST
 
 
-def flops_per_token(model: ModelConfig) -> float:
-    """FLOPs of training on a token: 6 per weight of a matrix, and 12 L H E T for attention (PaLM, arXiv 2204.02311)."""
-    matrices = count(model) - embeddings(model) + model.vocab_size * model.width
-    return 6 * matrices + 12 * model.layers * model.heads * model.head_width * model.context
-
-
 def resolve(config: Config, dataset: Dataset, world: World) -> Config:
     """Replace each 0 ("work it out") by its value for this dataset and device."""
     model, optim, train = config.model, config.optim, config.train
@@ -73,8 +64,8 @@ def resolve(config: Config, dataset: Dataset, world: World) -> Config:
     if model.vocab_size < dataset.info.vocab_size:
         why = f"The dataset {dataset.name} has {dataset.info.vocab_size} token ids."
         raise BadUsage(f"model.vocab_size={model.vocab_size} is too small.", why, "Leave it out: it follows the dataset.")
-    recompute = _recompute(train.recompute, model, optim.name, world)
-    windows, micro_batch = _windows(train, model, _most_at_once(model, optim.name, recompute, world))
+    recompute = recomputing(train.recompute, model, optim.name, world)
+    windows, micro_batch = windows_of(train, model, optim.name, most_at_once(model, optim.name, recompute, world))
     steps = -(-train.tokens // (windows * model.context))
     eval_every = train.eval_every or max(1, -(-steps // (10 if steps >= 100 else 3)))
     resolved = {
@@ -119,7 +110,8 @@ def plan(config: Config, dataset: Dataset, world: World, rate: float) -> Plan:
         micro_batch=train.micro_batch,
         epochs=tokens / (available * model.context),
         flops=tokens * flops_per_token(model),
-        seconds=tokens * flops_per_token(model) / (usual_efficiency(model) * rate),
+        seconds=(tokens * flops_per_token(model) + steps * update_flops(model, config.optim.name))
+        / (usual_efficiency(model) * rate),
         memory=state_bytes(model, config.optim.name)
         + train.micro_batch * window_bytes(model, train.recompute == "on", world)
         + chunk_bytes(model, world),
@@ -132,69 +124,9 @@ def plan(config: Config, dataset: Dataset, world: World, rate: float) -> Plan:
     return made
 
 
-def state_bytes(model: ModelConfig, optimizer: str) -> int:
-    """Bytes of weights, gradients and optimizer state, all fp32: Muon keeps one number a weight, AdamW two."""
-    total = count(model)
-    matrices = total - embeddings(model) - (2 * model.layers + 1) * model.width
-    return 4 * (2 * total + (2 * total - matrices if optimizer == "muon" else 2 * total))
-
-
-def window_bytes(model: ModelConfig, recompute: bool, world: World) -> int:
-    """Bytes that a window keeps for its backward pass: what each layer saves, or with `recompute` its input alone."""
-    width = world.precision.dtype.itemsize
-    heads = (model.heads + 2 * model.kv_heads) * model.head_width
-    layer = 20 * model.width + 4 * heads + width * (2 * model.width + 3 * heads + 4 * model.hidden)
-    kept = 4 * model.width * model.layers + layer if recompute else model.layers * layer
-    return model.context * (kept + 8 * model.width)
-
-
-def chunk_bytes(model: ModelConfig, world: World) -> int:
-    """Bytes of the logits that stand at once, with their gradient, and of the head in the format of products."""
-    width = world.precision.dtype.itemsize
-    return CHUNK * (4 + 2 * width) * model.vocab_size + (4 + width) * model.vocab_size * model.width
-
-
 def usual_efficiency(model: ModelConfig) -> float:
     """The share of a device's matrix rate that a step reaches: on two cores 0.25 at width 192, 0.46 at 768 (measured)."""
     return min(0.45, 0.25 * math.sqrt(model.width / 192))
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had on a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if device.type == "cpu" else 8 << 30
-
-
-def _usual_step(tokens: int) -> float:
-    at, size = STEP_AT
-    return min(LARGEST_STEP, size * (tokens / at) ** STEP_EXPONENT)
-
-
-def _windows(train: TrainConfig, model: ModelConfig, most: int) -> tuple[int, int]:
-    """Windows of a step, and of a micro-batch: all micro-batches are of one size where nobody asked for another."""
-    if train.tokens_per_step:
-        windows = round(train.tokens_per_step / model.context) or 1
-        rounds = -(-windows // most)
-        return windows, min(windows, train.micro_batch or -(-windows // rounds))
-    windows = round(_usual_step(train.tokens) / model.context) or 1
-    micro_batch = min(windows, train.micro_batch or most)
-    return round(windows / micro_batch) * micro_batch, micro_batch
-
-
-def _most_at_once(model: ModelConfig, optimizer: str, recompute: Literal["on", "off"], world: World) -> int:
-    """As many windows as memory and sense allow."""
-    room = 0.6 * free_memory(world.device) - state_bytes(model, optimizer) - chunk_bytes(model, world)
-    sense = MICRO_TOKENS.get(world.device.type, MICRO_TOKENS_ON_GPU) // model.context
-    return max(1, min(sense, int(room // window_bytes(model, recompute == "on", world))))
-
-
-def _recompute(wish: Switch, model: ModelConfig, optimizer: str, world: World) -> Literal["on", "off"]:
-    """Recomputing costs a third more work, so it is for windows that would not fit without."""
-    if wish != "auto":
-        return wish
-    needed = state_bytes(model, optimizer) + chunk_bytes(model, world) + window_bytes(model, False, world)
-    return "off" if needed < 0.6 * free_memory(world.device) else "on"
 
 
 def _compile(wish: Switch, flops: float, world: World) -> Literal["on", "off"]:

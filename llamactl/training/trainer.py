@@ -20,8 +20,8 @@ from llamactl.training.compilation import compile_blocks, eagerly
 from llamactl.training.events import Event, Resumed, Sampled, Saved, Skipped, Slowed, Stepped, Validated
 from llamactl.training.meter import peak_memory
 from llamactl.training.optimizers import OPTIMIZERS, set_pace
-from llamactl.training.plan import flops_per_token
 from llamactl.training.schedule import momentum, scale
+from llamactl.training.sizing import flops_per_token
 from llamactl.training.validation import sample, validate
 from llamactl.training.world import World
 

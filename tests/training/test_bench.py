@@ -7,7 +7,7 @@ import pytest
 from llamactl.artifacts import Dataset, RunDir
 from llamactl.config import Config
 from llamactl.training import bench
-from llamactl.training.plan import flops_per_token
+from llamactl.training.sizing import flops_per_token
 from llamactl.training.world import World
 
 Configured = Callable[..., tuple[Config, World]]

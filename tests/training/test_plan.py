@@ -3,13 +3,17 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from llamactl.artifacts import Dataset
 from llamactl.config import Config, build, preset
 from llamactl.errors import BadData, BadUsage, NoRoom
-from llamactl.model.llama import count, embeddings
+from llamactl.model.llama import Llama, count, embeddings
 from llamactl.training import plan as planning
-from llamactl.training.plan import flops_per_token, plan, resolve
+from llamactl.training import sizing
+from llamactl.training.optimizers import OPTIMIZERS
+from llamactl.training.plan import plan, resolve
+from llamactl.training.sizing import flops_per_token, state_bytes, update_flops
 from llamactl.training.world import World, join
 
 Configured = Callable[..., tuple[Config, World]]
@@ -24,7 +28,7 @@ def planned(dataset: Dataset, *layers: dict[str, object]) -> tuple[Config, plann
 
 @pytest.mark.parametrize(
     ("tokens", "low", "high"),
-    [(256_000, 13_000, 16_500), (10**8, 120_000, 150_000), (10**9, 320_000, 370_000), (10**11, 524_288, 524_288)],
+    [(256_000, 12_000, 17_000), (10**8, 45_000, 55_000), (13 * 10**8, 250_000, 290_000), (10**11, 524_288, 524_288)],
 )
 def test_tokens_per_step_follow_from_the_budget(dataset: Dataset, tokens: int, low: int, high: int) -> None:
     config, _ = planned(dataset, {"train": {"tokens": tokens}})
@@ -72,7 +76,7 @@ def test_what_is_too_small_or_too_big_is_said_before_the_first_step(dataset: Dat
 
 
 def test_micro_batches_are_dealt_out_evenly(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "MICRO_TOKENS", {"cpu": 5 * 1024})
+    monkeypatch.setattr(sizing, "MICRO_TOKENS", {"cpu": 5 * 1024})
     config, _ = planned(dataset, {"train": {"tokens": 256_000, "tokens_per_step": 14 * 1024}})
     assert config.train.micro_batch == 5
 
@@ -83,9 +87,10 @@ def test_many_epochs_are_counted(dataset: Dataset) -> None:
 
 
 def test_micro_batches_are_all_alike_where_nobody_asked_for_more(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "MICRO_TOKENS", {"cpu": 4 * 1024})
+    monkeypatch.setattr(sizing, "MICRO_TOKENS", {"cpu": 4 * 1024})
     config, _ = planned(dataset, {"train": {"tokens": 256_000}})
-    assert (config.train.tokens_per_step, config.train.micro_batch) == (16 * 1024, 4)
+    assert config.train.tokens_per_step == 12 * 1024
+    assert config.train.micro_batch == 4
 
 
 def test_long_runs_are_compiled(dataset: Dataset) -> None:
@@ -97,8 +102,32 @@ def test_long_runs_are_compiled(dataset: Dataset) -> None:
 def test_activations_are_recomputed_where_they_would_not_fit(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     config, roomy = planned(dataset)
     assert config.train.recompute == "off"
-    state = planning.state_bytes(config.model, "muon")
-    monkeypatch.setattr(planning, "free_memory", lambda device: int(1.9 * state))
+    state = state_bytes(config.model, "muon")
+    for module in (planning, sizing):
+        monkeypatch.setattr(module, "free_memory", lambda device: int(1.9 * state))
     config, tight = planned(dataset)
     assert (config.train.recompute, config.train.micro_batch) == ("on", 1)
     assert tight.memory < 1.9 * state < roomy.memory
+
+
+def test_a_step_is_worth_its_update(dataset: Dataset) -> None:
+    """Muon's products are at most a seventh of a step's work in every preset, however small the budget."""
+    for name in ("tiny", "10m", "50m", "150m"):
+        config, _ = planned(dataset, preset(name), {"train": {"tokens": 100_000}})
+        work = config.train.tokens_per_step * flops_per_token(config.model)
+        assert update_flops(config.model, "muon") < work / 5
+    assert update_flops(config.model, "adamw") == 0
+
+
+def test_update_flops_are_those_of_the_products(dataset: Dataset) -> None:
+    """Counted by torch while the optimizer runs."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config, _ = planned(dataset, preset("tiny"))
+    model = Llama(config.model)
+    muon = OPTIMIZERS["muon"](model, config.optim, torch.float32)[0]
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    with FlopCounterMode(display=False) as counter:
+        muon.step()
+    assert counter.get_total_flops() == pytest.approx(update_flops(config.model, "muon"), rel=1e-6)

@@ -1,0 +1,101 @@
+"""How big a run's pieces are: FLOPs, bytes, the tokens of a step and how many of them are on the device at once."""
+
+import os
+from typing import Literal
+
+import torch
+
+from llamactl.config import ModelConfig, Switch, TrainConfig
+from llamactl.model.llama import count, embeddings
+from llamactl.model.objective import CHUNK
+from llamactl.training.optimizers import newton_schulz_flops
+from llamactl.training.world import World
+
+# Tokens of a step grow with the budget: with 1,024 a model of 2.6M parameters learned most from 245,760 tokens
+# (docs/recipe.md), with 262,144 the runs that others publish learn most from 1.3 billion.
+STEP_AT, STEP_EXPONENT = (245_760, 1_024), 0.65
+LARGEST_STEP = 524_288
+
+# Muon's products take as long for a few tokens as for many: a step has so many that they are a seventh of its work.
+MUON_SHARE = 1 / 7
+
+# Above this many tokens at once a device gains nothing: a CPU falls out of its caches, a GPU is busy.
+MICRO_TOKENS = {"cpu": 2_048}
+MICRO_TOKENS_ON_GPU = 32_768
+
+
+def flops_per_token(model: ModelConfig) -> float:
+    """FLOPs of training on a token: 6 per weight of a matrix, and 12 L H E T for attention (PaLM, arXiv 2204.02311)."""
+    matrices = count(model) - embeddings(model) + model.vocab_size * model.width
+    return 6 * matrices + 12 * model.layers * model.heads * model.head_width * model.context
+
+
+def update_flops(model: ModelConfig, optimizer: str) -> float:
+    """FLOPs of moving the weights once: Muon's products, as AdamW has none."""
+    if optimizer != "muon":
+        return 0.0
+    query, key = (model.width, model.heads * model.head_width), (model.width, model.kv_heads * model.head_width)
+    shapes = [query, key, key, query, *3 * [(model.width, model.hidden)]]
+    return model.layers * sum(newton_schulz_flops(min(shape), max(shape)) for shape in shapes)
+
+
+def usual_step(tokens: int, model: ModelConfig, optimizer: str) -> float:
+    """Tokens of a step that suit a budget, and that are worth an update of the weights."""
+    at, size = STEP_AT
+    worthwhile = update_flops(model, optimizer) / (MUON_SHARE * flops_per_token(model))
+    return max(worthwhile, min(LARGEST_STEP, size * (tokens / at) ** STEP_EXPONENT))
+
+
+def state_bytes(model: ModelConfig, optimizer: str) -> int:
+    """Bytes of weights, gradients and optimizer state, all fp32: Muon keeps one number a weight, AdamW two."""
+    total = count(model)
+    matrices = total - embeddings(model) - (2 * model.layers + 1) * model.width
+    return 4 * (2 * total + (2 * total - matrices if optimizer == "muon" else 2 * total))
+
+
+def window_bytes(model: ModelConfig, recompute: bool, world: World) -> int:
+    """Bytes that a window keeps for its backward pass: what each layer saves, or with `recompute` its input alone."""
+    width = world.precision.dtype.itemsize
+    heads = (model.heads + 2 * model.kv_heads) * model.head_width
+    layer = 20 * model.width + 4 * heads + width * (2 * model.width + 3 * heads + 4 * model.hidden)
+    kept = 4 * model.width * model.layers + layer if recompute else model.layers * layer
+    return model.context * (kept + 8 * model.width)
+
+
+def chunk_bytes(model: ModelConfig, world: World) -> int:
+    """Bytes of the logits that stand at once, with their gradient, and of the head in the format of products."""
+    width = world.precision.dtype.itemsize
+    return CHUNK * (4 + 2 * width) * model.vocab_size + (4 + width) * model.vocab_size * model.width
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if device.type == "cpu" else 8 << 30
+
+
+def windows_of(train: TrainConfig, model: ModelConfig, optimizer: str, most: int) -> tuple[int, int]:
+    """Windows of a step, and of a micro-batch: all micro-batches are of one size where nobody asked for another."""
+    if train.tokens_per_step:
+        windows = round(train.tokens_per_step / model.context) or 1
+        rounds = -(-windows // most)
+        return windows, min(windows, train.micro_batch or -(-windows // rounds))
+    windows = round(usual_step(train.tokens, model, optimizer) / model.context) or 1
+    micro_batch = min(windows, train.micro_batch or most)
+    return round(windows / micro_batch) * micro_batch, micro_batch
+
+
+def most_at_once(model: ModelConfig, optimizer: str, recompute: Literal["on", "off"], world: World) -> int:
+    """As many windows as memory and sense allow."""
+    room = 0.6 * free_memory(world.device) - state_bytes(model, optimizer) - chunk_bytes(model, world)
+    sense = MICRO_TOKENS.get(world.device.type, MICRO_TOKENS_ON_GPU) // model.context
+    return max(1, min(sense, int(room // window_bytes(model, recompute == "on", world))))
+
+
+def recomputing(wish: Switch, model: ModelConfig, optimizer: str, world: World) -> Literal["on", "off"]:
+    """Recomputing costs a third more work, so it is for windows that would not fit without."""
+    if wish != "auto":
+        return wish
+    needed = state_bytes(model, optimizer) + chunk_bytes(model, world) + window_bytes(model, False, world)
+    return "off" if needed < 0.6 * free_memory(world.device) else "on"
