@@ -63,6 +63,7 @@ class OptimConfig(Section):
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW: memory of the squared gradient")
     eps: float = Field(1e-10, gt=0, description="AdamW: added to the root of the squared gradient")
     momentum: float = Field(0.95, ge=0, lt=1, description="Muon: memory of the gradient, after its warm-up")
+    row_memory: float = Field(0.95, ge=0, lt=1, description="Muon: memory of how much each row moves; 0: rows are not evened")
     embedding_scale: float = Field(
         0.0, ge=0, description="Muon: the embedding's rate as a multiple of lr; 0: 20, or 1 where it is the head as well"
     )

@@ -18,6 +18,7 @@ from llamactl.model.attention import attend
 from llamactl.model.cache import KVCache, LayerCache
 
 INIT_STD = 0.02
+WRITERS = ("o_proj.weight", "down_proj.weight")  # the matrices that add to the residual stream
 
 
 class Rotation(NamedTuple):
@@ -167,11 +168,10 @@ class Llama(nn.Module):
 
     def _initialise(self) -> None:
         """Normal weights; what writes to the residual stream is smaller by the root of its writers (GPT-2)."""
-        writers = 2 * self.config.layers
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
-                writes = name.endswith(("o_proj.weight", "down_proj.weight"))
-                nn.init.normal_(parameter, std=INIT_STD / math.sqrt(writers) if writes else INIT_STD)
+                writers = 2 * self.config.layers if name.endswith(WRITERS) else 1
+                nn.init.normal_(parameter, std=INIT_STD / math.sqrt(writers))
 
 
 def count(config: ModelConfig) -> int:

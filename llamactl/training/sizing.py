@@ -8,7 +8,7 @@ import torch
 from llamactl.config import ModelConfig, Switch, TrainConfig
 from llamactl.model.llama import count, embeddings
 from llamactl.model.objective import CHUNK
-from llamactl.training.optimizers import newton_schulz_flops
+from llamactl.training.muon import newton_schulz_flops
 from llamactl.training.world import World
 
 # Tokens of a step grow with the budget: with 1,024 a model of 2.6M parameters learned most from 245,760 tokens

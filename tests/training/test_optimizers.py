@@ -6,7 +6,8 @@ from torch import nn
 
 from llamactl.config import ModelConfig, OptimConfig
 from llamactl.model.llama import Llama
-from llamactl.training.optimizers import OPTIMIZERS, Muon, _newton_schulz, orthogonalise, peak_rate, set_pace
+from llamactl.training.muon import Muon, _newton_schulz, orthogonalise
+from llamactl.training.optimizers import OPTIMIZERS, peak_rate, set_pace
 
 SHAPE = ModelConfig(layers=2, width=48, heads=6, kv_heads=2, head_width=8, hidden=80, context=64, vocab_size=128)
 
@@ -40,7 +41,8 @@ def test_muon_is_torchs(shape: tuple[int, int]) -> None:
     ours = [nn.Parameter(torch.randn(shape)) for _ in range(3)]
     theirs = [nn.Parameter(parameter.detach().clone()) for parameter in ours]
     options = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.95}
-    pair = (Muon(ours, **options), torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **options))  # type: ignore[arg-type]
+    stacked = Muon(ours, OptimConfig(row_memory=0.0, **options))
+    pair = (stacked, torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **options))  # type: ignore[arg-type]
     for _ in range(5):
         for mine, other in zip(ours, theirs, strict=True):
             mine.grad = torch.randn(shape)
@@ -57,7 +59,7 @@ def test_muon_is_torchs(shape: tuple[int, int]) -> None:
 def test_muon_in_fp32_is_the_formula() -> None:
     weight, gradients = torch.randn(6, 4), torch.randn(3, 6, 4)
     parameter, buffer, expected = nn.Parameter(weight.clone()), torch.zeros(6, 4), weight.clone()
-    optimizer = Muon([parameter], lr=0.1, weight_decay=0.2, momentum=0.9)
+    optimizer = Muon([parameter], OptimConfig(lr=0.1, weight_decay=0.2, momentum=0.9, row_memory=0.0))
     for gradient in gradients:
         parameter.grad = gradient.clone()
         optimizer.step()
@@ -66,6 +68,24 @@ def test_muon_in_fp32_is_the_formula() -> None:
         step = orthogonalise(ahead, torch.float32) * 0.2 * 6**0.5
         expected = expected * (1 - 0.1 * 0.2) - 0.1 * step
         assert torch.allclose(parameter, expected, atol=1e-5)
+
+
+def test_rows_that_have_moved_most_move_less_and_the_whole_as_much() -> None:
+    """Two steps by the formula: each row over the root of its remembered mean square, then the old norm of the whole."""
+    gradients = torch.randn(2, 6, 8) * torch.logspace(0, 1, 6)[:, None]
+    even, plain = nn.Parameter(torch.zeros(6, 8)), nn.Parameter(torch.zeros(6, 8))
+    settings = OptimConfig(lr=0.1, weight_decay=0.0, momentum=0.5, row_memory=0.9)
+    pair = Muon([even], settings), Muon([plain], settings.model_copy(update={"row_memory": 0.0}))
+    rows = torch.zeros(6)
+    for gradient in gradients:
+        before = even.detach().clone(), plain.detach().clone()
+        for parameter, optimizer in zip((even, plain), pair, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+        step, reference = even.detach() - before[0], plain.detach() - before[1]
+        rows = 0.9 * rows + 0.1 * reference.square().mean(-1)
+        expected = reference / rows.sqrt()[:, None]
+        assert torch.allclose(step, expected * reference.norm() / expected.norm(), atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (64, 16), (16, 64), (4, 24, 8)])
