@@ -18,7 +18,6 @@ from llamactl.model.attention import attend
 from llamactl.model.cache import KVCache, LayerCache
 
 INIT_STD = 0.02
-WRITERS = ("o_proj.weight", "down_proj.weight")  # the matrices that add to the residual stream
 
 
 class Rotation(NamedTuple):
@@ -170,7 +169,7 @@ class Llama(nn.Module):
         """Normal weights; what writes to the residual stream is smaller by the root of its writers (GPT-2)."""
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
-                writers = 2 * self.config.layers if name.endswith(WRITERS) else 1
+                writers = 2 * self.config.layers if name.endswith(("o_proj.weight", "down_proj.weight")) else 1
                 nn.init.normal_(parameter, std=INIT_STD / math.sqrt(writers))
 
 

@@ -82,8 +82,9 @@ def windows_of(train: TrainConfig, model: ModelConfig, optimizer: str, most: int
         rounds = -(-windows // most)
         return windows, min(windows, train.micro_batch or -(-windows // rounds))
     windows = round(usual_step(train.tokens, model, optimizer) / model.context) or 1
-    micro_batch = min(windows, train.micro_batch or most)
-    return round(windows / micro_batch) * micro_batch, micro_batch
+    rounds = -(-windows // (train.micro_batch or most))
+    micro_batch = train.micro_batch or round(windows / rounds)
+    return rounds * micro_batch, micro_batch
 
 
 def most_at_once(model: ModelConfig, optimizer: str, recompute: Literal["on", "off"], world: World) -> int:

@@ -13,7 +13,7 @@ from llamactl.config import Config
 from llamactl.corpus.batches import Batch, Batches, Windows
 from llamactl.errors import Diverged
 from llamactl.model.device import out_of_memory
-from llamactl.model.llama import WRITERS, Llama
+from llamactl.model.llama import Llama
 from llamactl.model.objective import NextToken
 from llamactl.training.ahead import Ahead
 from llamactl.training.compilation import compile_blocks, eagerly
@@ -192,16 +192,9 @@ class Trainer:
 
 
 def build_model(config: Config, world: World) -> Llama:
-    """A model with fp32 weights that its seed decides, whatever the device.
-
-    Blocks start by adding nothing to the residual stream, and learn what is worth adding (docs/recipe.md).
-    """
+    """A model with fp32 weights that its seed decides, whatever the device."""
     torch.manual_seed(config.train.seed)
-    model = Llama(config.model)
-    for name, parameter in model.named_parameters():
-        if name.endswith(WRITERS):
-            nn.init.zeros_(parameter)
-    return model.to(world.device)
+    return Llama(config.model).to(world.device)
 
 
 def accumulate(objective: NextToken, micro_batches: list[Batch], world: World, scaler: torch.amp.GradScaler) -> Tensor:

@@ -90,7 +90,7 @@ def test_micro_batches_are_all_alike_where_nobody_asked_for_more(dataset: Datase
     monkeypatch.setattr(sizing, "MICRO_TOKENS", {"cpu": 4 * 1024})
     config, _ = planned(dataset, {"train": {"tokens": 256_000}})
     assert config.train.tokens_per_step == 12 * 1024
-    assert config.train.micro_batch == 4
+    assert config.train.micro_batch == 3
 
 
 def test_long_runs_are_compiled(dataset: Dataset) -> None:
