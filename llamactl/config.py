@@ -117,7 +117,7 @@ Tree = dict[str, Any]
 PRESETS: dict[str, Tree] = {
     "tiny": {
         "model": dict(layers=4, width=192, heads=3, kv_heads=1, head_width=64, hidden=512, context=256, tied=True),
-        "optim": dict(embedding_scale=6.0, beta2=0.99),  # for its small batches: docs/benchmarks.md
+        "optim": dict(embedding_scale=6.0, beta2=0.99),  # for its small batches: docs/recipe.md
     },
     "10m": {
         "model": dict(layers=6, width=384, heads=3, kv_heads=1, head_width=128, hidden=1024, context=512, tied=True),

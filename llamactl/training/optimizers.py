@@ -59,7 +59,7 @@ OPTIMIZERS: dict[str, Callable[[Llama, OptimConfig, torch.dtype], list[Optimizer
 PEAK_AT_768 = {"muon": 3.6e-3, "adamw": 1.8e-3}
 
 
-# How much faster the embedding learns under Muon (docs/benchmarks.md); one that is the head too has gradients everywhere.
+# How much faster the embedding learns under Muon (docs/recipe.md); one that is the head too has gradients everywhere.
 EMBEDDING_SCALE = 20.0
 EMBEDDING_SCALE_TIED = 1.0
 
