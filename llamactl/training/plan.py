@@ -11,7 +11,7 @@ from llamactl.config import Config, ModelConfig
 from llamactl.corpus.batches import Windows
 from llamactl.errors import BadData, BadUsage, NoRoom
 from llamactl.model.llama import count, embeddings
-from llamactl.training.optimizers import EMBEDDING_SCALE, EMBEDDING_SCALE_TIED, peak_rate
+from llamactl.training.optimizers import CONTINUED_RATE, EMBEDDING_SCALE, EMBEDDING_SCALE_TIED, peak_rate
 from llamactl.training.world import World
 
 # Tokens of a step grow with the budget D like D^0.38, as critical batch sizes do (nanochat's fit over its own sweeps),
@@ -79,8 +79,9 @@ def resolve(config: Config, dataset: Dataset, world: World) -> Config:
         "save_every": train.save_every or eval_every,
         "precision": world.precision.name,
     }
+    share = CONTINUED_RATE if train.init_from else 1.0
     rates = {
-        "lr": optim.lr or peak_rate(optim.name, model.width),
+        "lr": optim.lr or share * peak_rate(optim.name, model.width),
         "embedding_scale": optim.embedding_scale or (EMBEDDING_SCALE_TIED if model.tied else EMBEDDING_SCALE),
     }
     return config.model_copy(

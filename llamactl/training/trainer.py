@@ -20,6 +20,7 @@ from llamactl.model.objective import NextToken
 from llamactl.training.events import Event, Resumed, Sampled, Saved, Skipped, Stepped, Validated
 from llamactl.training.meter import peak_memory
 from llamactl.training.optimizers import OPTIMIZERS, set_pace
+from llamactl.training.origin import inherit
 from llamactl.training.plan import flops_per_token
 from llamactl.training.schedule import momentum, scale
 from llamactl.training.world import World
@@ -67,9 +68,11 @@ class Trainer:
         return self.step, tokens, tokens * flops_per_token(self.config.model), self.seconds
 
     def resume(self) -> Iterator[Event]:
-        """Go to the newest sound checkpoint, if there is one."""
+        """Go to the newest sound checkpoint, or start with the weights of another run's, where there is one."""
         path, damaged = checkpoint.newest(self.run)
-        if path is not None:
+        if path is None:
+            inherit(self.config, self.dataset, self.model)
+        else:
             state = checkpoint.restore(path, self.model, self.optimizers)
             self.step, self.seconds, self.validation_loss = state.step, state.seconds, state.validation_loss
         if path is not None or damaged:
