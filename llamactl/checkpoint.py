@@ -53,8 +53,7 @@ def save(path: Path, model: Llama, tokenizer: Tokenizer, optimizers: list[Optimi
 
 def restore(path: Path, model: Llama, optimizers: list[Optimizer]) -> State:
     """Put a checkpoint's weights and optimizer state into place, in a model of the same shape."""
-    state = verified(path)
-    model.load_state_dict(_weights(path, model.config))
+    state = restore_weights(path, model)
     tensors = load_file(path / OPTIMIZER)
     names = {parameter: name for name, parameter in model.named_parameters()}
     for optimizer in optimizers:
@@ -65,10 +64,17 @@ def restore(path: Path, model: Llama, optimizers: list[Optimizer]) -> State:
     return state
 
 
+def restore_weights(path: Path, model: Llama) -> State:
+    """Put a checkpoint's weights into place, and nothing else, in a model whose weights have the same shapes."""
+    state = verified(path)
+    model.load_state_dict(_weights(path, model.config))
+    return state
+
+
 def load_model(path: Path, device: torch.device) -> tuple[Llama, Tokenizer, State]:
     """The model of a checkpoint, ready to use, its tokenizer, and where its run stood."""
     state = verified(path)
-    config = _shape(path / "config.json")
+    config = shape(path)
     with torch.device("meta"):
         model = Llama(config)
     model.load_state_dict(_weights(path, config), assign=True)
@@ -113,6 +119,17 @@ def find(name: str) -> Path:
         kept = ", ".join(map(str, run.steps())) or "none"
         raise BadData(f"The run {run.path.name} has no checkpoint {which!r}.", f"It has the steps: {kept}.")
     return run.checkpoint(step)
+
+
+def locate(name: str) -> Path:
+    """The checkpoint that `find` knows by a name, or the one in the folder of a path; raises BadData."""
+    path = Path(name)
+    if len(path.parts) <= 1 and not (path / STATE).exists():
+        return find(name)
+    if not (path / STATE).is_file():
+        fix = "A checkpoint is RUN, RUN@STEP, RUN@best or the path of a folder like runs/RUN/checkpoints/step-00000250."
+        raise BadData(f"{path} is not a checkpoint.", f"It has no {STATE}.", fix)
+    return path
 
 
 def best(run: RunDir) -> int | None:
@@ -191,8 +208,7 @@ def hugging_face(config: ModelConfig) -> dict[str, Any]:
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         **{theirs: getattr(config, ours) for ours, theirs in NAMES.items()},
-        "rope_scaling": None,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        **_rope(config),
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
@@ -205,9 +221,40 @@ def hugging_face(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _shape(path: Path) -> ModelConfig:
+def _rope(config: ModelConfig) -> dict[str, Any]:
+    """How positions are scaled, as versions before 5 spell it and as later ones do."""
+    scaled = config.rope_scaling > 1
+    linear = {"rope_type": "linear", "factor": config.rope_scaling}
+    kind = linear if scaled else {"rope_type": "default"}
+    return {"rope_scaling": linear if scaled else None, "rope_parameters": {**kind, "rope_theta": config.rope_theta}}
+
+
+def shape(path: Path) -> ModelConfig:
+    """The shape of a checkpoint's model; raises BadData when its config.json says anything that a plain Llama hasn't."""
+    file = path / "config.json"
     try:
-        tree = json.loads(path.read_bytes())
-        return ModelConfig.model_validate({ours: tree[theirs] for ours, theirs in NAMES.items()})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadData(f"{path} does not describe a plain Llama.", str(error).splitlines()[0]) from error
+        tree = json.loads(file.read_bytes())
+        sizes = {ours: tree[theirs] for ours, theirs in NAMES.items()}
+        return ModelConfig.model_validate({**sizes, "rope_scaling": _rope_scaling(tree)})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadData(f"{file} does not describe a plain Llama.", str(error).splitlines()[0]) from error
+
+
+def _rope_scaling(tree: dict[str, Any]) -> float:
+    """The factor that positions are divided by, from either spelling; raises ValueError for any other kind of rope."""
+    ropes = [tree[spelling] for spelling in ("rope_scaling", "rope_parameters") if tree.get(spelling)]
+    factors = [_factor(rope) for rope in ropes]
+    if len(set(factors)) > 1:
+        raise ValueError("Its rope_scaling and rope_parameters contradict each other.")
+    return factors[0] if factors else 1.0
+
+
+def _factor(rope: dict[str, Any]) -> float:
+    kind, factor = rope.get("rope_type", rope.get("type", "default")), rope.get("factor")
+    if kind == "default":
+        return 1.0
+    if kind != "linear":
+        raise ValueError(f"Its rope_type is {kind!r}; only 'default' and 'linear' are known here.")
+    if not isinstance(factor, int | float) or isinstance(factor, bool) or not factor >= 1:
+        raise ValueError(f"The factor of its rope is {factor!r}, not a number of at least 1.")
+    return factor

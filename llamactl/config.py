@@ -37,6 +37,9 @@ class ModelConfig(Section):
     vocab_size: int = Field(0, ge=0, description="rows of the embedding; 0: the dataset's, up to a multiple of 128")
     tied: bool = Field(False, description="the head shares the embedding's weights")
     rope_theta: float = Field(10_000.0, gt=0, description="base of the rotary wavelengths")
+    rope_scaling: float = Field(
+        1.0, ge=1, allow_inf_nan=False, description="positions are divided by it: linear interpolation, for a longer context"
+    )
     norm_eps: float = Field(1e-5, gt=0, description="epsilon of RMSNorm")
 
     @model_validator(mode="after")
@@ -86,6 +89,8 @@ class TrainConfig(Section):
     tokens_per_step: int = Field(0, ge=0, description="tokens of one optimizer step; 0: from the budget")
     micro_batch: int = Field(0, ge=0, description="windows on the device at once; 0: what memory allows")
     seed: int = Field(0, ge=0, description="seed of the initial weights and of the samples")
+    init_from: str = Field("", description="RUN@STEP or folder of the checkpoint it starts from; empty: from the seed")
+    init_sha256: str = Field("", description="sha256 of that checkpoint's weights; empty: worked out when the run starts")
     eval_every: int = Field(0, ge=0, description="steps between validations; 0: some ten in a run")
     eval_tokens: int = Field(0, ge=0, description="validation tokens, the same each time; 0: a small share of the budget")
     save_every: int = Field(0, ge=0, description="steps between checkpoints; 0: at each validation")
@@ -190,6 +195,15 @@ def assignment(text: str) -> Tree:
         raise BadUsage(f"--set takes SECTION.KEY=VALUE, not {text!r}.", "", "Example: --set optim.lr=1e-3")
     section, key = name.strip().split(".")
     return {section: {key: _value(value.strip())}}
+
+
+def rope_scaling(text: str) -> Tree:
+    """Read `linear:4`, or `none`, as a tree."""
+    kind, _, factor = text.partition(":")
+    if kind != "linear" and text != "none":
+        why = "It is none, or linear:F, where F divides the positions."
+        raise BadUsage(f"--rope-scaling can't be {text!r}.", why, "Example: --rope-scaling linear:4")
+    return {"model": {"rope_scaling": _value(factor) if kind == "linear" else 1.0}}
 
 
 def _value(text: str) -> object:

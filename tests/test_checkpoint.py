@@ -29,6 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one key/value head": {"heads": 8, "kv_heads": 1, "head_width": 64, "width": 256},
     "full": {"heads": 4, "kv_heads": 4, "head_width": 64, "width": 256},
     "wide heads": {"heads": 4, "kv_heads": 2, "head_width": 128, "width": 256},
+    "scaled positions": {"rope_scaling": 2.5, "width": 256, "heads": 4, "head_width": 64},
     "theta": {"rope_theta": 500_000.0, "norm_eps": 1e-6, "width": 256, "heads": 4, "head_width": 64},
 }
 
@@ -64,6 +65,60 @@ def test_hugging_face_gives_the_same_logits(name: str, tmp_path: Path) -> None:
     tokens = torch.randint(0, 257, (2, 200))
     with torch.no_grad():
         assert (ours(tokens) - theirs(tokens).logits).abs().max() < LOGIT_TOLERANCE
+
+
+@pytest.mark.parametrize("spelling", ["both", "rope_scaling", "rope_parameters"])
+def test_hugging_face_scales_the_positions_as_we_do(spelling: str, tmp_path: Path) -> None:
+    """A factor of 4 in old and new spelling; attention is sharpened, so that other positions give other logits."""
+    config = SMALL.model_copy(update={"context": 1024, "rope_scaling": 4.0})
+    models = [Llama(config), Llama(config.model_copy(update={"rope_scaling": 1.0}))]
+    for name, weight in models[0].named_parameters():
+        weight.data *= 20 if "q_proj" in name or "k_proj" in name else 3 if weight.ndim == 2 else 1
+    models[1].load_state_dict(models[0].state_dict())
+    checkpoint.save(tmp_path / "a", models[0], tokenizer.raw_bytes(), [], State(step=0, tokens=0, seconds=0))
+    file = tmp_path / "a" / "config.json"
+    tree = json.loads(file.read_text())
+    assert tree["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
+    assert tree["rope_parameters"] == {"rope_type": "linear", "factor": 4.0, "rope_theta": 10_000.0}
+    kept = {
+        key: value for key, value in tree.items() if not key.startswith("rope_s" if spelling == "rope_parameters" else "rope_p")
+    }
+    file.write_text(json.dumps(tree if spelling == "both" else kept))
+    assert checkpoint.shape(tmp_path / "a") == config
+    theirs = LlamaForCausalLM.from_pretrained(tmp_path / "a")
+    tokens = torch.randint(0, 257, (1, 1024))
+    with torch.no_grad():
+        scaled, unscaled = ((model(tokens) - theirs(tokens).logits).abs().max() for model in models)
+    assert scaled < LOGIT_TOLERANCE < 0.01 < unscaled
+
+
+def test_unscaled_positions_are_described_as_ever(saved: tuple[Path, Llama]) -> None:
+    tree = json.loads((saved[0] / "config.json").read_text())
+    assert tree["rope_scaling"] is None
+    assert tree["rope_parameters"] == {"rope_type": "default", "rope_theta": 10_000.0}
+
+
+@pytest.mark.parametrize(
+    ("ropes", "says"),
+    [
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "contradict"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": "4"}}, "factor of its rope is '4'"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": True}}, "factor of its rope is True"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 0.5}}, "factor of its rope is 0.5"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": float("nan")}}, "factor of its rope is nan"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "factor of its rope is None"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": float("inf")}}, "ModelConfig"),
+        ({"rope_parameters": "linear"}, "plain Llama"),
+    ],
+)
+def test_ropes_that_are_not_known_are_refused(ropes: dict[str, Any], says: str, saved: tuple[Path, Llama]) -> None:
+    file = saved[0] / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | ropes))
+    with pytest.raises(BadData, match=r"config\.json") as caught:
+        checkpoint.shape(saved[0])
+    assert says in str(caught.value)
 
 
 def test_hugging_faces_tokenizer_gives_the_same_ids(tmp_path: Path, documents: list[str]) -> None:
@@ -147,6 +202,20 @@ def test_checkpoints_are_found_as_people_name_them(home: Path) -> None:
     for name, says in (("b", "no run 'b'"), ("a@9", "1, 2, 3"), ("a@x", "1, 2, 3")):
         with pytest.raises(BadData, match=says):
             checkpoint.find(name)
+
+
+def test_a_checkpoint_is_a_name_or_a_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir.named("a")
+    save(run.checkpoint(1), SMALL, 1)
+    run.config_path.touch()
+    shutil.copytree(run.checkpoint(1), home / "copy")
+    assert checkpoint.locate("a@1") == checkpoint.locate(str(run.checkpoint(1))) == run.checkpoint(1)
+    monkeypatch.chdir(home)
+    assert checkpoint.locate("copy") == Path("copy")
+    for name, says in ((str(run.path), "RUN@best"), ("./nosuch/x", "is not a checkpoint"), ("nosuch", "no run 'nosuch'")):
+        with pytest.raises(BadData) as caught:
+            checkpoint.locate(name)
+        assert says in str(caught.value)
 
 
 def test_old_checkpoints_go_but_not_the_best(home: Path) -> None:

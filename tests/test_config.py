@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llamactl.config import PRESETS, Config, assignment, build, dump, knobs, load, preset
+from llamactl.config import PRESETS, Config, assignment, build, dump, knobs, load, preset, rope_scaling
 from llamactl.errors import BadUsage
 
 
@@ -55,6 +55,17 @@ def test_mistakes_are_named(setting: str, says: str) -> None:
     with pytest.raises(BadUsage) as caught:
         build([preset("150m"), assignment(setting)])
     assert says in str(caught.value)
+
+
+def test_scalings_of_positions_are_read() -> None:
+    for text, factor in (("linear:4", 4.0), ("linear:2.5", 2.5), ("none", 1.0)):
+        assert build([preset("tiny"), rope_scaling(text)]).model.rope_scaling == factor
+
+
+@pytest.mark.parametrize("text", ["linear:x", "linear:", "linear:0.5", "linear:nan", "linear:inf", "yarn:4", "4", "none:2", ""])
+def test_other_scalings_are_refused(text: str) -> None:
+    with pytest.raises(BadUsage):
+        build([preset("tiny"), rope_scaling(text)])
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:

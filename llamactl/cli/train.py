@@ -13,6 +13,8 @@ RESUME_HELP = "With --resume: the run to go on with."
 DATA_HELP = "Dataset under data/."
 DEVICE_HELP = "auto, cpu, cuda, cuda:1, mps."
 PRESET_HELP = "tiny, 10m, 50m, 150m, 350m, 1b, notebook."
+INIT_HELP = "Start from a checkpoint: RUN, RUN@STEP, RUN@best or its folder."
+SCALING_HELP = "none, or linear:F to divide positions by F. Left out: as much as --context outgrows the checkpoint's."
 SET_HELP = "SECTION.KEY=VALUE, any setting of config.toml; repeatable. Example: --set optim.lr=1e-3"
 
 
@@ -24,6 +26,9 @@ def train(
     tokens: Annotated[str, typer.Option(help="Budget: 256000, 256k, 1.5B.", show_default="the preset's")] = "",
     config: Annotated[Path | None, typer.Option(help="A config.toml to start from.", show_default=False)] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help=SET_HELP, show_default=False)] = None,
+    init_from: Annotated[str, typer.Option(metavar="CHECKPOINT", help=INIT_HELP, show_default=False)] = "",
+    context: Annotated[int | None, typer.Option(min=1, help="Tokens in a window.", show_default="the shape's")] = None,
+    rope_scaling: Annotated[str, typer.Option(help=SCALING_HELP, show_default=False)] = "",
     device: Annotated[str, typer.Option(help=DEVICE_HELP, show_default="auto")] = "",
     precision: Annotated[str, typer.Option(help="auto, bf16, fp32, fp16.", show_default="auto")] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run from its newest checkpoint.")] = False,
@@ -36,15 +41,16 @@ def train(
 
     if to_resume and not resume:
         raise BadUsage(f"What is {to_resume!r}?", "A run is named before training with --run, afterwards with --resume.")
-    if resume and (preset or config):
-        raise BadUsage("A resumed run keeps its preset and config.", "", "Leave --preset and --config out.")
-    typed = overrides(tokens, device, precision, data, settings or [])
+    if resume and (preset or config or init_from):
+        fix = "Leave --preset, --config and --init-from out."
+        raise BadUsage("A resumed run keeps its preset, its config and where it started from.", "", fix)
+    typed = [*overrides(tokens, device, precision, data, settings or []), *positions(context, rope_scaling)]
     if resume:
         folder = RunDir.named(to_resume or run).existing()
         chosen = resumed(folder, typed)
     else:
-        chosen = fresh(preset, config, typed)
-        folder = RunDir.named(run) if run else RunDir.fresh(chosen.preset)
+        chosen = continued(init_from, preset, config, typed) if init_from else fresh(preset, config, typed)
+        folder = RunDir.named(run) if run else RunDir.fresh("continued" if chosen.train.init_from else chosen.preset)
         if folder.config_path.exists() and not dry_run:
             fix = f"Choose another --run, or go on with it: llamactl train --resume {folder.path.name}"
             raise BadUsage(f"The run {folder.path.name} is there already.", "", fix)
@@ -65,6 +71,14 @@ def overrides(tokens: str, device: str, precision: str, data: str, settings: lis
     return typed
 
 
+def positions(context: int | None, rope_scaling: str) -> list[dict[str, Any]]:
+    """What was typed about positions, as trees of settings."""
+    from llamactl import config
+
+    typed: list[dict[str, Any]] = [{"model": {"context": context}}] if context else []
+    return [*typed, config.rope_scaling(rope_scaling)] if rope_scaling else typed
+
+
 def fresh(preset: str, config: Path | None, typed: list[dict[str, Any]]) -> "Config":
     """Defaults, then the preset, then the file, then what was typed; a file that names its preset needs none."""
     from llamactl import config as settings
@@ -72,6 +86,18 @@ def fresh(preset: str, config: Path | None, typed: list[dict[str, Any]]) -> "Con
     file = settings.load(config) if config else {}
     name = preset or file.get("preset", "150m")
     return settings.build([settings.preset(name), file, *typed, {"preset": name}])
+
+
+def continued(init_from: str, preset: str, config: Path | None, typed: list[dict[str, Any]]) -> "Config":
+    """As `fresh`, with a checkpoint in the preset's place; raises BadUsage when both are named."""
+    from llamactl import config as settings
+    from llamactl.errors import BadUsage
+    from llamactl.training.origin import continuation
+
+    if preset:
+        why = "--init-from brings the shape of its checkpoint, so there is nothing left for a preset to say."
+        raise BadUsage("--preset and --init-from exclude each other.", why, "Leave --preset out.")
+    return continuation(init_from, [settings.load(config) if config else {}, *typed])
 
 
 def resumed(folder: "RunDir", typed: list[dict[str, Any]]) -> "Config":
@@ -101,6 +127,7 @@ def execute(config: "Config", folder: "RunDir", resume: bool, dry_run: bool, jso
     from llamactl.training.environment import environment
     from llamactl.training.events import record
     from llamactl.training.meter import peak_rate
+    from llamactl.training.origin import anchored
     from llamactl.training.plan import plan, resolve
     from llamactl.training.trainer import train as run_training
     from llamactl.training.world import join
@@ -108,7 +135,7 @@ def execute(config: "Config", folder: "RunDir", resume: bool, dry_run: bool, jso
     data = DatasetDir.named(config.data.name)
     dataset = data.open()
     world = join(config.train)
-    config = resolve(config, dataset, world)
+    config = resolve(config if resume else anchored(config, dataset), dataset, world)
     rate = peak_rate(world)
     planned = plan(config, dataset, world, rate)
     show_plan(planned, config, dataset, world, folder)

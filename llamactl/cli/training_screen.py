@@ -29,6 +29,7 @@ def show_plan(plan: Plan, config: Config, dataset: Dataset, world: World, folder
         f"{config.preset} on {dataset.name} into {folder.path}",
         {
             "model": f"{plan.parameters:,} parameters, {inside:,} without embeddings ({shape}, {model.vocab_size:,} ids)",
+            **_origin(config),
             "budget": f"{plan.steps:,} steps x {plan.tokens_per_step:,} tokens = {plan.tokens:,} tokens, "
             f"{plan.epochs:.2f} epochs, {per_parameter}",
             "batch": f"{plan.tokens_per_step // model.context} windows of {model.context:,} tokens, {plan.micro_batch} at once"
@@ -40,12 +41,23 @@ def show_plan(plan: Plan, config: Config, dataset: Dataset, world: World, folder
             "time": f"about {show_time(plan.seconds)}",
         },
     )
-    if plan.smoke_test:
+    if plan.smoke_test and not config.train.init_from:
         enough = show_count(20 * plan.parameters)
         warning = f" This is a smoke test: {per_parameter} teach little. About 20 make a good model: --tokens {enough}"
         progress.print(Text(warning, style="yellow"))
     if plan.epochs > 4:
         progress.print(Text(f" The data will be seen {plan.epochs:.1f} times; above 4 it teaches little more.", style="yellow"))
+
+
+def _origin(config: Config) -> dict[str, str]:
+    """Where the weights come from and how positions are scaled, as far as there is anything to say."""
+    model, rows = config.model, dict[str, str]()
+    if config.train.init_from:
+        rows["weights"] = f"from {config.train.init_from}, with a fresh optimizer and schedule"
+    if model.rope_scaling > 1:
+        spanned = f"{model.context:,} of them span what {model.context / model.rope_scaling:,.0f} do unscaled"
+        rows["positions"] = f"linear:{model.rope_scaling:g}, so that {spanned}"
+    return rows
 
 
 class TrainingScreen:

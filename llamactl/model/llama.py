@@ -27,13 +27,14 @@ class Rotation(NamedTuple):
     sin: Tensor
 
 
-def rotation(positions: Tensor, head_width: int, theta: float) -> Rotation:
+def rotation(positions: Tensor, head_width: int, theta: float, scaling: float = 1.0) -> Rotation:
     """The angles of rotary position embedding (Su et al. 2021, arXiv 2104.09864).
 
-    fp32 whatever the model computes in: bf16 can't tell positions above 256 apart.
+    fp32 whatever the model computes in: bf16 can't tell positions above 256 apart. `scaling` divides the positions, so
+    that a longer context has the angles of a shorter one (position interpolation, Chen et al. 2023, arXiv 2306.15595).
     """
     channels = torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float32)
-    angles = positions.float()[:, None] * theta ** (-channels / head_width)
+    angles = (positions.float() / scaling)[:, None] * theta ** (-channels / head_width)
     return Rotation(angles.cos(), angles.sin())
 
 
@@ -130,7 +131,7 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor, cache: KVCache | None) -> Tensor:
         """Tokens B T at `positions` T to the final hidden states B T D."""
-        by = rotation(positions, self.config.head_width, self.config.rope_theta)
+        by = rotation(positions, self.config.head_width, self.config.rope_theta, self.config.rope_scaling)
         x = self.embed_tokens(tokens)
         again = self.recompute and torch.is_grad_enabled()
         for block, held in zip(self.layers, cache.layers if cache else repeat(None), strict=False):

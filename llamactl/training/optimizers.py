@@ -63,6 +63,9 @@ PEAK_AT_768 = {"muon": 3.6e-3, "adamw": 1.8e-3}
 EMBEDDING_SCALE = 20.0
 EMBEDDING_SCALE_TIED = 1.0
 
+# The share of that which a run peaks at when it starts from trained weights (docs/benchmarks.md).
+CONTINUED_RATE = 0.3
+
 
 def peak_rate(name: str, width: int) -> float:
     """The default learning rate of an optimizer at a width."""

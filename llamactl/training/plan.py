@@ -9,7 +9,7 @@ from llamactl.config import Config, ModelConfig, Switch
 from llamactl.corpus.batches import Windows
 from llamactl.errors import BadData, BadUsage, NoRoom
 from llamactl.model.llama import count, embeddings
-from llamactl.training.optimizers import EMBEDDING_SCALE, EMBEDDING_SCALE_TIED, peak_rate
+from llamactl.training.optimizers import CONTINUED_RATE, EMBEDDING_SCALE, EMBEDDING_SCALE_TIED, peak_rate
 from llamactl.training.sizing import (
     chunk_bytes,
     flops_per_token,
@@ -78,8 +78,9 @@ def resolve(config: Config, dataset: Dataset, world: World) -> Config:
         "compile": _compile(train.compile, steps * windows * model.context * flops_per_token(model), world),
         "recompute": recompute,
     }
+    share = CONTINUED_RATE if train.init_from else 1.0
     rates = {
-        "lr": optim.lr or peak_rate(optim.name, model.width),
+        "lr": optim.lr or share * peak_rate(optim.name, model.width),
         "embedding_scale": optim.embedding_scale or (EMBEDDING_SCALE_TIED if model.tied else EMBEDDING_SCALE),
     }
     return config.model_copy(

@@ -20,6 +20,7 @@ from llamactl.training.compilation import compile_blocks, eagerly
 from llamactl.training.events import Event, Resumed, Sampled, Saved, Skipped, Slowed, Stepped, Validated
 from llamactl.training.meter import peak_memory
 from llamactl.training.optimizers import OPTIMIZERS, set_pace
+from llamactl.training.origin import inherit
 from llamactl.training.schedule import momentum, scale
 from llamactl.training.sizing import flops_per_token
 from llamactl.training.validation import sample, validate
@@ -77,9 +78,11 @@ class Trainer:
         return self.step, tokens, tokens * flops_per_token(self.config.model), self.seconds
 
     def resume(self) -> Iterator[Event]:
-        """Go to the newest sound checkpoint, if there is one."""
+        """Go to the newest sound checkpoint, or start with the weights of another run's, where there is one."""
         path, damaged = checkpoint.newest(self.run)
-        if path is not None:
+        if path is None:
+            inherit(self.config, self.dataset, self.model)
+        else:
             state = checkpoint.restore(path, self.model, self.optimizers)
             self.step, self.seconds, self.validation_loss = state.step, state.seconds, state.validation_loss
             self.micro_batch = min(self.micro_batch, state.micro_batch or self.micro_batch)

@@ -122,6 +122,31 @@ def test_a_run_is_not_overwritten_and_a_resumed_one_stays_the_same() -> None:
     run("train --resume a --set train.keep=5")
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("data")
+def test_a_model_is_continued_at_a_longer_context(home: Path, corpus: Path) -> None:
+    run(f"train --tokens 512 --run a {TINY}")
+    words = "train --init-from a --context 256 --tokens 1024 --set train.sample_tokens=4"
+    done = run(f"{words} --dry-run")
+    assert "from a@1, with a fresh optimizer" in done.stderr
+    assert "linear:4, so that 256 of them span what 64 do" in done.stderr
+    assert "smoke test" not in done.stderr
+    assert "linear" not in run(f"{words} --dry-run --rope-scaling none").stderr
+    run(words)
+    folder = next((home / "runs").glob("*-continued"))
+    assert folder.name[:2] == "20"
+    tree = json.loads((next((folder / "checkpoints").iterdir()) / "config.json").read_text())
+    assert (tree["max_position_embeddings"], tree["rope_parameters"]["factor"]) == (256, 4.0)
+    assert "done" in run(f"train --resume {folder.name}").stderr
+    assert "--preset" in run(f"{words} --preset tiny", code=2).stderr
+    assert "model.width: 192 -> 96" in run(f"{words} --set model.width=96", code=2).stderr
+    run("prepare --tokenizer bpe:300 --name other", str(corpus))
+    mend = run(f"{words} --data other", code=3).stderr.splitlines()[-1]
+    assert mend.endswith("checkpoints/step-00000001/tokenizer.json")
+    run(f"prepare --name mended {mend.partition('SOURCE ')[2]}", str(corpus))
+    run(f"{words} --data mended --dry-run")
+
+
 @pytest.mark.parametrize(
     ("command", "code", "says"),
     [
@@ -135,6 +160,12 @@ def test_a_run_is_not_overwritten_and_a_resumed_one_stays_the_same() -> None:
         ("train --config nosuch.toml", 2, "nosuch.toml"),
         ("train surprise", 2, "--resume"),
         ("train --resume --preset tiny", 2, "--preset"),
+        ("train --resume --init-from a", 2, "--init-from"),
+        ("train --init-from nosuch", 3, "no run 'nosuch'"),
+        ("train --init-from no/such", 3, "RUN@best"),
+        ("train --rope-scaling yarn:4", 2, "linear:4"),
+        ("train --rope-scaling linear:half", 2, "valid number"),
+        ("train --context 0", 2, "--context"),
         ("prepare nosuch.txt", 3, "nosuch.txt"),
         ("prepare sample --tokenizer gpt9", 2, "bpe:N"),
         ("prepare sample --tokenizer bpe:7", 2, "bpe:8192"),

@@ -114,6 +114,19 @@ def test_scores_depend_on_distances_only() -> None:
     assert scores == pytest.approx([scores[0]] * 3, abs=1e-3)
 
 
+@pytest.mark.parametrize("factor", [1, 3, 4])
+def test_scaled_positions_rotate_as_those_they_are_divided_to(factor: int, tokens: torch.Tensor) -> None:
+    positions = torch.arange(1024)
+    scaled, plain = rotation(positions * factor, 64, 1e4, float(factor)), rotation(positions, 64, 1e4)
+    assert torch.equal(scaled.cos, plain.cos)
+    assert torch.equal(scaled.sin, plain.sin)
+    model, longer = Llama(SMALL), Llama(SMALL.model_copy(update={"rope_scaling": float(factor)}))
+    longer.load_state_dict(model.state_dict())
+    places = torch.arange(SMALL.context)
+    assert torch.equal(longer(tokens, places * factor), model(tokens, places))
+    assert torch.equal(longer(tokens), model(tokens)) == (factor == 1)
+
+
 def test_nothing_drops_out(model: Llama, tokens: torch.Tensor) -> None:
     """The notebook dropped 10 % of its attention also when it was evaluated."""
     assert torch.equal(model.train()(tokens), model.eval()(tokens))

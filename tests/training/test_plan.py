@@ -11,7 +11,7 @@ from llamactl.errors import BadData, BadUsage, NoRoom
 from llamactl.model.llama import Llama, count, embeddings
 from llamactl.training import plan as planning
 from llamactl.training import sizing
-from llamactl.training.optimizers import OPTIMIZERS
+from llamactl.training.optimizers import CONTINUED_RATE, OPTIMIZERS
 from llamactl.training.plan import plan, resolve
 from llamactl.training.sizing import flops_per_token, state_bytes, update_flops
 from llamactl.training.world import World, join
@@ -41,6 +41,14 @@ def test_no_zeros_are_left_and_resolving_again_changes_nothing(dataset: Dataset)
     numbers = {**config.train.model_dump(exclude={"seed"}), **config.model.model_dump(), "lr": config.optim.lr}
     assert all(value != 0 for value in numbers.values() if not isinstance(value, bool))
     assert resolve(config, dataset, join(config.train)) == config
+
+
+def test_trained_weights_learn_more_slowly_unless_a_rate_is_given(dataset: Dataset) -> None:
+    fresh, _ = planned(dataset)
+    continued, _ = planned(dataset, {"train": {"init_from": "a@1"}})
+    assert continued.optim.lr == pytest.approx(CONTINUED_RATE * fresh.optim.lr)
+    given, _ = planned(dataset, {"train": {"init_from": "a@1"}, "optim": {"lr": 0.5}})
+    assert given.optim.lr == 0.5
 
 
 def test_the_receipt_adds_up(dataset: Dataset) -> None:
