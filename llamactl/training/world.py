@@ -25,7 +25,7 @@ class World:
 def keep_freed_memory() -> None:
     """Have glibc reuse what is freed instead of giving it back to the kernel, which fills it with zeros for the next step.
 
-    Without it, a CPU spends a third of a training step of `tiny` on page faults (docs/benchmarks.md).
+    Page faults took three quarters of the time of products this size (docs/benchmarks.md).
     """
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(M_MMAP_THRESHOLD, 1 << 30)
