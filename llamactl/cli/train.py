@@ -17,6 +17,12 @@ INIT_HELP = "Start from a checkpoint: RUN, RUN@STEP, RUN@best or its folder."
 SCALING_HELP = "none, or linear:F to divide positions by F. Left out: as much as --context outgrows the checkpoint's."
 SET_HELP = "SECTION.KEY=VALUE, any setting of config.toml; repeatable. Example: --set optim.lr=1e-3"
 
+# Settings of [train] that a resumed run may change: what it computes on, how, and how often it looks up.
+MAY_CHANGE = {
+    "device", "precision", "micro_batch", "compile", "recompute",
+    "eval_every", "save_every", "keep", "prompts", "sample_tokens",
+}  # fmt: skip
+
 
 def train(
     to_resume: Annotated[str, typer.Argument(metavar="RUN", help=RESUME_HELP, show_default="the newest")] = "",
@@ -107,11 +113,9 @@ def resumed(folder: "RunDir", typed: list[dict[str, Any]]) -> "Config":
 
     before = folder.config()
     after = build([before.model_dump(), *typed])
-    free = {"device", "precision", "micro_batch", "compile", "recompute", "eval_every", "save_every", "keep", "prompts"}
-    free |= {"sample_tokens"}
     for section, old in before.model_dump(exclude={"preset"}).items():
         new = after.model_dump()[section]
-        changed = [key for key in old if old[key] != new[key] and not (section == "train" and key in free)]
+        changed = [key for key in old if old[key] != new[key] and not (section == "train" and key in MAY_CHANGE)]
         if changed:
             differ = ", ".join(f"{section}.{key}: {old[key]} -> {new[key]}" for key in changed)
             fix = "Leave it as it was, or start a new run without --resume."
