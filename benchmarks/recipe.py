@@ -179,8 +179,9 @@ def report(groups: dict[str, list[Curve]], target: float) -> None:
     print("| | tokens | loss, mean | of each seed | tokens to nanoGPT's loss |\n|---|---:|---:|---|---:|")
     for name, curves in groups.items():
         losses = [last(found) for found in curves]
-        reached = [next((tokens for tokens, loss in found if loss <= target), 0) for found in curves]
-        there = f"{statistics.mean(reached) / 1e3:,.0f}k" if all(reached) else "not reached"
+        means = [statistics.mean(loss for _, loss in points) for points in zip(*curves, strict=True)]
+        reached = next((curves[0][number][0] for number, mean in enumerate(means) if mean <= target), 0)
+        there = f"{reached / 1e3:,.0f}k" if reached else "not reached"
         each = ", ".join(f"{loss:.3f}" for loss in losses)
         print(f"| {name} | {curves[0][-1][0] / 1e3:,.0f}k | {statistics.mean(losses):.3f} | {each} | {there} |")
 
