@@ -112,7 +112,7 @@ def plan(config: Config, dataset: Dataset, world: World, rate: float) -> Plan:
         epochs=tokens / (available * model.context),
         flops=tokens * flops_per_token(model),
         seconds=(tokens * flops_per_token(model) + steps * update_flops(model, config.optim.name))
-        / (usual_efficiency(model) * rate),
+        / (usual_efficiency(world) * rate),
         memory=state_bytes(model, config.optim.name)
         + train.micro_batch * window_bytes(model, train.recompute == "on", world)
         + chunk_bytes(model, world),
@@ -125,9 +125,9 @@ def plan(config: Config, dataset: Dataset, world: World, rate: float) -> Plan:
     return made
 
 
-def usual_efficiency(model: ModelConfig) -> float:
-    """The share of a device's matrix rate that a step reaches: on two cores 0.25 at width 192, 0.46 at 768 (measured)."""
-    return min(0.45, 0.25 * math.sqrt(model.width / 192))
+def usual_efficiency(world: World) -> float:
+    """The share of a device's matrix rate that a step reaches, as measured on two cores (docs/benchmarks.md)."""
+    return 0.75 if world.precision.dtype.itemsize == 4 else 0.5
 
 
 def _compile(wish: Switch, flops: float, world: World) -> Literal["on", "off"]:
