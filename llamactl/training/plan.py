@@ -1,11 +1,10 @@
 """What a run is about to do, worked out before its first step: sizes, steps, memory, time."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from llamactl.artifacts import Dataset
-from llamactl.config import Config, ModelConfig, Switch
+from llamactl.config import Config, Switch
 from llamactl.corpus.batches import Windows
 from llamactl.errors import BadData, BadUsage, NoRoom
 from llamactl.model.llama import count, embeddings
