@@ -117,7 +117,8 @@ class TrainingScreen:
 
     def _show_step(self, event: Stepped) -> None:
         self._speeds = [*self._speeds[-50:], event.tokens_per_second]
-        usual = sorted(self._speeds[FORGET_FIRST:] or self._speeds)[len(self._speeds[FORGET_FIRST:] or self._speeds) // 2]
+        known = sorted(self._speeds[FORGET_FIRST:])
+        usual = known[len(known) // 2] if known else self._plan.tokens / self._plan.seconds
         left = (self._plan.steps - event.step) * self._plan.tokens_per_step / usual
         facts = (
             f"loss {event.loss:.3f}  {show_count(event.tokens_per_second)} tok/s  MFU {event.mfu:.0%}  "
