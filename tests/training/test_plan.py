@@ -119,7 +119,7 @@ def test_activations_are_recomputed_where_they_would_not_fit(dataset: Dataset, m
 
 
 def test_a_step_is_worth_its_update(dataset: Dataset) -> None:
-    """Muon's products are at most a seventh of a step's work in every preset, however small the budget."""
+    """Muon's products are about a seventh of a step's work, rounding aside, however small the budget."""
     for name in ("tiny", "10m", "50m", "150m"):
         config, _ = planned(dataset, preset(name), {"train": {"tokens": 100_000}})
         work = config.train.tokens_per_step * flops_per_token(config.model)
