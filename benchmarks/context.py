@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llamactl import checkpoint
+from llamactl import checkpoint, hugging_face
 from llamactl.artifacts import Dataset, DatasetDir, RunDir
 from llamactl.config import Config, build, preset
 from llamactl.corpus.batches import Windows
@@ -50,7 +50,7 @@ def trained(config: Config, dataset: Dataset, folder: Path) -> Path:
 @torch.no_grad()
 def nats(path: Path, scaling: float, dataset: Dataset, world: World) -> tuple[float, float, float]:
     """Mean loss of a checkpoint on held-out windows: all positions, those the short model knows, and those beyond."""
-    model = Llama(checkpoint.shape(path).model_copy(update={"context": LONG, "rope_scaling": scaling}))
+    model = Llama(hugging_face.shape(path).model_copy(update={"context": LONG, "rope_scaling": scaling}))
     checkpoint.restore_weights(path, model)
     objective, windows = NextToken(model.to(world.device)), Windows(dataset.val, LONG)
     numbers = np.linspace(0, len(windows) - 1, min(EVALUATED, len(windows))).round().astype(np.int64)

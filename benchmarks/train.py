@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from llamactl.artifacts import Dataset, DatasetInfo, Recipe, RunDir
-from llamactl.checkpoint import hugging_face
 from llamactl.config import Config, build, preset
+from llamactl.hugging_face import described
 from llamactl.model.llama import count
 from llamactl.tokenizer import raw_bytes
 from llamactl.training.meter import matrix_rate, peak_memory
@@ -74,7 +74,7 @@ def hugging_face_llama(config: Config, dataset: Dataset, world: World, options: 
     """LlamaForCausalLM of the same shape, its own loss, fused AdamW."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    model = LlamaForCausalLM(LlamaConfig(**hugging_face(config.model)))
+    model = LlamaForCausalLM(LlamaConfig(**described(config.model)))
     assert sum(parameter.numel() for parameter in model.parameters()) == count(config.model)
     return peer(model, lambda forward, x, y: forward(input_ids=x, labels=x).loss, config, dataset, world, options)
 

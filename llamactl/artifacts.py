@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llamactl import durable
 from llamactl.config import Config, build, dump, load
-from llamactl.errors import BadData, nearest
+from llamactl.errors import BadData, BadUsage, nearest
 from llamactl.tokenizer import Tokenizer
 
 Split = Literal["train", "val"]
@@ -223,6 +223,11 @@ class RunDir:
         return self.path / "samples.jsonl"
 
     @property
+    def lock_path(self) -> Path:
+        """What the one process that writes here has locked."""
+        return self.path / "lock"
+
+    @property
     def loss_path(self) -> Path:
         """The picture."""
         return self.path / "loss.png"
@@ -231,18 +236,37 @@ class RunDir:
         """The config the run was started with."""
         return build([load(self.existing().config_path)])
 
-    def start(self, config: Config, environment: dict[str, Any]) -> None:
-        """Write what a run is before it does anything."""
-        durable.write(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+    def start(self, config: Config, environment: dict[str, Any], again: bool = False) -> None:
+        """Write what a run is before it does anything; raises BadUsage when it is there and this is not `again`.
+
+        Called with the run's lock held. A run that goes on keeps its first environment; its config is the one it goes on with.
+        """
+        if self.config_path.exists() and not again:
+            fix = f"Choose another --run, or go on with it: llamactl train --resume {self.path.name}"
+            raise BadUsage(f"The run {self.path.name} is there already.", "", fix)
+        if not again:
+            durable.write(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
         durable.write(self.config_path, dump(config))
+
+    def sync_logs(self) -> None:
+        """Have the kernel put the rows that were appended on the disk."""
+        for path in (self.metrics_path, self.samples_path):
+            if path.exists():
+                with durable.explained(path):
+                    durable.sync(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of all checkpoints."""
+        return self.path / "checkpoints"
 
     def checkpoint(self, step: int) -> Path:
         """The folder of a checkpoint."""
-        return self.path / "checkpoints" / f"step-{step:08d}"
+        return self.checkpoints / f"step-{step:08d}"
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, ascending; a folder with a valid name is complete."""
-        names = (path.name for path in (self.path / "checkpoints").glob("step-*"))
+        names = (path.name for path in self.checkpoints.glob("step-*"))
         return sorted(int(name[5:]) for name in names if re.fullmatch(r"step-\d{8}", name))
 
     def rows(self) -> list[dict[str, Any]]:

@@ -3,72 +3,132 @@
 No pickle: tensors are safetensors, the rest is JSON. state.json is written last and holds the other files' hashes.
 """
 
-import json
+import hashlib
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from llamactl import durable
+from llamactl import durable, tensors
 from llamactl.artifacts import Record, RunDir, read
 from llamactl.config import ModelConfig
 from llamactl.errors import BadData, UserError
+from llamactl.hugging_face import descriptions, shape
 from llamactl.model.llama import Llama
-from llamactl.tokenizer import END_OF_TEXT, Tokenizer
+from llamactl.tokenizer import Tokenizer
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 
 
 class State(Record):
-    """state.json: where the run stood, and the sha256 of every other file of the checkpoint."""
+    """state.json: where the run stood, what it ran on, and the sha256 of every other file of the checkpoint."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     step: int = Field(ge=0)
     tokens: int = Field(ge=0)
     seconds: float = Field(ge=0)
     validation_loss: float | None = None
     micro_batch: int = Field(0, ge=0, description="windows at once that memory allowed; 0: not known")
     scaler: dict[str, int | float] = Field(default_factory=dict, description="fp16 only: how far gradients are scaled up")
+    skipped: int = Field(0, ge=0, description="steps up to this one, without a gap, that had no finite gradient")
+    rollbacks: int = Field(0, ge=0, description="times the run went back to a checkpoint")
+    jumped: int = Field(0, ge=0, description="steps' worth of data that were left out then")
+    environment: dict[str, Any] = Field(default_factory=dict, description="all that can change the numbers to come")
     files: dict[str, str] = Field(default_factory=dict)
+    digest: str = ""
+
+    def sealed(self) -> "State":
+        """The same with its digest, which covers every other field."""
+        content = self.model_dump_json(exclude={"digest"})
+        return self.model_copy(update={"digest": hashlib.sha256(content.encode()).hexdigest()})
+
+    def written(self) -> str:
+        """The text of the file."""
+        return self.model_dump_json(indent=1) + "\n"
 
 
-def save(path: Path, model: Llama, tokenizer: Tokenizer, optimizers: list[Optimizer], state: State) -> None:
+class Snapshot(NamedTuple):
+    """The tensors of a checkpoint, by the names they have in it."""
+
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Their size."""
+        return sum(tensor.nbytes for each in self for tensor in each.values())
+
+    def copied(self) -> "Snapshot":
+        """The same in main memory, where training does not change it."""
+        first, second = ({name: t.to("cpu", copy=True) for name, t in each.items()} for each in self)
+        return Snapshot(first, second)
+
+    def finite(self) -> bool:
+        """Whether every number is one."""
+        norms = torch._foreach_norm([tensor for each in self for tensor in each.values()])
+        return bool(torch.stack([norm.to(norms[0].device, non_blocking=True) for norm in norms]).isfinite().all())
+
+
+def snapshot(model: Llama, optimizers: list[Optimizer]) -> Snapshot:
+    """The tensors of a run as they are, not copied."""
+    weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    if model.config.tied:
+        del weights["lm_head.weight"]
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    states = (item for optimizer in optimizers for item in optimizer.state.items())
+    # Under the names of the weights they belong to: `model.norm.weight:exp_avg`.
+    return Snapshot(weights, {f"{names[p]}:{key}": tensor for p, state in states for key, tensor in state.items()})
+
+
+def save(path: Path, taken: Snapshot, model: ModelConfig, tokenizer: Tokenizer, state: State) -> None:
     """Write a checkpoint folder, which appears complete or not at all."""
     with durable.filling(path) as draft:
-        weights = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-        if model.config.tied:
-            del weights["lm_head.weight"]
-        save_file(weights, draft / WEIGHTS, metadata={"format": "pt"})
-        save_file(_optimizer_tensors(model, optimizers), draft / OPTIMIZER, metadata={"format": "pt"})
-        for name, content in _descriptions(model.config, tokenizer).items():
-            (draft / name).write_text(content, "utf-8")
-        hashes = {file.name: durable.sha256(file) for file in sorted(draft.iterdir())}
-        (draft / STATE).write_text(state.model_copy(update={"files": hashes}).model_dump_json(indent=1) + "\n", "utf-8")
+        draft.write(WEIGHTS, tensors.parts(taken.weights))
+        draft.write(OPTIMIZER, tensors.parts(taken.optimizer))
+        for name, content in descriptions(model, tokenizer).items():
+            draft.write(name, [content.encode()])
+        sealed = state.model_copy(update={"files": dict(sorted(draft.hashes.items()))}).sealed()
+        draft.write(STATE, [sealed.written().encode()])
 
 
 def restore(path: Path, model: Llama, optimizers: list[Optimizer]) -> State:
-    """Put a checkpoint's weights and optimizer state into place, in a model of the same shape."""
-    state = restore_weights(path, model)
-    tensors = load_file(path / OPTIMIZER)
+    """Put a checkpoint's weights and optimizer state into place, in a model of the same shape; raises BadData."""
+    state = verified(path)
+    weights, found = _weights(path, model.config), tensors.load(path / OPTIMIZER)
     names = {parameter: name for name, parameter in model.named_parameters()}
+    states: dict[Tensor, dict[str, Tensor]] = {parameter: {} for parameter in names}
+    parameters = {name: parameter for parameter, name in names.items()}
+    for name, tensor in found.items():
+        parameter = parameters.get(name.rpartition(":")[0])
+        if parameter is None or tensor.shape not in (parameter.shape, parameter.shape[:1], ()):
+            raise BadData(f"{path / OPTIMIZER} does not fit this run.", f"{name} has the shape {list(tensor.shape)}.")
+        states[parameter][name.rpartition(":")[2]] = tensor.to(parameter.device, copy=True)
+    _put(weights, model, path)
     for optimizer in optimizers:
+        optimizer.state.clear()
         for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
-            prefix = f"{names[parameter]}:"
-            found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-            optimizer.state[parameter] = {key: tensor.to(parameter.device, copy=True) for key, tensor in found.items()}
+            if states[parameter]:
+                optimizer.state[parameter] = states[parameter]
     return state
 
 
 def restore_weights(path: Path, model: Llama) -> State:
     """Put a checkpoint's weights into place, and nothing else, in a model whose weights have the same shapes."""
     state = verified(path)
-    model.load_state_dict(_weights(path, model.config))
+    _put(_weights(path, model.config), model, path)
     return state
+
+
+def _put(weights: dict[str, Tensor], model: Llama, path: Path) -> None:
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        why = "Its tensors have other names or shapes than this run's config asks for."
+        raise BadData(f"{path / WEIGHTS} does not fit this run.", why) from error
 
 
 def load_model(path: Path, device: torch.device) -> tuple[Llama, Tokenizer, State]:
@@ -85,6 +145,9 @@ def load_model(path: Path, device: torch.device) -> tuple[Llama, Tokenizer, Stat
 def verified(path: Path) -> State:
     """The state of a checkpoint whose every file has its hash; raises BadData that names the one that hasn't."""
     state = read(path / STATE, State)
+    moved = path.name.startswith("step-") and path.name != f"step-{state.step:08d}"
+    if moved or state.sealed().digest != state.digest or state.written().encode() != (path / STATE).read_bytes():
+        raise BadData(f"{path / STATE} is damaged: it is not as it was written.")
     for name, digest in state.files.items():
         if Path(name).name != name or not (path / name).is_file() or durable.sha256(path / name) != digest:
             raise BadData(f"{path / name} is damaged: its sha256 is not the one in {STATE}.")
@@ -133,128 +196,25 @@ def locate(name: str) -> Path:
 
 
 def best(run: RunDir) -> int | None:
-    """The step of the checkpoint with the smallest validation loss."""
-    losses = {step: read(run.checkpoint(step) / STATE, State).validation_loss for step in run.steps()}
-    known = {step: loss for step, loss in losses.items() if loss is not None}
+    """The step of the checkpoint with the smallest validation loss; one whose state is damaged is none."""
+    known: dict[int, float] = {}
+    for step in run.steps():
+        with suppress(BadData):
+            loss = read(run.checkpoint(step) / STATE, State).validation_loss
+            known |= {} if loss is None else {step: loss}
     return min(known, key=lambda step: known[step]) if known else None
 
 
-def prune(run: RunDir, keep: int) -> None:
-    """Remove checkpoints but for the newest `keep` and the best."""
+def prune(run: RunDir, keep: int, every: int = 0) -> None:
+    """Remove checkpoints but for the newest `keep`, the best, and those of steps that are multiples of `every`."""
+    kept = best(run)
     for step in run.steps()[:-keep]:
-        if step != best(run):
+        if step != kept and not (every and step % every == 0):
             durable.remove(run.checkpoint(step))
 
 
-def _optimizer_tensors(model: Llama, optimizers: list[Optimizer]) -> dict[str, Tensor]:
-    """Optimizer state under the names of the weights it belongs to: `model.norm.weight:exp_avg`."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    states = (item for optimizer in optimizers for item in optimizer.state.items())
-    return {f"{names[p]}:{key}": tensor.contiguous() for p, state in states for key, tensor in state.items()}
-
-
 def _weights(path: Path, config: ModelConfig) -> dict[str, Tensor]:
-    try:
-        weights = load_file(path / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise BadData(f"{path / WEIGHTS} is damaged.", str(error)) from error
-    if config.tied:
+    weights = tensors.load(path / WEIGHTS)
+    if config.tied and "model.embed_tokens.weight" in weights:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     return weights
-
-
-def _descriptions(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, str]:
-    """The small files that make a folder of weights a Hugging Face model."""
-    end = {"bos_token_id": tokenizer.end, "eos_token_id": tokenizer.end}
-    generation = {**end, "do_sample": True, "temperature": 0.8, "top_k": 50, "max_new_tokens": 200}
-    tokens = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": config.context,
-        "bos_token": END_OF_TEXT,
-        "eos_token": END_OF_TEXT,
-        "unk_token": END_OF_TEXT,
-        "add_bos_token": False,
-        "add_prefix_space": False,
-        "clean_up_tokenization_spaces": False,
-    }
-    trees = {
-        "config.json": hugging_face(config) | end,
-        "generation_config.json": generation,
-        "tokenizer_config.json": tokens,
-    }
-    written = {name: json.dumps(tree, indent=2) + "\n" for name, tree in trees.items()}
-    return {**written, "tokenizer.json": tokenizer.description}
-
-
-# Our names of the numbers that fix a shape, and Hugging Face's.
-NAMES = {
-    "layers": "num_hidden_layers",
-    "width": "hidden_size",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "head_width": "head_dim",
-    "hidden": "intermediate_size",
-    "context": "max_position_embeddings",
-    "vocab_size": "vocab_size",
-    "tied": "tie_word_embeddings",
-    "rope_theta": "rope_theta",
-    "norm_eps": "rms_norm_eps",
-}
-
-
-def hugging_face(config: ModelConfig) -> dict[str, Any]:
-    """config.json of LlamaForCausalLM, with old and new spellings, so that every version reads the same model."""
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        **{theirs: getattr(config, ours) for ours, theirs in NAMES.items()},
-        **_rope(config),
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "attention_dropout": 0.0,
-        "initializer_range": 0.02,
-        "use_cache": True,
-        "pad_token_id": None,
-        "dtype": "float32",
-        "torch_dtype": "float32",
-    }
-
-
-def _rope(config: ModelConfig) -> dict[str, Any]:
-    """How positions are scaled, as versions before 5 spell it and as later ones do."""
-    scaled = config.rope_scaling > 1
-    linear = {"rope_type": "linear", "factor": config.rope_scaling}
-    kind = linear if scaled else {"rope_type": "default"}
-    return {"rope_scaling": linear if scaled else None, "rope_parameters": {**kind, "rope_theta": config.rope_theta}}
-
-
-def shape(path: Path) -> ModelConfig:
-    """The shape of a checkpoint's model; raises BadData when its config.json says anything that a plain Llama hasn't."""
-    file = path / "config.json"
-    try:
-        tree = json.loads(file.read_bytes())
-        sizes = {ours: tree[theirs] for ours, theirs in NAMES.items()}
-        return ModelConfig.model_validate({**sizes, "rope_scaling": _rope_scaling(tree)})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadData(f"{file} does not describe a plain Llama.", str(error).splitlines()[0]) from error
-
-
-def _rope_scaling(tree: dict[str, Any]) -> float:
-    """The factor that positions are divided by, from either spelling; raises ValueError for any other kind of rope."""
-    ropes = [tree[spelling] for spelling in ("rope_scaling", "rope_parameters") if tree.get(spelling)]
-    factors = [_factor(rope) for rope in ropes]
-    if len(set(factors)) > 1:
-        raise ValueError("Its rope_scaling and rope_parameters contradict each other.")
-    return factors[0] if factors else 1.0
-
-
-def _factor(rope: dict[str, Any]) -> float:
-    kind, factor = rope.get("rope_type", rope.get("type", "default")), rope.get("factor")
-    if kind == "default":
-        return 1.0
-    if kind != "linear":
-        raise ValueError(f"Its rope_type is {kind!r}; only 'default' and 'linear' are known here.")
-    if not isinstance(factor, int | float) or isinstance(factor, bool) or not factor >= 1:
-        raise ValueError(f"The factor of its rope is {factor!r}, not a number of at least 1.")
-    return factor

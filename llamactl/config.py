@@ -95,10 +95,12 @@ class TrainConfig(Section):
     eval_tokens: int = Field(0, ge=0, description="validation tokens, the same each time; 0: a small share of the budget")
     save_every: int = Field(0, ge=0, description="steps between checkpoints; 0: at each validation")
     keep: int = Field(2, ge=1, description="newest checkpoints to keep, beside the best")
+    keep_every: int = Field(0, ge=0, description="checkpoints of steps that are multiples of it are kept too; 0: none")
     prompts: tuple[str, ...] = Field(("California is", "The people", "In the year"), description="sampled each validation")
     sample_tokens: int = Field(48, ge=1, description="tokens of each of those samples")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     precision: Literal["auto", "bf16", "fp32", "fp16"] = Field("auto", description="number format of the matrix products")
+    deterministic: bool = Field(False, description="on a GPU: the same bits every time, at some cost in speed")
     compile: Switch = Field("auto", description="torch.compile of the blocks; auto: when the run is long enough to gain")
     recompute: Switch = Field("auto", description="activations again in the backward pass; auto: when memory asks for it")
 

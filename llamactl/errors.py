@@ -41,6 +41,10 @@ class DiskFull(NoRoom):
     """The disk filled up while something was written."""
 
 
+class CantWrite(NoRoom):
+    """The disk, or its owner, refuses."""
+
+
 class NoNetwork(UserError):
     """Something must be downloaded and can't be."""
 
@@ -51,6 +55,12 @@ class Diverged(UserError):
     """Training left the numbers that make sense."""
 
     code = 6
+
+
+class InUse(UserError):
+    """Another process is writing there."""
+
+    code = 7
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

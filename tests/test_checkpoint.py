@@ -1,16 +1,19 @@
 """A checkpoint folder: Hugging Face loads it as it is, it comes back bit for bit, and damage is found."""
 
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
+from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from llamactl import checkpoint, tokenizer
-from llamactl.artifacts import RunDir
+from llamactl import checkpoint, hugging_face, tokenizer
+from llamactl.artifacts import RunDir, read
 from llamactl.checkpoint import State
 from llamactl.config import PRESETS, ModelConfig, OptimConfig, build, preset
 from llamactl.errors import BadData
@@ -34,6 +37,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+def write(path: Path, model: Llama, optimizers: list[Optimizer], state: State) -> None:
+    checkpoint.save(path, checkpoint.snapshot(model, optimizers), model.config, tokenizer.raw_bytes(), state)
+
+
 def save(path: Path, config: ModelConfig, step: int = 3, optimizer: str = "muon", loss: float | None = None) -> Llama:
     """A checkpoint after one step of training on noise, so that no weight or state is as it was initialised."""
     model = Llama(config)
@@ -41,7 +48,7 @@ def save(path: Path, config: ModelConfig, step: int = 3, optimizer: str = "muon"
     model(torch.randint(0, 257, (1, 16))).square().mean().backward()
     for each in optimizers:
         each.step()
-    checkpoint.save(path, model, tokenizer.raw_bytes(), optimizers, State(step=step, tokens=9, seconds=1, validation_loss=loss))
+    write(path, model, optimizers, State(step=step, tokens=9, seconds=1, validation_loss=loss))
     return model
 
 
@@ -75,7 +82,7 @@ def test_hugging_face_scales_the_positions_as_we_do(spelling: str, tmp_path: Pat
     for name, weight in models[0].named_parameters():
         weight.data *= 20 if "q_proj" in name or "k_proj" in name else 3 if weight.ndim == 2 else 1
     models[1].load_state_dict(models[0].state_dict())
-    checkpoint.save(tmp_path / "a", models[0], tokenizer.raw_bytes(), [], State(step=0, tokens=0, seconds=0))
+    write(tmp_path / "a", models[0], [], State(step=0, tokens=0, seconds=0))
     file = tmp_path / "a" / "config.json"
     tree = json.loads(file.read_text())
     assert tree["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
@@ -84,7 +91,7 @@ def test_hugging_face_scales_the_positions_as_we_do(spelling: str, tmp_path: Pat
         key: value for key, value in tree.items() if not key.startswith("rope_s" if spelling == "rope_parameters" else "rope_p")
     }
     file.write_text(json.dumps(tree if spelling == "both" else kept))
-    assert checkpoint.shape(tmp_path / "a") == config
+    assert hugging_face.shape(tmp_path / "a") == config
     theirs = LlamaForCausalLM.from_pretrained(tmp_path / "a")
     tokens = torch.randint(0, 257, (1, 1024))
     with torch.no_grad():
@@ -117,14 +124,14 @@ def test_ropes_that_are_not_known_are_refused(ropes: dict[str, Any], says: str, 
     file = saved[0] / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | ropes))
     with pytest.raises(BadData, match=r"config\.json") as caught:
-        checkpoint.shape(saved[0])
+        hugging_face.shape(saved[0])
     assert says in str(caught.value)
 
 
 def test_hugging_faces_tokenizer_gives_the_same_ids(tmp_path: Path, documents: list[str]) -> None:
     for ours in (tokenizer.gpt2(), tokenizer.raw_bytes(), tokenizer.train_bpe(iter(documents), 512)):
         path = tmp_path / str(ours.vocab_size)
-        checkpoint.save(path, Llama(SMALL), ours, [], State(step=0, tokens=0, seconds=0))
+        checkpoint.save(path, checkpoint.snapshot(Llama(SMALL), []), SMALL, ours, State(step=0, tokens=0, seconds=0))
         theirs = AutoTokenizer.from_pretrained(path)
         assert (theirs.bos_token_id, theirs.eos_token_id, len(theirs)) == (ours.end, ours.end, ours.vocab_size)
         for text in [*documents[:20], "  two  spaces ", "don't 🦙 \n\n"]:
@@ -150,36 +157,103 @@ def test_optimizers_come_back_bit_for_bit(tmp_path: Path, optimizer: str, tied: 
     other = Llama(config)
     optimizers = OPTIMIZERS[optimizer](other, OptimConfig(lr=0.01), torch.float32)
     checkpoint.restore(tmp_path / "a", other, optimizers)
-    checkpoint.save(tmp_path / "b", other, tokenizer.raw_bytes(), optimizers, State(step=3, tokens=9, seconds=1))
+    write(tmp_path / "b", other, optimizers, State(step=3, tokens=9, seconds=1))
     for file in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     parameters = dict(model.named_parameters())
     assert sum(len(each.state) for each in optimizers) == len(parameters)
 
 
-def test_a_flipped_byte_in_any_file_is_found_and_named(saved: tuple[Path, Llama]) -> None:
+def refused(path: Path, file: str) -> None:
+    """Before anything of it is used, with the file's name."""
+    model = Llama(SMALL)
+    before = model.lm_head.weight.clone()
+    with pytest.raises(BadData, match=file.replace(".", r"\.")):
+        checkpoint.restore(path, model, [])
+    assert torch.equal(model.lm_head.weight, before)
+
+
+@pytest.mark.parametrize("mask", [0x01, 0xFF])
+def test_every_flipped_byte_of_the_small_files_is_found_and_named(saved: tuple[Path, Llama], mask: int) -> None:
     path, _ = saved
-    for file in sorted(path.iterdir()):
+    for file in sorted(set(path.iterdir()) - {path / checkpoint.WEIGHTS, path / checkpoint.OPTIMIZER}):
         whole = file.read_bytes()
-        for place in (0, len(whole) // 2, len(whole) - 2):
-            file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-            if file.name == checkpoint.STATE and place:
-                continue  # a changed digit of state.json is still JSON; its hashes and step are checked below
+        for place in range(0, len(whole), 1 if len(whole) < 4_000 else len(whole) // 1_000):
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ mask]) + whole[place + 1 :])
             with pytest.raises(BadData, match=file.name):
                 checkpoint.verified(path)
         file.write_bytes(whole)
     checkpoint.verified(path)
 
 
-def test_missing_files_and_foreign_names_are_refused(saved: tuple[Path, Llama]) -> None:
+@pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.OPTIMIZER])
+def test_random_flipped_bytes_of_the_tensors_are_found(saved: tuple[Path, Llama], name: str) -> None:
     path, _ = saved
-    state = json.loads((path / checkpoint.STATE).read_text())
-    (path / checkpoint.STATE).write_text(json.dumps({**state, "files": {"../../secret": "0" * 64}}))
-    with pytest.raises(BadData, match="secret"):
-        checkpoint.verified(path)
-    (path / checkpoint.STATE).unlink()
-    with pytest.raises(BadData, match=r"state\.json"):
-        checkpoint.verified(path)
+    file = path / name
+    whole = file.read_bytes()
+    for place in random.Random(0).sample(range(len(whole)), 500):
+        with file.open("r+b") as open_file:
+            open_file.seek(place)
+            open_file.write(bytes([whole[place] ^ 0x10]))
+        with pytest.raises(BadData, match=name):
+            checkpoint.verified(path)
+        file.write_bytes(whole)
+    refused_when_cut(path, name)
+
+
+def refused_when_cut(path: Path, name: str) -> None:
+    whole = (path / name).read_bytes()
+    for content in (b"", whole[:7], whole[:100], whole[: len(whole) // 2], whole[:-1], whole + b"\0"):
+        (path / name).write_bytes(content)
+        refused(path, name)
+    (path / name).unlink()
+    refused(path, name)
+
+
+@pytest.mark.parametrize("name", [checkpoint.STATE, "config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_cut_files_are_refused(saved: tuple[Path, Llama], name: str) -> None:
+    refused_when_cut(saved[0], name)
+
+
+def test_swapped_files_and_folders_are_refused(home: Path) -> None:
+    run = RunDir.named("a")
+    for step in (1, 2):
+        save(run.checkpoint(step), SMALL, step)
+    first, second = run.checkpoint(1), run.checkpoint(2)
+    for name in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.STATE):
+        kept = (second / name).read_bytes()
+        shutil.copyfile(first / name, second / name)
+        refused(second, checkpoint.STATE if name == checkpoint.STATE else name)
+        (second / name).write_bytes(kept)
+    checkpoint.verified(second)
+    shutil.rmtree(first)
+    second.rename(first)
+    refused(first, checkpoint.STATE)
+
+
+@pytest.mark.parametrize("change", [{"width": 64}, {"layers": 3}, {"layers": 1}, {"tied": True}, {"kv_heads": 3}])
+def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    save(tmp_path / "a", SMALL.model_copy(update=change))
+    model = Llama(SMALL)
+    with pytest.raises(BadData, match="does not fit this run"):
+        checkpoint.restore(tmp_path / "a", model, OPTIMIZERS["muon"](model, OptimConfig(), torch.float32))
+
+
+def test_foreign_names_are_refused(saved: tuple[Path, Llama]) -> None:
+    """Also where somebody sealed them well."""
+    path, _ = saved
+    state = read(path / checkpoint.STATE, State)
+    for name in ("../../secret", "/etc/passwd", "..", ""):
+        forged = state.model_copy(update={"files": {**state.files, name: "0" * 64}}).sealed()
+        (path / checkpoint.STATE).write_text(forged.written())
+        refused(path, checkpoint.STATE)
+
+
+def test_the_tensors_are_written_as_the_library_of_that_format_writes_them(saved: tuple[Path, Llama]) -> None:
+    path, _ = saved
+    for name in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER):
+        file = path / name
+        assert file.read_bytes() == safetensors.torch.save(safetensors.torch.load_file(file), {"format": "pt"})
 
 
 def test_the_newest_sound_checkpoint_is_used(home: Path) -> None:

@@ -32,13 +32,14 @@ def test_an_error_leaves_the_old_file(tmp_path: Path) -> None:
 def test_a_folder_appears_when_its_block_ends_and_forgets_an_older_draft(tmp_path: Path) -> None:
     folder = tmp_path / "step"
     with pytest.raises(ZeroDivisionError), durable.filling(folder) as draft:
-        (draft / "a").write_text("half")
+        draft.write("a", [b"half"])
         raise ZeroDivisionError
     assert not folder.exists()
     (tmp_path / ".step.draft").mkdir()
     (tmp_path / ".step.draft" / "stale").touch()
     with durable.filling(folder) as draft:
-        (draft / "a").write_text("whole")
+        draft.write("a", [b"wh", b"ole"])
+        assert draft.hashes == {"a": hashlib.sha256(b"whole").hexdigest()}
     assert [path.name for path in folder.iterdir()] == ["a"]
     assert list(tmp_path.iterdir()) == [folder]
 
@@ -50,7 +51,7 @@ def test_removing_takes_the_name_first(tmp_path: Path, monkeypatch: pytest.Monke
     seen = []
     monkeypatch.setattr("shutil.rmtree", lambda path, **_: seen.append((path.name, folder.exists())))
     durable.remove(folder)
-    assert seen[-1] == (".step.draft", False)
+    assert seen[-1] == (".step.removed", False)
 
 
 def test_a_full_disk_has_its_own_error(tmp_path: Path) -> None:
@@ -59,4 +60,4 @@ def test_a_full_disk_has_its_own_error(tmp_path: Path) -> None:
     assert caught.value.code == 4
     with pytest.raises(UserError, match="Permission denied") as denied, durable.writing(tmp_path / "file"):
         raise PermissionError(13, "Permission denied")
-    assert denied.value.code == 1
+    assert denied.value.code == 4

@@ -24,11 +24,13 @@ MAY_IMPORT = {
     "tokenizer": {"errors", "gpt2_vocabulary"},
     "encoders": {"errors", "tokenizer"},
     "artifacts": {"errors", "durable", "config", "tokenizer"},
+    "hugging_face": {"errors", "config", "tokenizer"},
+    "tensors": {"errors"},
     "model": FOUNDATION - {"artifacts", "durable"},
     "corpus": FOUNDATION,
     "plots": FOUNDATION,
-    "checkpoint": FOUNDATION | {"model"},
-    "training": FOUNDATION | {"model", "checkpoint", "corpus.batches"},
+    "checkpoint": FOUNDATION | {"hugging_face", "tensors", "model"},
+    "training": FOUNDATION | {"hugging_face", "model", "checkpoint", "corpus.batches"},
     "inference": FOUNDATION | {"model", "checkpoint", "corpus.batches"},
     "cli": FOUNDATION | {"model", "checkpoint", "corpus", "plots", "training", "inference"},
     "__main__": {"cli"},
@@ -79,7 +81,7 @@ def test_rich_and_typer_live_in_the_cli(path: Path) -> None:
         assert "print(" not in path.read_text("utf-8").replace("footprint(", "")
 
 
-TORCH_PARTS = {"model", "training", "inference", "checkpoint"}
+TORCH_PARTS = {"model", "training", "inference", "checkpoint", "tensors"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

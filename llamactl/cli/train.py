@@ -19,8 +19,8 @@ SET_HELP = "SECTION.KEY=VALUE, any setting of config.toml; repeatable. Example: 
 
 # Settings of [train] that a resumed run may change: what it computes on, how, and how often it looks up.
 MAY_CHANGE = {
-    "device", "precision", "micro_batch", "compile", "recompute",
-    "eval_every", "save_every", "keep", "prompts", "sample_tokens",
+    "device", "precision", "micro_batch", "compile", "recompute", "deterministic",
+    "eval_every", "save_every", "keep", "keep_every", "prompts", "sample_tokens",
 }  # fmt: skip
 
 
@@ -37,6 +37,7 @@ def train(
     rope_scaling: Annotated[str, typer.Option(help=SCALING_HELP, show_default=False)] = "",
     device: Annotated[str, typer.Option(help=DEVICE_HELP, show_default="auto")] = "",
     precision: Annotated[str, typer.Option(help="auto, bf16, fp32, fp16.", show_default="auto")] = "",
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="On a GPU: the same bits every time, slower.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run from its newest checkpoint.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and stop.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON on stdout.")] = False,
@@ -51,6 +52,7 @@ def train(
         fix = "Leave --preset, --config and --init-from out."
         raise BadUsage("A resumed run keeps its preset, its config and where it started from.", "", fix)
     typed = [*overrides(tokens, device, precision, data, settings or []), *positions(context, rope_scaling)]
+    typed += [{"train": {"deterministic": True}}] if deterministic else []
     if resume:
         folder = RunDir.named(to_resume or run).existing()
         chosen = resumed(folder, typed)
@@ -115,38 +117,50 @@ def resumed(folder: "RunDir", typed: list[dict[str, Any]]) -> "Config":
     after = build([before.model_dump(), *typed])
     for section, old in before.model_dump(exclude={"preset"}).items():
         new = after.model_dump()[section]
-        changed = [key for key in old if old[key] != new[key] and not (section == "train" and key in MAY_CHANGE)]
+        free = (
+            MAY_CHANGE | ({"tokens"} if new.get("tokens", 0) > old.get("tokens", 0) else set()) if section == "train" else set()
+        )
+        changed = [key for key in old if old[key] != new[key] and key not in free]
         if changed:
             differ = ", ".join(f"{section}.{key}: {old[key]} -> {new[key]}" for key in changed)
-            fix = "Leave it as it was, or start a new run without --resume."
+            fix = "Leave it as it was, or start a new run without --resume. The budget, train.tokens, may grow."
             raise BadUsage(f"A resumed run can't change {differ}.", "It would no longer be the same run.", fix)
     return after
 
 
 def execute(config: "Config", folder: "RunDir", resume: bool, dry_run: bool, json: bool) -> None:
-    """Say what is about to happen, then let it happen."""
+    """Say what is about to happen, then let it happen, in a folder that no other process writes to."""
+    from contextlib import closing
+
+    from llamactl import durable
     from llamactl.artifacts import DatasetDir
     from llamactl.cli.training_screen import TrainingScreen, show_plan
     from llamactl.corpus.verify import alongside
     from llamactl.training.environment import environment
-    from llamactl.training.events import record
+    from llamactl.training.log import record
     from llamactl.training.meter import peak_rate
     from llamactl.training.origin import anchored
-    from llamactl.training.plan import plan, resolve
+    from llamactl.training.plan import check_disk, plan, resolve
     from llamactl.training.trainer import train as run_training
+    from llamactl.training.wishes import listening
     from llamactl.training.world import join
 
-    data = DatasetDir.named(config.data.name)
-    dataset = data.open()
-    world = join(config.train)
-    config = resolve(config if resume else anchored(config, dataset), dataset, world)
-    rate = peak_rate(world)
-    planned = plan(config, dataset, world, rate)
-    show_plan(planned, config, dataset, world, folder)
-    if dry_run:
-        return
-    if not resume:
-        folder.start(config, environment(world, dataset))
-    with TrainingScreen(planned, folder, json) as screen:
-        for event in alongside(record(run_training(config, dataset, folder, world, rate), folder), data):
-            screen.show(event)
+    with listening() as wishes:
+        data = DatasetDir.named(config.data.name)
+        dataset = data.open()
+        world = join(config.train)
+        config = resolve(config if resume else anchored(config, dataset), dataset, world)
+        rate = peak_rate(world)
+        planned = plan(config, dataset, world, rate)
+        show_plan(planned, config, dataset, world, folder)
+        if dry_run:
+            return
+        check_disk(planned, config, folder)
+        with durable.locked(folder.lock_path):
+            folder.start(config, environment(config, dataset, world), again=resume)
+            screen = TrainingScreen(planned, folder, json)
+            with screen, closing(run_training(config, dataset, folder, world, rate, wishes)) as events:
+                for event in alongside(record(events, folder), data):
+                    screen.show(event)
+    if screen.stopped:
+        raise typer.Exit(128 + screen.stopped)

@@ -11,7 +11,21 @@ from llamactl.artifacts import Dataset, RunDir
 from llamactl.cli.screen import output, progress, safe, show_next, show_table
 from llamactl.config import Config
 from llamactl.quantities import show_bytes, show_count, show_time
-from llamactl.training.events import Event, Resumed, Sampled, Saved, Skipped, Slowed, Stepped, Validated, row
+from llamactl.training.events import (
+    Event,
+    Replayed,
+    Resumed,
+    RolledBack,
+    Sampled,
+    Saved,
+    Skipped,
+    Slowed,
+    Spiked,
+    Stepped,
+    Stopped,
+    Validated,
+    row,
+)
 from llamactl.training.plan import Plan
 from llamactl.training.world import World
 
@@ -37,6 +51,7 @@ def show_plan(plan: Plan, config: Config, dataset: Dataset, world: World, folder
             "optimizer": f"{config.optim.name}, learning rate {config.optim.lr:.2g}, {config.schedule.name}",
             "device": f"{world.device}, {world.precision.name} products ({world.precision.reason}), fp32 weights"
             + (", compiled" if config.train.compile == "on" else ""),
+            "disk": f"up to {show_bytes(plan.disk)} for checkpoints of {show_bytes(plan.checkpoint)}",
             "memory": f"about {show_bytes(plan.memory)}; {show_bytes(plan.memory_free)} free",
             "time": f"about {show_time(plan.seconds)}",
         },
@@ -73,6 +88,7 @@ class TrainingScreen:
         self._speeds: list[float] = []
         self._resumed_at = 0
         self._saved: Saved | None = None
+        self.stopped = 0  # the signal that did
         self._validated: Validated | None = None
 
     def __enter__(self) -> "TrainingScreen":
@@ -83,10 +99,11 @@ class TrainingScreen:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Stop it, and say what came of the run."""
         self._bar.stop()
-        if kind is None:
+        if kind is None and not self.stopped:
             self._show_end()
-        elif kind is KeyboardInterrupt and self._saved:
-            progress.print(f"Stopped; the checkpoint of step {self._saved.step} is safe.")
+        elif self.stopped or self._saved:
+            what = f"the checkpoint of step {self._saved.step:,} is safe" if self._saved else "there was no step to save"
+            progress.print(f"Stopped; {what}.")
             show_next(f"llamactl train --resume {self._folder.path.name}", why="Go on")
 
     def show(self, event: Event) -> None:
@@ -96,24 +113,26 @@ class TrainingScreen:
         match event:
             case Stepped():
                 self._show_step(event)
-            case Validated():
-                self._validated = event
-                self._say(f"validation {event.loss:.3f} nats per token, {event.bits_per_byte:.3f} bits per byte", event, "bold")
             case Sampled():
-                self._say(f"{safe(event.prompt)}[…]{safe(event.text)}".replace("\n", "⏎"), event, "dim", cut=True)
+                self._say(f"{safe(event.prompt)}[…]{safe(event.text)}".replace("\n", "⏎"), "dim", event, cut=True)
             case Saved():
                 self._saved = event
-            case Skipped():
-                self._say(
-                    f"skipped: loss {event.loss}, gradient norm {event.grad_norm}; the weights are unchanged", event, "red"
-                )
-            case Slowed(why=why):
-                self._say(why, event, "yellow")
+            case Stopped():
+                self.stopped = event.signal
             case Resumed():
-                self._resumed_at = event.step
-                for damaged in event.damaged:
-                    self._say(f"not used: {damaged}", event, "red")
-                self._say("resumed", event, "bold")
+                self._show_resumed(event)
+            case _:
+                self._validated = event if isinstance(event, Validated) else self._validated
+                text, style = _line(event)
+                self._say(text, style, event)
+
+    def _show_resumed(self, event: Resumed) -> None:
+        self._resumed_at = event.step
+        for damaged in event.damaged:
+            self._say(f"not used: {damaged}", "red", event)
+        self._say("resumed", "bold", event)
+        if event.differs:
+            self._say(f"from here on not bit for bit as before: {', '.join(event.differs)}", "yellow", event)
 
     def _show_step(self, event: Stepped) -> None:
         self._speeds = [*self._speeds[-50:], event.tokens_per_second]
@@ -128,9 +147,9 @@ class TrainingScreen:
         due = time.monotonic() - self._last_line > PLAIN_LINE_EVERY
         if not progress.is_terminal and (due or event.step in (1, self._plan.steps)):
             self._last_line = time.monotonic()
-            self._say(facts, event)
+            self._say(facts, "", event)
 
-    def _say(self, text: str, event: Event, style: str = "", cut: bool = False) -> None:
+    def _say(self, text: str, style: str, event: Event, cut: bool = False) -> None:
         line = Text.assemble((f"{event.step:>7,} ", "dim"), (text, style))
         if cut:
             line.truncate(progress.width, overflow="ellipsis")
@@ -150,3 +169,27 @@ class TrainingScreen:
                 f"{name} is done", {"result": what, "checkpoint": f"{self._saved.path} (Hugging Face loads it as it is)"}
             )
         show_next("llamactl plot-loss")
+
+
+def _line(event: Skipped | Spiked | Validated | RolledBack | Replayed | Slowed) -> tuple[str, str]:
+    """What is said of an event, and in which style."""
+    match event:
+        case Skipped():
+            return f"skipped: loss {event.loss}, gradient norm {event.grad_norm}; the weights are unchanged", "red"
+        case Spiked():
+            return f"the loss jumped to {event.loss:.3f}; it was {event.usual:.3f}", "yellow"
+        case Validated():
+            return f"validation {event.loss:.3f} nats per token, {event.bits_per_byte:.3f} bits per byte", "bold"
+        case RolledBack():
+            return f"back from step {event.from_step:,}; the data up to there is left out from now on", "red"
+        case Replayed():
+            return _compared(event), "red" if event.different else "dim"
+        case Slowed():
+            return event.why, "yellow"
+
+
+def _compared(event: Replayed) -> str:
+    steps = f"{event.steps:,} steps were done again"
+    if event.different:
+        return f"{steps}, {event.different:,} of them with another loss than was logged, by {event.largest:.2g} at most"
+    return f"{steps}, each with the loss that was logged"

@@ -21,3 +21,7 @@ class Ahead(Generic[T]):
         item = self._waiting.pop(number, None) or self._pool.submit(self._make, number)
         self._waiting = {number + 1: self._pool.submit(self._make, number + 1)}
         return item.result()
+
+    def close(self) -> None:
+        """Let the thread go."""
+        self._pool.shutdown(cancel_futures=True)

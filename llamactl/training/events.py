@@ -1,13 +1,7 @@
-"""What happens in a run, and how it is written down: one event a line, appended."""
+"""What happens in a run."""
 
-import json
-import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, ClassVar, TextIO
-
-from llamactl.artifacts import RunDir
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
@@ -71,10 +65,49 @@ class Saved(Moment):
 
 @dataclass(frozen=True)
 class Resumed(Moment):
-    """The run goes on from a checkpoint; `damaged` names newer ones that could not be used."""
+    """The run goes on from a checkpoint; `damaged` names newer ones that could not be used.
+
+    `differs` names what is not as it was when the checkpoint was made, so that the numbers to come may not be bit-exact.
+    """
 
     kind: ClassVar[str] = "resumed"
     damaged: tuple[str, ...] = ()
+    differs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Replayed(Moment):
+    """Steps that had been logged before the run was interrupted are done again; so many have another loss."""
+
+    kind: ClassVar[str] = "replayed"
+    steps: int
+    different: int
+    largest: float
+
+
+@dataclass(frozen=True)
+class RolledBack(Moment):
+    """The run went back to this step, and leaves out the data that led to numbers that are none."""
+
+    kind: ClassVar[str] = "rolled back"
+    from_step: int
+
+
+@dataclass(frozen=True)
+class Spiked(Moment):
+    """The loss is far above what it usually was."""
+
+    kind: ClassVar[str] = "spike"
+    loss: float
+    usual: float
+
+
+@dataclass(frozen=True)
+class Stopped(Moment):
+    """A signal asked the run to stop; what it learned is in a checkpoint."""
+
+    kind: ClassVar[str] = "stopped"
+    signal: int
 
 
 @dataclass(frozen=True)
@@ -85,28 +118,9 @@ class Slowed(Moment):
     why: str
 
 
-Event = Stepped | Skipped | Validated | Sampled | Saved | Resumed | Slowed
+Event = Stepped | Skipped | Validated | Sampled | Saved | Resumed | Replayed | RolledBack | Spiked | Stopped | Slowed
 
 
 def row(event: Event) -> dict[str, Any]:
     """An event as a line of metrics.jsonl."""
     return {"kind": event.kind, **asdict(event)}
-
-
-def record(events: Iterator[Event], run: RunDir) -> Iterator[Event]:
-    """Write each event down before passing it on: samples to samples.jsonl, all else to metrics.jsonl."""
-    with _appending(run.metrics_path) as metrics, _appending(run.samples_path) as samples:
-        for event in events:
-            file = samples if isinstance(event, Sampled) else metrics
-            file.write(json.dumps(row(event)) + "\n")
-            file.flush()
-            yield event
-
-
-def _appending(path: Path) -> TextIO:
-    """Open a log for appending; the half line that a killed writer left is cut off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        file.seek(0)
-        os.truncate(path, file.read().rfind(b"\n") + 1)
-    return path.open("a", encoding="utf-8")

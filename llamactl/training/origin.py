@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from llamactl import checkpoint
+from llamactl import checkpoint, hugging_face
 from llamactl.artifacts import Dataset, RunDir, home, read
 from llamactl.config import Config, Tree, build, preset
 from llamactl.errors import BadData, BadUsage
@@ -18,7 +18,7 @@ def continuation(name: str, layers: list[Tree]) -> Config:
     A context that grows divides positions by as much, unless `layers` say otherwise. Raises BadData, BadUsage.
     """
     path = checkpoint.locate(name)
-    shape = checkpoint.shape(path)
+    shape = hugging_face.shape(path)
     start: list[dict[str, Any]] = [preset(_preset(path)), {"model": shape.model_dump()}]
     longer = max(1.0, build([*start, *layers]).model.context / shape.context)
     scaling = {"model": {"rope_scaling": shape.rope_scaling * longer}}
@@ -53,7 +53,7 @@ def _check(config: Config, dataset: Dataset, path: Path, state: checkpoint.State
         what = f"The dataset {dataset.name} and the checkpoint {path} have different tokenizers."
         fix = f"Prepare the text with the checkpoint's: llamactl prepare SOURCE --tokenizer {path / 'tokenizer.json'}"
         raise BadData(what, "The same ids stand for other text.", fix)
-    old, new = checkpoint.shape(path).model_dump(), config.model.model_dump()
+    old, new = hugging_face.shape(path).model_dump(), config.model.model_dump()
     new["vocab_size"] = new["vocab_size"] or old["vocab_size"]
     differ = ", ".join(f"model.{key}: {old[key]} -> {new[key]}" for key in old if old[key] != new[key] and key not in FREE)
     if differ:

@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from llamactl.artifacts import Dataset
-from llamactl.config import Config, Switch
+from llamactl.artifacts import Dataset, RunDir
+from llamactl.config import Config, Switch, TrainConfig
 from llamactl.corpus.batches import Windows
+from llamactl.durable import free_bytes
 from llamactl.errors import BadData, BadUsage, NoRoom
 from llamactl.model.llama import count, embeddings
 from llamactl.training.optimizers import CONTINUED_RATE, EMBEDDING_SCALE, EMBEDDING_SCALE_TIED, peak_rate
 from llamactl.training.sizing import (
+    checkpoint_bytes,
     chunk_bytes,
     flops_per_token,
     free_memory,
@@ -43,6 +45,8 @@ class Plan:
     seconds: float
     memory: int
     memory_free: int
+    checkpoint: int
+    disk: int
 
     @property
     def tokens_per_parameter(self) -> float:
@@ -116,12 +120,31 @@ def plan(config: Config, dataset: Dataset, world: World, rate: float) -> Plan:
         + train.micro_batch * window_bytes(model, train.recompute == "on", world)
         + chunk_bytes(model, world),
         memory_free=free_memory(world.device),
+        checkpoint=checkpoint_bytes(model, config.optim.name),
+        disk=checkpoints_at_most(train, steps) * checkpoint_bytes(model, config.optim.name),
     )
     if made.memory > made.memory_free:
         why = f"It needs about {made.memory / 1e9:.1f} GB; {made.memory_free / 1e9:.1f} GB are free."
         fix = "Try: --set train.micro_batch=1" if train.micro_batch > 1 else "Try a smaller --preset."
         raise NoRoom(f"{config.preset} does not fit into the memory of {world.device}.", why, fix)
     return made
+
+
+def checkpoints_at_most(train: TrainConfig, steps: int) -> int:
+    """Checkpoints that are on the disk at once: those that are kept, the best, and the one that is being written."""
+    made = -(-steps // train.save_every)
+    kept = steps // train.keep_every if train.keep_every else 0
+    return min(made, train.keep + 1 + kept) + 1
+
+
+def check_disk(plan: Plan, config: Config, run: RunDir) -> None:
+    """Whether the checkpoints to come fit onto the disk; raises NoRoom."""
+    there = sum(file.stat().st_size for file in run.checkpoints.glob("*/*"))
+    free = free_bytes(run.path)
+    if plan.disk > free + there:
+        why = f"They take up to {plan.disk / 1e9:.3g} GB, of {plan.checkpoint / 1e9:.3g} GB each; {free / 1e9:.3g} GB are free."
+        fix = "Keep fewer with --set train.keep=1, take a smaller --preset, or set LLAMACTL_HOME to another disk."
+        raise NoRoom(f"The checkpoints of {config.preset} do not fit into {run.path}.", why, fix)
 
 
 def usual_efficiency(world: World) -> float:

@@ -2,12 +2,15 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from llamactl import checkpoint
+from llamactl import checkpoint, durable
 from llamactl.artifacts import Dataset, RunDir
 from llamactl.config import Config
 from llamactl.corpus.batches import Batch, Batches, Windows
@@ -17,36 +20,66 @@ from llamactl.model.llama import Llama
 from llamactl.model.objective import NextToken
 from llamactl.training.ahead import Ahead
 from llamactl.training.compilation import compile_blocks, eagerly
-from llamactl.training.events import Event, Resumed, Sampled, Saved, Skipped, Slowed, Stepped, Validated
+from llamactl.training.environment import computed_on, differences, same_data
+from llamactl.training.events import (
+    Event,
+    Resumed,
+    RolledBack,
+    Sampled,
+    Saved,
+    Skipped,
+    Slowed,
+    Stepped,
+    Stopped,
+    Validated,
+)
 from llamactl.training.meter import peak_memory
 from llamactl.training.optimizers import OPTIMIZERS, set_pace
 from llamactl.training.origin import inherit
+from llamactl.training.saver import Saver
 from llamactl.training.schedule import momentum, scale
 from llamactl.training.sizing import flops_per_token
 from llamactl.training.validation import sample, validate
+from llamactl.training.wishes import Wishes
 from llamactl.training.world import World
 
-MOST_SKIPPED = 8  # steps in a row without a finite gradient before the run gives up
+MOST_SKIPPED = 8  # steps in a row without a finite gradient before the run goes back to a checkpoint
+MOST_ROLLBACKS = 2
+SHOWN = 3  # steps that are shown when it gives up
 
 
-def train(config: Config, dataset: Dataset, run: RunDir, world: World, rate: float) -> Iterator[Event]:
+def train(
+    config: Config, dataset: Dataset, run: RunDir, world: World, rate: float, wishes: Wishes | None = None
+) -> Generator[Event, None, None]:
     """Train to the end of the budget, from the newest sound checkpoint, yielding what happens.
 
-    `config` is resolved (`plan.resolve`); `rate` is the device's FLOP/s, for MFU. Stop by closing the generator.
+    `config` is resolved (`plan.resolve`); `rate` is the device's FLOP/s, for MFU. Stop by a wish, which saves, or by closing
+    the generator, which does not. The caller holds the run's lock.
     """
-    trainer = Trainer(config, dataset, run, world, rate)
-    yield from trainer.resume()
-    yield from trainer.compile()
-    while trainer.step < trainer.steps:
-        event = trainer.advance()
-        yield event
-        if isinstance(event, Slowed):
-            continue  # the step is still to be done
-        last = trainer.step == trainer.steps
-        if last or trainer.step % config.train.eval_every == 0:
-            yield from trainer.validate()
-        if last or trainer.step % config.train.save_every == 0:
-            yield trainer.save()
+    wishes = wishes or Wishes()
+    with closing(Trainer(config, dataset, run, world, rate)) as trainer:
+        yield from trainer.resume()
+        yield from trainer.compile()
+        while trainer.step < trainer.steps and not wishes.stop:
+            event = trainer.advance()
+            yield event
+            yield from trainer.landed()
+            if isinstance(event, Slowed):
+                continue  # the step is still to be done
+            if trainer.skipped == MOST_SKIPPED:
+                yield trainer.roll_back()
+                continue
+            if trainer.is_due(config.train.eval_every):
+                yield from trainer.validate()
+            if trainer.is_due(config.train.save_every) or trainer.owes_save or wishes.save:
+                wishes.save = False
+                yield from trainer.save()
+        stopped = trainer.step < trainer.steps
+        if stopped and trainer.step != trainer.saved_step:
+            yield from trainer.save(anyway=True)
+        yield from trainer.landed(wait=True)
+        if stopped:
+            yield Stopped(*trainer.now, wishes.stop)
 
 
 class Trainer:
@@ -66,8 +99,12 @@ class Trainer:
         self.ahead = Ahead(self._micro_batches)
         # fp16's smallest numbers are too large for gradients, which are scaled up; the other formats need none of it.
         self.scaler = torch.amp.GradScaler(world.device.type, init_scale=2.0**12, enabled=world.precision.name == "fp16")
+        self.saver = Saver(run, config, dataset.tokenizer)
+        self.environment = computed_on(config, dataset, world)
         self.steps = -(-config.train.tokens // config.train.tokens_per_step)
-        self.step = self.skipped = 0
+        self.step = self.skipped = self.rollbacks = self.jumped = 0
+        self.saved_step, self.owes_save = 0, False
+        self.latest: deque[str] = deque(maxlen=SHOWN)
         self.seconds = 0.0
         self.validation_loss: float | None = None
 
@@ -79,17 +116,56 @@ class Trainer:
 
     def resume(self) -> Iterator[Event]:
         """Go to the newest sound checkpoint, or start with the weights of another run's, where there is one."""
+        durable.sweep(self.run.checkpoints)
         path, damaged = checkpoint.newest(self.run)
         if path is None:
             inherit(self.config, self.dataset, self.model)
+            if damaged:
+                yield Resumed(*self.now, damaged)
+            return
+        state = self._restore(path)
+        self.rollbacks, self.jumped = state.rollbacks, state.jumped
+        yield Resumed(*self.now, damaged, differences(state.environment, self.environment))
+
+    def _restore(self, path: Path) -> checkpoint.State:
+        state = checkpoint.restore(path, self.model, self.optimizers)
+        same_data(state.environment, self.environment)
+        self.step, self.seconds, self.validation_loss = state.step, state.seconds, state.validation_loss
+        self.skipped, self.saved_step = state.skipped, state.step
+        self.micro_batch = min(self.micro_batch, state.micro_batch or self.micro_batch)
+        if state.scaler:
+            self.scaler.load_state_dict(dict(state.scaler))
+        return state
+
+    def roll_back(self) -> RolledBack:
+        """Go back to the newest checkpoint, or to the start, and leave out the data from there to here; raises Diverged."""
+        self.saver.landed(wait=True)
+        failed, position = self.step, self.step + self.jumped
+        if self.rollbacks == MOST_ROLLBACKS:
+            what = f"Training diverged at step {failed}, after {MOST_ROLLBACKS} times back to a checkpoint."
+            fix = f"Start again with a smaller rate: --set optim.lr={self.config.optim.lr / 2:.2g}"
+            raise Diverged(what, f"The last rows: {'; '.join(self.latest)}. Earlier checkpoints are good.", fix)
+        path, _ = checkpoint.newest(self.run)
+        if path is None:
+            self._begin_again()
         else:
-            state = checkpoint.restore(path, self.model, self.optimizers)
-            self.step, self.seconds, self.validation_loss = state.step, state.seconds, state.validation_loss
-            self.micro_batch = min(self.micro_batch, state.micro_batch or self.micro_batch)
-            if state.scaler:
-                self.scaler.load_state_dict(dict(state.scaler))
-        if path is not None or damaged:
-            yield Resumed(*self.now, damaged)
+            self._restore(path)
+        self.skipped = 0
+        self.rollbacks += 1
+        self.jumped = position - self.step
+        return RolledBack(*self.now, failed)
+
+    def _begin_again(self) -> None:
+        """As at step 0, in the model that is there, which may be compiled."""
+        self.model.load_state_dict(build_model(self.config, self.world).state_dict())
+        inherit(self.config, self.dataset, self.model)
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
+        self.step, self.saved_step, self.seconds, self.validation_loss = 0, 0, 0.0, None
+
+    def is_due(self, every: int) -> bool:
+        """Whether what happens every so many steps, and at the last one, happens now."""
+        return self.step == self.steps or self.step % every == 0
 
     def compile(self) -> Iterator[Slowed]:
         """Compile the blocks if the config says so, or say why that can't be done here."""
@@ -100,7 +176,7 @@ class Trainer:
     def advance(self) -> Stepped | Skipped | Slowed:
         """One optimizer step; one that is not finite leaves the weights alone, and a full memory leaves it undone."""
         started = time.perf_counter()
-        total = self.gradients(self.ahead(self.step))
+        total = self.gradients(self.ahead(self.step + self.jumped))
         if isinstance(total, Slowed):
             return total
         loss, norm = self.update(total)
@@ -108,8 +184,10 @@ class Trainer:
         lr = self._lr
         self.step += 1
         self.seconds += elapsed
+        self.latest.append(f"step {self.step} loss {loss:.4g}, gradient norm {norm:.3g}")
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            return self._skip(loss, norm)
+            self.skipped += 1
+            return Skipped(*self.now, loss, norm)
         self.skipped = 0
         speed = self.config.train.tokens_per_step / elapsed
         mfu = speed * flops_per_token(self.config.model) / self.rate
@@ -156,14 +234,6 @@ class Trainer:
             batches = [Batch(*(part.pin_memory() for part in batch)) for batch in batches]
         return [Batch(*(part.to(self.world.device, non_blocking=True) for part in batch)) for batch in batches]
 
-    def _skip(self, loss: float, norm: float) -> Skipped:
-        self.skipped += 1
-        if self.skipped == MOST_SKIPPED:
-            what = f"Training diverged: {MOST_SKIPPED} steps up to step {self.step} had no finite gradient."
-            why = f"The last loss was {loss}, the gradient's norm {norm}. Checkpoints before that are good."
-            raise Diverged(what, why, f"Start again with a smaller rate: --set optim.lr={self.config.optim.lr / 2:.2g}")
-        return Skipped(*self.now, loss, norm)
-
     def validate(self) -> Iterator[Validated | Sampled]:
         """The loss on the same held-out windows each time, then the same prompts with the same seed."""
         windows = Windows(self.dataset.val, self.config.model.context)
@@ -177,9 +247,19 @@ class Trainer:
                 text = sample(self.model, prompt, self.config.train.seed + number, self.dataset, self.config)
             yield Sampled(*self.now, prompt, text)
 
-    def save(self) -> Saved:
-        """Write a checkpoint, then drop those that are no longer kept."""
-        path = self.run.checkpoint(self.step)
+    def save(self, anyway: bool = False) -> Iterator[Saved | RolledBack]:
+        """Start to write a checkpoint; weights that are no numbers are not saved, but lead back to some that are.
+
+        In the middle of steps that had no finite gradient it waits for one that has, unless it is wanted `anyway`.
+        """
+        self.owes_save = bool(self.skipped) and not anyway and self.step < self.steps
+        if self.owes_save:
+            return
+        yield from self.landed(wait=True)
+        taken = checkpoint.snapshot(self.model, self.optimizers)
+        if not taken.finite():
+            yield self.roll_back()
+            return
         step, tokens, _, seconds = self.now
         state = checkpoint.State(
             step=step,
@@ -188,10 +268,25 @@ class Trainer:
             validation_loss=self.validation_loss,
             micro_batch=self.micro_batch,
             scaler=self.scaler.state_dict(),
+            skipped=self.skipped,
+            rollbacks=self.rollbacks,
+            jumped=self.jumped,
+            environment=self.environment,
         )
-        checkpoint.save(path, self.model, self.dataset.tokenizer, self.optimizers, state)
-        checkpoint.prune(self.run, self.config.train.keep)
-        return Saved(*self.now, str(path))
+        self.saver.save(taken, state)
+        self.saved_step = self.step
+
+    def landed(self, wait: bool = False) -> Iterator[Saved]:
+        """Whether a checkpoint has reached the disk; raises what kept it from there."""
+        state = self.saver.landed(wait)
+        if state:
+            flops = state.tokens * flops_per_token(self.config.model)
+            yield Saved(state.step, state.tokens, flops, state.seconds, str(self.run.checkpoint(state.step)))
+
+    def close(self) -> None:
+        """Wait for what is being written, and let the threads go."""
+        self.saver.close()
+        self.ahead.close()
 
 
 def build_model(config: Config, world: World) -> Llama:

@@ -1,6 +1,7 @@
 """The processes that take part in a run; the only file that says "rank"."""
 
 import ctypes
+import os
 import sys
 from dataclasses import dataclass
 
@@ -38,4 +39,7 @@ def join(train: TrainConfig) -> World:
     keep_freed_memory()
     torch.set_flush_denormal(True)  # tiny gradients else cost a CPU a hundred times a product
     torch.set_float32_matmul_precision("high")
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(train.deterministic)
     return World(device, choose_precision(train.precision, device))

@@ -88,18 +88,8 @@ def test_shares_are_made_then_sealed(home: Path, corpus: Path) -> None:
 def test_training_speaks_json(home: Path) -> None:
     done = run(f"train --tokens 1024 --json {TINY}")
     kinds = [json.loads(line)["kind"] for line in done.stdout.splitlines()]
-    assert kinds == [
-        "step",
-        "validation",
-        "sample",
-        "sample",
-        "sample",
-        "saved",
-        "step",
-        "validation",
-        *["sample"] * 3,
-        "saved",
-    ]
+    assert [kind for kind in kinds if kind != "saved"] == 2 * ["step", "validation", *3 * ["sample"]]
+    assert kinds.count("saved") == 2  # when they are on the disk, which training does not wait for
     (folder,) = (home / "runs").iterdir()
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["command"].startswith("llamactl train --tokens 1024")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llamactl import checkpoint, tokenizer
+from llamactl import checkpoint, hugging_face, tokenizer
 from llamactl.artifacts import Dataset, RunDir
 from llamactl.checkpoint import State
 from llamactl.config import Config, Tree, build, preset
@@ -58,7 +58,7 @@ def continued(source: Path, dataset: Dataset) -> Callable[..., tuple[Config, Wor
 
 def test_shape_and_preset_come_from_the_checkpoint(continued: Configured, source: Path) -> None:
     config, _ = continued()
-    assert config.model == checkpoint.shape(source)
+    assert config.model == hugging_face.shape(source)
     assert (config.preset, config.optim.beta2) == ("tiny", build([preset("tiny")]).optim.beta2)
     assert (config.train.init_from, len(config.train.init_sha256)) == ("a@20", 64)
 
@@ -84,7 +84,7 @@ def test_a_scaled_model_is_scaled_further(continued: Configured, source: Path, d
     config, world = continued(LONGER)
     run = RunDir.named("b")
     list(train(config, dataset, run, world, RATE))
-    found = checkpoint.shape(run.checkpoint(10))
+    found = hugging_face.shape(run.checkpoint(10))
     assert (found.context, found.rope_scaling) == (64, 2.0)
     path = str(run.checkpoint(10))
     assert continuation(path, []).model.rope_scaling == 2.0
@@ -120,7 +120,7 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_from_the_same_weights(
     first = train(config, dataset, stopped, world, RATE)
     for _ in range(stop):
         next(first)
-    first.close()  # type: ignore[attr-defined]
+    first.close()
     assert stopped.steps() == []
     again = list(train(config, dataset, stopped, world, RATE))
     losses = [[event.loss for event in events if isinstance(event, Stepped)] for events in (reference, again)]
@@ -147,7 +147,8 @@ def test_a_run_with_a_checkpoint_of_its_own_needs_the_other_no_more(
 def test_other_weights_under_the_same_name_are_refused(continued: Configured, source: Path, dataset: Dataset) -> None:
     config, world = continued()
     shutil.rmtree(source)
-    checkpoint.save(source, Llama(config.model), dataset.tokenizer, [], State(step=20, tokens=0, seconds=0))
+    taken = checkpoint.snapshot(Llama(config.model), [])
+    checkpoint.save(source, taken, config.model, dataset.tokenizer, State(step=20, tokens=0, seconds=0))
     with pytest.raises(BadData, match="no longer holds the weights"):
         list(train(config, dataset, RunDir.named("b"), world, RATE))
 
@@ -168,7 +169,7 @@ def test_a_checkpoint_elsewhere_is_remembered_by_its_whole_path(
     config, _ = continued(name="copies/mine")
     assert config.train.init_from == str(home / "copies" / "mine")
     assert config.preset == "150m"
-    assert config.model == checkpoint.shape(source)
+    assert config.model == hugging_face.shape(source)
 
 
 @pytest.mark.parametrize(("key", "value"), [("layers", 3), ("tied", True), ("rope_theta", 5e5), ("vocab_size", 640)])
@@ -182,7 +183,8 @@ def test_another_tokenizer_is_refused_with_the_command_that_mends_it(
     continued: Configured, source: Path, dataset: Dataset
 ) -> None:
     config, _ = continued()
-    checkpoint.save(source.parent / "other", Llama(config.model), tokenizer.raw_bytes(), [], State(step=1, tokens=0, seconds=0))
+    taken = checkpoint.snapshot(Llama(config.model), [])
+    checkpoint.save(source.parent / "other", taken, config.model, tokenizer.raw_bytes(), State(step=1, tokens=0, seconds=0))
     with pytest.raises(BadData) as caught:
         continued(name=str(source.parent / "other"))
     assert dataset.name in caught.value.what

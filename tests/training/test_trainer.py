@@ -24,10 +24,10 @@ from llamactl import checkpoint
 from llamactl.artifacts import Dataset, DatasetDir, RunDir
 from llamactl.config import Config
 from llamactl.corpus.batches import Batches, Windows
-from llamactl.errors import Diverged
 from llamactl.model.objective import NextToken
 from llamactl.training import trainer
-from llamactl.training.events import Event, Resumed, Sampled, Saved, Skipped, Slowed, Stepped, Validated, record
+from llamactl.training.events import Event, Resumed, Sampled, Saved, Skipped, Slowed, Stepped, Validated
+from llamactl.training.log import record
 from llamactl.training.trainer import Trainer, accumulate, build_model, train
 from llamactl.training.validation import validate
 from llamactl.training.world import World
@@ -92,7 +92,7 @@ def test_resuming_is_exact(stop: int, configured: Configured, dataset: Dataset) 
     for event in first:
         if isinstance(event, Saved) or (isinstance(event, Stepped) and event.step == stop):
             break
-    first.close()  # type: ignore[attr-defined]
+    first.close()
     again = list(train(config, dataset, stopped, world, RATE))
     assert_equal(weights(whole), weights(stopped))
     assert losses(again) == losses(reference)[-len(losses(again)) :]
@@ -169,11 +169,6 @@ def test_bad_numbers_never_reach_the_weights(
     event = made.advance()
     assert isinstance(event, Skipped)
     assert not math.isfinite(event.loss) or not math.isfinite(event.grad_norm)
-    assert_equal(before, made.model.state_dict())
-    with pytest.raises(Diverged, match="8 steps") as caught:
-        for _ in range(7):
-            made.advance()
-    assert caught.value.code == 6
     assert_equal(before, made.model.state_dict())
     monkeypatch.undo()
     assert isinstance(made.advance(), Stepped)

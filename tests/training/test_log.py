@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterator
 
 from llamactl.artifacts import RunDir
-from llamactl.training.events import Event, Sampled, Saved, Validated, record
+from llamactl.training.events import Event, Sampled, Saved, Validated
+from llamactl.training.log import record
 
 
 def validated(step: int) -> Validated:

@@ -1,0 +1,217 @@
+"""What each part of the recipe is worth: one change at a time from the defaults, three seeds each.
+
+    python benchmarks/ablations.py DATA --out FOLDER
+
+`tiny` with a key/value head for each query head, on few tokens and small steps. Each run is a process of one thread, `--jobs`
+of them at a time; a run that is in FOLDER already is kept. A change is a setting where there is one; what llamactl does not
+offer is patched in here, so that what was tried and dropped can be tried again.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from recipe import Run, configured
+from torch import Tensor, nn
+
+from llamactl.artifacts import DatasetDir, RunDir
+from llamactl.config import Config, build
+from llamactl.model.llama import Llama
+from llamactl.model.objective import NextToken
+from llamactl.training import optimizers, trainer
+from llamactl.training.events import Validated
+from llamactl.training.muon import Muon
+from llamactl.training.trainer import Trainer
+from llamactl.training.world import World
+
+TOKENS, PER_STEP, SEEDS = 245_760, 1_024, (0, 1, 2)
+Tree = dict[str, Any]
+
+# Coefficients of Polar Express (Amsel et al. 2025, arXiv 2505.16932), for five steps.
+POLAR_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+)
+
+
+def polar_express(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    """`orthogonalise` with other coefficients in each of its steps."""
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.to(dtype)
+    x = x.mT if tall else x
+    x = x / (1.02 * x.norm(dim=(-2, -1), keepdim=True) + 1e-6)
+    for a, b, c in POLAR_EXPRESS:
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    orthogonal: Tensor = (x.mT if tall else x).to(matrices.dtype)
+    return orthogonal
+
+
+class Cautious(Muon):
+    """Weights decay only where the update makes them smaller too (Chen et al. 2025, arXiv 2510.12402)."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """A step without decay, then the decay of those weights that it made smaller."""
+        decays = [group["weight_decay"] for group in self.param_groups]
+        before = [[parameter.clone() for parameter in group["params"]] for group in self.param_groups]
+        for group in self.param_groups:
+            group["weight_decay"] = 0.0
+        super().step(closure)
+        for group, decay, olds in zip(self.param_groups, decays, before, strict=True):
+            group["weight_decay"] = decay
+            for parameter, old in zip(group["params"], olds, strict=True):
+                parameter -= group["lr"] * decay * old * ((old - parameter) * old >= 0)
+
+
+class ZLoss(NextToken):
+    """The logits' normaliser is pulled towards 1 as well (PaLM, arXiv 2204.02311)."""
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss, and 1e-4 of the squared logarithm of the normaliser."""
+        logits = self.model.lm_head(self._hidden(inputs)).float()
+        normaliser = logits.logsumexp(-1)
+        loss: Tensor = (normaliser - logits.gather(-1, targets.flatten()[:, None])[:, 0]).mean()
+        extra: Tensor = 1e-4 * normaliser.square().mean()
+        return loss + extra
+
+
+class Averaged(Trainer):
+    """It is the average of the weights over the second half that is validated."""
+
+    def update(self, total: Tensor) -> tuple[float, float]:
+        """As ever, and the average after it."""
+        done = super().update(total)
+        weights = [parameter.detach() for parameter in self.model.parameters()]
+        if self.step == self.steps // 2:
+            self.average = [weight.clone() for weight in weights]
+        elif self.step > self.steps // 2:
+            torch._foreach_lerp_(self.average, weights, 0.02)
+        return done
+
+    @torch.no_grad()
+    def validate(self) -> Iterator[Any]:
+        """With the average in the weights' place; it is for the last step, where nothing comes after."""
+        torch._foreach_copy_([parameter.detach() for parameter in self.model.parameters()], self.average)
+        yield from super().validate()
+
+
+def zero_outputs(config: Config, world: World) -> Llama:
+    """`build_model` with blocks that add nothing at first."""
+    model = BUILD(config, world)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            nn.init.zeros_(parameter)
+    return model
+
+
+BUILD = trainer.build_model
+PATCHES: dict[str, Any] = {
+    "Polar Express": patch("llamactl.training.muon.orthogonalise", polar_express),
+    "cautious weight decay": patch.object(optimizers, "Muon", Cautious),
+    "z-loss, 1e-4": patch.object(trainer, "NextToken", ZLoss),
+    "EMA of the second half, 0.98 a step": patch.object(trainer, "Trainer", Averaged),
+    "o_proj and down_proj start at zero": patch.object(trainer, "build_model", zero_outputs),
+    "momentum without a warm-up": patch.object(trainer, "momentum", lambda step, target: target),
+}
+SETTINGS: dict[str, Tree] = {
+    "the defaults": {},
+    "rows not evened (no NorMuon)": {"optim": {"row_memory": 0.0}},
+    "untied, its own embedding at 20 times the rate": {"model": {"tied": False}, "optim": {"embedding_scale": 20.0}},
+    "1 key/value head for 3": {"model": {"kv_heads": 1}},
+    "6 heads of 32": {"model": {"heads": 6, "kv_heads": 6, "head_width": 32}},
+    "2 heads of 96": {"model": {"heads": 2, "kv_heads": 2, "head_width": 96}},
+    "no weight decay": {"optim": {"weight_decay": 0.0}},
+    "cosine to a tenth": {"schedule": {"floor": 0.1}},
+    "wsd": {"schedule": {"name": "wsd"}},
+    "AdamW for all, at half the rate": {"optim": {"name": "adamw", "lr": 3.6e-3}},
+}
+CHANGES = (*SETTINGS, *PATCHES)
+
+# Two widths, and shares of the rate that is the default there: the best share should be the same.
+WIDTHS: dict[int, Tree] = {192: {}, 384: {"width": 384, "heads": 6, "kv_heads": 6, "hidden": 1024}}
+SHARES = (0.5, 0.71, 1.0, 1.41, 2.0)
+
+
+def rate_name(width: int, share: float) -> str:
+    """A run of the table of rates."""
+    return "the defaults" if (width, share) == (192, 1.0) else f"width {width}, rate x {share:g}"
+
+
+def settings(name: str, config: Config) -> Tree:
+    """What a run of that name sets."""
+    for width, model in WIDTHS.items():
+        for share in SHARES:
+            if name == rate_name(width, share) and name not in SETTINGS:
+                return {"model": model, "optim": {"lr": share * config.optim.lr * (192 / width) ** 0.5}}
+    return SETTINGS.get(name, {})
+
+
+def make(name: str, seed: int, options: argparse.Namespace) -> None:
+    """Train in this process, and write down the loss and the number of parameters."""
+    torch.set_num_threads(1)
+    dataset = DatasetDir.named(options.data).open()
+    config, world = configured(Run("llamactl", TOKENS, seed, 0.0, PER_STEP), dataset)
+    once = {"train": {"eval_every": 10**9, "save_every": 10**9}}
+    config = build([config.model_dump(), once, settings(name, config)])
+    with PATCHES.get(name, patch.dict(os.environ)):
+        events = list(trainer.train(config, dataset, RunDir(Path(f"run-{options.out.name}")), world, rate=1.0))
+    loss = next(event.loss for event in events if isinstance(event, Validated))
+    options.out.write_text(json.dumps({"name": name, "seed": seed, "loss": loss}))
+
+
+def found(name: str, seed: int, options: argparse.Namespace) -> float:
+    """The loss of a run, from its file or from a process that makes it."""
+    path = options.out / f"{name} {seed}.json".replace(" ", "-").replace("/", "_")
+    if not path.exists():
+        words = [sys.executable, __file__, options.data, "--out", str(path), "--run", name, "--seeds", str(seed)]
+        subprocess.run(words, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=options.out)
+    loss: float = json.loads(path.read_text())["loss"]
+    return loss
+
+
+def main() -> None:
+    """Make what is missing, then print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="a dataset under data/")
+    parser.add_argument("--out", type=Path, required=True, help="a folder for the losses")
+    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.out = options.out.absolute()
+    if options.run:
+        make(options.run, options.seeds[0], options)
+        return
+    os.environ["LLAMACTL_HOME"] = str(Path(os.environ.get("LLAMACTL_HOME", ".")).absolute())
+    options.out.mkdir(parents=True, exist_ok=True)
+    rates = [rate_name(width, share) for width in WIDTHS for share in SHARES]
+    runs: list[tuple[str, int]] = [(name, seed) for name in CHANGES for seed in options.seeds]
+    runs += [(name, 0) for name in rates]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        losses = dict(zip(runs, pool.map(lambda run: found(run[0], run[1], options), runs), strict=True))
+    usual = {seed: losses["the defaults", seed] for seed in options.seeds}
+    print("| what | " + " | ".join(f"seed {seed}" for seed in usual) + " | difference |\n|---|" + "---:|" * (len(usual) + 1))
+    for name in CHANGES:
+        each = [losses[name, seed] for seed in usual]
+        difference = statistics.mean(each) - statistics.mean(usual.values())
+        print(f"| {name} | " + " | ".join(f"{loss:.3f}" for loss in each) + f" | {difference:+.3f} |")
+    print("\n| width | " + " | ".join(f"rate x {share:g}" for share in SHARES) + " |\n|---:|" + "---:|" * len(SHARES))
+    for width in WIDTHS:
+        print(f"| {width} | " + " | ".join(f"{losses[rate_name(width, share), 0]:.3f}" for share in SHARES) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""What a person asks of a run that is going on, by signals: stop after this step, or save."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SHOW_CURSOR = b"\x1b[?25h"  # a terminal's live line hides it
+
+
+class Wishes:
+    """Looked at by the trainer between steps."""
+
+    def __init__(self) -> None:
+        """Nothing is wished for yet."""
+        self.stop = 0  # the signal that asked for it
+        self.save = False
+
+
+@contextmanager
+def listening() -> Iterator[Wishes]:
+    """Turn SIGINT and SIGTERM into a wish to stop, a second one into an end at once, and SIGUSR1 into a wish to save."""
+    wishes = Wishes()
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if wishes.stop:
+            _leave(number)
+        wishes.stop = number
+        _say("Stopping after this step, with a checkpoint. Once more to stop at once, without one.")
+
+    def save(*_: object) -> None:
+        wishes.save = True
+
+    handlers: dict[int, Callable[[int, FrameType | None], None]] = {
+        signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGUSR1: save,
+    }  # fmt: skip
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield wishes
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave(number: int) -> None:
+    """End as the shell expects, with nothing else done: what is being written stays a draft."""
+    if sys.stderr.isatty():
+        os.write(2, SHOW_CURSOR)
+    os._exit(128 + number)
+
+
+def _say(text: str) -> None:
+    """Say it past Python's own buffers, which a handler may have interrupted."""
+    os.write(2, f"\r\n{text}\r\n".encode() if sys.stderr.isatty() else f"{text}\n".encode())

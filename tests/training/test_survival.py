@@ -1,0 +1,577 @@
+"""Runs that can't be lost: killed, out of disk, damaged by a power cut, signalled, started twice, and full of NaN.
+
+LLAMACTL_KILLS is how many SIGKILLs a run gets in all, half of them inside saves, and LLAMACTL_KILLED_RUNS how many runs are
+killed five times each:
+
+    LLAMACTL_KILLS=60 LLAMACTL_KILLED_RUNS=10 LLAMACTL_SIGNALS=30 LLAMACTL_SOAK=20000 pytest tests/training/test_survival.py
+"""
+
+import gc
+import math
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llamactl import checkpoint, durable
+from llamactl.artifacts import Dataset, RunDir
+from llamactl.checkpoint import State
+from llamactl.config import Config
+from llamactl.errors import BadData, Diverged, InUse, NoRoom, UserError
+from llamactl.training import trainer
+from llamactl.training.events import Event, Replayed, Resumed, RolledBack, Saved, Skipped, Spiked, Stepped, Stopped
+from llamactl.training.log import record
+from llamactl.training.saver import Saver
+from llamactl.training.trainer import Trainer, accumulate, train
+from llamactl.training.wishes import Wishes, listening
+from llamactl.training.world import World
+from tests.conftest import make_dataset
+from tests.faults import Crash, Disk, put_in_place
+from tests.training.test_trainer import RATE, assert_equal, losses, weights
+
+Configured = Callable[..., tuple[Config, World]]
+Made = tuple[Config, World, Dataset]
+
+KILLS, KILLED_RUNS = int(os.environ.get("LLAMACTL_KILLS", "12")), int(os.environ.get("LLAMACTL_KILLED_RUNS", "2"))
+SIGNALS, SOAK = int(os.environ.get("LLAMACTL_SIGNALS", "9")), int(os.environ.get("LLAMACTL_SOAK", "2000"))
+
+
+@pytest.fixture
+def made(configured: Configured, dataset: Dataset) -> Made:
+    """Thirty steps with a checkpoint every third."""
+    config, world = configured(train={"tokens": 7680, "save_every": 3, "eval_every": 10, "prompts": ["A"]})
+    return config, world, dataset
+
+
+def run_to_the_end(name: str, made: Made, wishes: Wishes | None = None) -> list[Event]:
+    config, world, dataset = made
+    run = RunDir.named(name)
+    run.start(config, {}, again=True)
+    return list(record(train(config, dataset, run, world, RATE, wishes), run))
+
+
+def logged(name: str) -> list[tuple[int, float, float]]:
+    return sorted((row["step"], row["loss"], row["grad_norm"]) for row in RunDir.named(name).rows() if row["kind"] == "step")
+
+
+def forked(work: Callable[[], object]) -> int:
+    """Do something in another process, which has this one's imports already."""
+    pid = os.fork()
+    if pid == 0:
+        code = 70
+        try:
+            work()
+            code = 0
+        except UserError as error:
+            code = error.code
+        finally:
+            os._exit(code)
+    return pid
+
+
+def status(pid: int) -> int:
+    """How a process ended: its exit code, or the signal that killed it, negative."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+# Kills
+
+
+def killed_at_a_time(name: str, made: Made, after: float) -> int:
+    pid = forked(lambda: run_to_the_end(name, made))
+    time.sleep(after)
+    os.kill(pid, signal.SIGKILL)
+    return status(pid)
+
+
+def killed_at_an_operation(name: str, made: Made, number: int) -> int:
+    def work() -> None:
+        with put_in_place(Disk(number, "kill")):
+            run_to_the_end(name, made)
+
+    return status(forked(work))
+
+
+@pytest.mark.slow
+def test_killed_at_any_instant_a_run_ends_with_the_same_bits(made: Made) -> None:
+    disk, started = Disk(), time.monotonic()
+    with put_in_place(disk):
+        run_to_the_end("whole", made)
+    took, chance, killed = time.monotonic() - started, random.Random(0), 0
+    expected = weights(RunDir.named("whole"))
+    plans = [1] * KILLS + [5] * KILLED_RUNS
+    for trial, kills in enumerate(plans):
+        name = f"killed{trial}"
+        for _ in range(kills):
+            if trial % 2:
+                killed += killed_at_a_time(name, made, chance.uniform(0, took)) == -signal.SIGKILL
+            else:  # from the fourth on, as the first three write the config
+                killed += killed_at_an_operation(name, made, chance.randrange(3, len(disk.log))) == -signal.SIGKILL
+        assert status(forked(partial(run_to_the_end, name, made))) == 0
+        assert_equal(expected, weights(RunDir.named(name)))
+        assert logged(name) == logged("whole")
+        assert not [path for path in RunDir.named(name).checkpoints.iterdir() if path.name.startswith(".")]
+        shutil.rmtree(RunDir.named(name).path)
+    assert killed > sum(plans) / 2  # the others were done before
+
+
+# Faults, each durable operation in its turn
+
+
+FAULTS = [
+    (how, persistent)
+    for how in ("EIO", "ENOSPC", "EDQUOT", "EROFS", "EMFILE", "short")
+    for persistent in (False, True)
+] + [("crash", False)]  # fmt: skip
+LOSSES = (None, False, True)  # nothing, contents, contents and names
+
+
+@pytest.fixture
+def ready(configured: Configured, dataset: Dataset) -> Iterator[tuple[Trainer, RunDir, dict[str, torch.Tensor], Made]]:
+    """A run with checkpoints 4 and 8 on the disk, and 12 about to be saved, when 4 will go."""
+    config, world = configured(train={"tokens": 5120, "save_every": 4, "eval_every": 100})
+    made = (config, world, dataset)
+    run_to_the_end("whole", made)
+    run = RunDir.named("template")
+    held = Trainer(config, dataset, run, world, RATE)
+    events = train(config, dataset, run, world, RATE)
+    while run.steps() != [4, 8]:
+        next(events)
+    events.close()
+    list(held.resume())
+    while held.step < 12:
+        held.advance()
+    yield held, run, weights(RunDir.named("whole")), made
+    held.close()
+
+
+def save(held: Trainer, run: RunDir) -> None:
+    saver = Saver(run, held.config, held.dataset.tokenizer)
+    held.saver.close()
+    held.run, held.saver = run, saver
+    list(held.save())
+    list(held.landed(wait=True))
+
+
+def sound(run: RunDir) -> list[int]:
+    """The steps of checkpoints that are whole; one that is not, under a valid name, is not allowed to be there."""
+    return [checkpoint.verified(run.checkpoint(step)).step for step in run.steps()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "persistent"), FAULTS)
+def test_a_save_that_fails_anywhere_costs_nothing_that_was_saved(how: str, persistent: bool, ready: Any) -> None:
+    held, template, expected, made = ready
+    seen: set[tuple[int, ...]] = set()
+    for number in count():
+        for lost in LOSSES if how == "crash" else (None,):
+            run = RunDir.named("tried")
+            shutil.rmtree(run.path, ignore_errors=True)
+            shutil.copytree(template.path, run.path)
+            disk = Disk(number, how, persistent)
+            failure: BaseException | None = None
+            with put_in_place(disk):
+                try:
+                    save(held, run)
+                except (UserError, Crash) as error:
+                    failure = error
+            if lost is not None:
+                disk.lose(lost, run.path)
+            if isinstance(failure, UserError):
+                assert failure.code == 4, failure
+            steps = sound(run)
+            assert {4, 8} <= set(steps) or {8, 12} <= set(steps), (disk.log[number], steps)
+            assert failure or 12 in steps
+            if tuple(steps) not in seen:
+                seen.add(tuple(steps))
+                run_to_the_end("tried", made)
+                assert_equal(expected, weights(run))
+        if len(disk.log) <= number:
+            break
+    assert number > 20
+    assert seen
+
+
+def test_a_full_disk_ends_the_run_and_the_same_command_goes_on(made: Made) -> None:
+    """The whole way: the save fails in its thread, the next step says so, and nothing is missing in the end."""
+    run_to_the_end("whole", made)
+    for number in (40, 90, 140):
+        with put_in_place(Disk(number, "ENOSPC", persistent=True)), pytest.raises(NoRoom, match="Can't write") as caught:
+            run_to_the_end("full", made)
+        assert caught.value.code == 4
+        assert len(str(caught.value).splitlines()) <= 3
+        before = sound(RunDir.named("full"))
+    assert before
+    run_to_the_end("full", made)
+    assert_equal(weights(RunDir.named("whole")), weights(RunDir.named("full")))
+
+
+def test_training_does_not_wait_for_the_disk(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow disk keeps no step from being done, but a second save waits for the first."""
+    config, world, dataset = made
+    gate = threading.Event()
+    write = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda *words: gate.wait(20) and write(*words))
+    run, seen = RunDir.named("slow"), 0
+    for event in train(config, dataset, run, world, RATE):
+        if isinstance(event, Stepped) and event.step == 6:
+            assert not run.steps()
+            gate.set()
+        seen += isinstance(event, Saved)
+    assert seen == 10
+
+
+# Exact resume, and what is said about it
+
+
+def test_replayed_steps_are_compared_with_the_log(made: Made) -> None:
+    config, world, dataset = made
+    run = RunDir.named("a")
+    events = record(train(config, dataset, run, world, RATE), run)
+    for event in events:
+        if isinstance(event, Stepped) and event.step == 8:
+            break
+    del events
+    gc.collect()
+    assert run.steps() == [3, 6]
+    replayed = [event for event in run_to_the_end("a", made) if isinstance(event, Replayed)]
+    assert [(event.step, event.steps, event.different) for event in replayed] == [(8, 2, 0)]
+    shutil.rmtree(run.checkpoint(30))
+    text = run.metrics_path.read_text().splitlines()
+    number = max(number for number, line in enumerate(text) if '"kind": "step", "step": 29,' in line)
+    loss = logged("a")[28][1]
+    text[number] = text[number].replace(repr(loss), repr(math.nextafter(loss, 9)))
+    run.metrics_path.write_text("\n".join(text) + "\n")
+    replayed = [event for event in run_to_the_end("a", made) if isinstance(event, Replayed)]
+    assert [(event.step, event.steps, event.different) for event in replayed] == [(30, 3, 1)]
+    assert 0 < replayed[0].largest < 1e-14
+
+
+def test_what_differs_from_the_checkpoints_environment_is_named(made: Made) -> None:
+    config, world, dataset = made
+    run_to_the_end("a", made)
+    run = RunDir.named("a")
+    state = checkpoint.verified(run.checkpoint(30))
+    old = {**state.environment, "threads": 64, "packages": {**state.environment["packages"], "torch": "1.0"}}
+    (run.checkpoint(30) / checkpoint.STATE).write_text(state.model_copy(update={"environment": old}).sealed().written())
+    changed = config.model_copy(update={"train": config.train.model_copy(update={"micro_batch": 1})})
+    resumed = next(train(changed, dataset, run, world, RATE))
+    assert isinstance(resumed, Resumed)
+    torch_now = str(state.environment["packages"]["torch"])
+    assert set(resumed.differs) == {"threads 64 -> 1", f"torch 1.0 -> {torch_now}", "micro_batch 8 -> 1"}
+
+
+def test_the_same_environment_is_no_difference(made: Made) -> None:
+    run_to_the_end("a", made)
+    shutil.rmtree(RunDir.named("a").checkpoint(30))
+    resumed = run_to_the_end("a", made)[0]
+    assert isinstance(resumed, Resumed)
+    assert (resumed.step, resumed.differs, resumed.damaged) == (27, (), ())
+
+
+def test_other_data_under_the_same_name_are_refused(made: Made, corpus: Path, tmp_path: Path) -> None:
+    config, world, _ = made
+    run_to_the_end("a", made)
+    other = make_dataset(tmp_path / "data" / "addresses", corpus, val_fraction=0.3).open()
+    with pytest.raises(BadData, match="not the one that this run was trained on"):
+        list(train(config, other, RunDir.named("a"), world, RATE))
+
+
+def test_a_run_may_be_made_longer(configured: Configured, dataset: Dataset) -> None:
+    """With a schedule that does not know the end before it is near, the first steps are those of the longer run."""
+    constant = {"schedule": {"name": "wsd", "warmup": 0.0, "cooldown": 0.0}}
+    short, long = (configured(train={"tokens": tokens, "save_every": 5}, **constant) for tokens in (2560, 5120))
+    run_to_the_end("grown", (*short, dataset))
+    run_to_the_end("grown", (*long, dataset))
+    run_to_the_end("whole", (*long, dataset))
+    assert_equal(weights(RunDir.named("whole")), weights(RunDir.named("grown")))
+
+
+def test_every_nth_checkpoint_stays(configured: Configured, dataset: Dataset) -> None:
+    config, world = configured(train={"tokens": 5120, "save_every": 2, "keep": 1, "keep_every": 8, "eval_every": 100})
+    run_to_the_end("a", (config, world, dataset))
+    assert RunDir.named("a").steps() == [8, 16, 20]
+
+
+# Signals
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_signals_at_random_times(number: signal.Signals, made: Made) -> None:
+    started = time.monotonic()
+    run_to_the_end("whole", made)
+    took, chance = time.monotonic() - started, random.Random(number)
+    stopped = 0
+    for trial in range(SIGNALS // 3):
+        name, ready = f"signalled{trial}", Path(f"{RunDir.named('x').path}.{trial}")
+
+        def work(name: str = name, ready: Path = ready) -> None:
+            with listening() as wishes:
+                ready.parent.mkdir(exist_ok=True)
+                ready.touch()
+                events = run_to_the_end(name, made, wishes)
+            stops = [event for event in events if isinstance(event, Stopped)]
+            if stops:
+                assert RunDir.named(name).steps()[-1:] in ([stops[0].step], []), "no checkpoint of the step it stopped at"
+                os._exit(128 + stops[0].signal)
+
+        pid = forked(work)
+        while not ready.exists():
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, took))
+        os.kill(pid, number)
+        code = status(pid)
+        assert code in ((0,) if number == signal.SIGUSR1 else (0, 128 + number))
+        stopped += code != 0
+        assert status(forked(partial(run_to_the_end, name, made))) == 0
+        assert_equal(weights(RunDir.named("whole")), weights(RunDir.named(name)))
+        assert logged(name) == logged("whole")
+    assert stopped or number == signal.SIGUSR1
+
+
+def test_a_wish_saves_at_once_and_goes_on(made: Made) -> None:
+    config, world, dataset = made
+    wishes, run = Wishes(), RunDir.named("a")
+    saved = []
+    for event in train(config, dataset, run, world, RATE, wishes):
+        wishes.save |= isinstance(event, Stepped) and event.step in (4, 13)
+        saved += [event.step] if isinstance(event, Saved) else []
+    assert saved == sorted({*range(3, 31, 3), 4, 13})
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    """Without waiting for anything: here for ever."""
+
+    def work() -> None:
+        with listening():
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+    assert status(forked(work)) == 143
+
+
+# One writer
+
+
+@pytest.mark.slow
+def test_of_four_that_start_at_once_one_goes_on(tmp_path: Path) -> None:
+    lock = tmp_path / "run" / "lock"
+    for _ in range(20):
+        gate_in, gate_out = os.pipe()
+        report_in, report_out = os.pipe()
+
+        def work(gate: int = gate_in, report: int = report_out) -> None:
+            os.read(gate, 1)
+            try:
+                with durable.locked(lock):
+                    time.sleep(0.4)
+            except InUse as error:
+                os.write(report, f"{error.why}\n".encode())
+                raise
+
+        pids = [forked(work) for _ in range(4)]
+        os.write(gate_out, b"1234")
+        codes = {pid: status(pid) for pid in pids}
+        assert sorted(codes.values()) == [0, 7, 7, 7]
+        winner = next(pid for pid, code in codes.items() if code == 0)
+        assert os.read(report_in, 1000).decode().splitlines() == [f"Process {winner} is writing there."] * 3
+        for descriptor in (gate_in, gate_out, report_in, report_out):
+            os.close(descriptor)
+
+
+def test_a_lock_whose_holder_was_killed_is_free(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+
+    def work() -> None:
+        with durable.locked(lock):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert status(forked(work)) == -signal.SIGKILL
+    assert lock.read_text()
+    assert not durable.in_use(lock)
+    with durable.locked(lock):
+        assert durable.in_use(lock)
+        with pytest.raises(InUse) as caught, durable.locked(lock):
+            pass
+        assert caught.value.code == 7
+    assert lock.read_text() == ""
+    assert not durable.in_use(tmp_path / "nothing")
+
+
+# Numbers that go wrong
+
+
+def spoiled(held: dict[str, Any], where: str, bad: float, places: set[int]) -> Callable[..., torch.Tensor]:
+    """`accumulate` that meets a bad number at certain places in the data."""
+
+    def spoil(objective: Any, batches: Any, *rest: Any) -> torch.Tensor:
+        loss = accumulate(objective, batches, *rest)
+        now: Trainer = held["trainer"]
+        if now.step + now.jumped in places:
+            weight = now.model.lm_head.weight
+            assert weight.grad is not None
+            if where == "gradient":
+                weight.grad[3, 3] = bad
+            if where == "weights":
+                places.discard(now.step + now.jumped)  # once: it stays there
+                weight.data[3, 3] = bad
+        return loss * bad if where == "loss" and now.step + now.jumped in places else loss
+
+    return spoil
+
+
+@pytest.fixture
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, float, set[int]], None]:
+    held: dict[str, Any] = {}
+
+    class Watched(Trainer):
+        def __init__(self, *words: Any) -> None:
+            super().__init__(*words)
+            held["trainer"] = self
+
+    def start(where: str, bad: float, places: set[int]) -> None:
+        monkeypatch.setattr(trainer, "Trainer", Watched)
+        monkeypatch.setattr(trainer, "accumulate", spoiled(held, where, bad, places))
+
+    return start
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_bad_numbers_are_skipped_then_left_behind(where: str, bad: float, made: Made, spoil: Any) -> None:
+    """Seven in a row are skipped; eight lead back to the checkpoint before them, and that data is not seen again."""
+    spoil(where, bad, set(range(4, 11)))
+    events = run_to_the_end("seven", made)
+    assert [event.step for event in events if isinstance(event, Skipped)] == list(range(5, 12))
+    assert not [event for event in events if isinstance(event, RolledBack)]
+    assert 12 in [event.step for event in events if isinstance(event, Saved)]  # the one of step 6 and 9 waited
+    spoil(where, bad, set(range(4, 12)))
+    events = run_to_the_end("eight", made)
+    back = [event for event in events if isinstance(event, RolledBack)]
+    assert [(event.step, event.from_step) for event in back] == [(3, 12)]
+    assert events[-1].step == 30
+    assert all(math.isfinite(loss) for loss in losses(events))
+    for step in RunDir.named("eight").steps():
+        state = checkpoint.verified(RunDir.named("eight").checkpoint(step))
+        assert (state.jumped, state.rollbacks) == (9, 1)
+
+
+def test_weights_that_are_no_numbers_are_never_saved(made: Made, spoil: Any) -> None:
+    spoil("weights", math.nan, {7})
+    events = run_to_the_end("a", made)
+    assert [(event.step, event.from_step) for event in events if isinstance(event, RolledBack)] == [(6, 16)]
+    assert events[-1].step == 30
+    assert all(tensor.isfinite().all() for tensor in weights(RunDir.named("a")).values())
+
+
+def test_a_bad_number_just_before_a_save_leads_back_at_once(made: Made, spoil: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    update = Trainer.update
+
+    def spoil_after(self: Trainer, total: torch.Tensor) -> tuple[float, float]:
+        done = update(self, total)
+        if self.step + self.jumped == 8:
+            self.optimizers[0].state[next(iter(self.optimizers[0].state))]["momentum"][0, 0] = math.nan
+        return done
+
+    monkeypatch.setattr(Trainer, "update", spoil_after)
+    events = run_to_the_end("a", made)
+    assert [(event.step, event.from_step) for event in events if isinstance(event, RolledBack)] == [(6, 9)]
+    assert all(tensor.isfinite().all() for tensor in weights(RunDir.named("a")).values())
+
+
+def test_after_two_rollbacks_it_stops_with_its_last_rows(made: Made, spoil: Any) -> None:
+    spoil("loss", math.nan, set(range(13, 1000)))
+    with pytest.raises(Diverged) as caught:
+        run_to_the_end("a", made)
+    assert caught.value.code == 6
+    assert "loss nan" in caught.value.why
+    assert len(str(caught.value).splitlines()) == 3
+    assert sound(RunDir.named("a"))[-1] == 12
+    rows = [row["kind"] for row in RunDir.named("a").rows()]
+    assert rows.count("rolled back") == 1  # both went back to step 12, and the later row counts
+
+
+def test_from_the_start_when_there_is_no_checkpoint_yet(configured: Configured, dataset: Dataset, spoil: Any) -> None:
+    """As if the data had begun later: a run whose first eight steps are no good ends as one that never saw them."""
+    config, world = configured(train={"tokens": 2560, "save_every": 50})
+    spoil("loss", math.nan, set(range(8)))
+    events = run_to_the_end("a", (config, world, dataset))
+    assert [(event.step, event.from_step) for event in events if isinstance(event, RolledBack)] == [(0, 8)]
+    assert events[-1].step == 10
+
+
+@pytest.mark.slow
+def test_a_run_that_went_back_is_as_exact_to_resume(made: Made, spoil: Any) -> None:
+    spoil("loss", math.nan, {4, *range(13, 21)})
+    run_to_the_end("whole", made)
+    for seconds in (0.2, 0.4, 0.6, 0.8):
+        killed_at_a_time("killed", made, seconds)
+    run_to_the_end("killed", made)
+    assert_equal(weights(RunDir.named("whole")), weights(RunDir.named("killed")))
+    assert logged("whole") == logged("killed")
+
+
+def test_a_jump_of_the_loss_is_marked_and_noise_is_not() -> None:
+    noise, run = random.Random(1), RunDir.named("a")
+
+    def events() -> Iterator[Event]:
+        for step in range(1, 2001):
+            loss = 3 + 5 * math.exp(-step / 40) + noise.gauss(0, 0.08) + (2 if step in (900, 901) else 0)
+            yield Stepped(step, step, 1.0, 1.0, loss, 0.1, 1.0, 1.0, 0.1, 1)
+
+    found = [event.step for event in record(events(), run) if isinstance(event, Spiked)]
+    assert found == [900, 901]
+    assert [row["step"] for row in run.rows() if row["kind"] == "spike"] == [900, 901]
+
+
+# Room
+
+
+@pytest.mark.parametrize("name", ["NOFILE", "FSIZE"])
+def test_limits_end_with_their_exit_code(name: str, made: Made) -> None:
+    def work() -> None:
+        soft = 12 if name == "NOFILE" else 20_000
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (soft, soft))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        run_to_the_end("a", made)
+
+    assert status(forked(work)) == 4
+
+
+@pytest.mark.slow
+def test_nothing_grows(configured: Configured, dataset: Dataset) -> None:
+    """Memory, descriptors and threads over many steps with a checkpoint every 50."""
+    config, world = configured(
+        train={"tokens": SOAK * 64, "tokens_per_step": 64, "save_every": 50, "eval_every": 10**9, "prompts": []}
+    )
+    run, seen = RunDir.named("a"), list[tuple[int, int, int]]()
+    for event in record(train(config, dataset, run, world, RATE), run):
+        if isinstance(event, Saved) and event.step >= SOAK // 4:
+            with Path("/proc/self/statm").open() as file:
+                pages = int(file.read().split()[1])
+            seen.append((pages * resource.getpagesize(), len(list(Path("/proc/self/fd").iterdir())), threading.active_count()))
+    memory, files, threads = zip(*seen, strict=True)
+    assert max(files) - min(files) <= 2  # a checkpoint that is being written
+    assert max(threads) == min(threads)
+    assert max(memory[-10:]) < 1.02 * max(memory[:10]) + 2e6
+    assert len(run.steps()) <= config.train.keep + 1
+    assert sys.getsizeof(run.metrics_path.read_bytes()) < SOAK * 400
+
+
+def test_a_state_is_sealed() -> None:
+    state = State(step=1, tokens=2, seconds=3.0)
+    assert state.sealed().digest != state.model_copy(update={"step": 2}).sealed().digest
