@@ -187,10 +187,15 @@ class RunDir:
         folders = home() / "runs"
         if name:
             return cls(folders / _plain(name))
-        runs = [path.parent for path in folders.glob("*/config.toml")]
-        if not runs:
-            raise BadData(f"There is no run in {folders}/ yet.", "", "Make one: llamactl train --tokens 256000")
-        return cls(max(runs, key=lambda folder: (folder / "config.toml").stat().st_mtime_ns))
+        for newest in cls.all():
+            return newest
+        raise BadData(f"There is no run in {folders}/ yet.", "", "Make one: llamactl train --tokens 256000")
+
+    @classmethod
+    def all(cls) -> "list[RunDir]":
+        """Every run, the newest first; what is half removed is none."""
+        paths = [path for path in (home() / "runs").glob("*/config.toml") if not path.parent.name.startswith(".")]
+        return [cls(path.parent) for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)]
 
     @classmethod
     def fresh(cls, preset: str) -> "RunDir":
@@ -202,7 +207,7 @@ class RunDir:
     def existing(self) -> "RunDir":
         """Itself, when it has a config; raises BadData that names the nearest run."""
         if not self.config_path.exists():
-            made = [path.parent.name for path in self.path.parent.glob("*/config.toml")]
+            made = [run.path.name for run in RunDir.all()]
             why = nearest(self.path.name, made) if made else "There is no run yet."
             raise BadData(f"There is no run {self.path.name!r}.", why, "Make one: llamactl train --tokens 256000")
         return self
@@ -236,6 +241,21 @@ class RunDir:
         """The config the run was started with."""
         return build([load(self.existing().config_path)])
 
+    @property
+    def environment_path(self) -> Path:
+        """What it was made with."""
+        return self.path / "environment.json"
+
+    def environment(self) -> dict[str, Any]:
+        """What the run was started with: versions, device, command; raises BadData when that is damaged."""
+        try:
+            found = json.loads(self.environment_path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise BadData(f"{self.environment_path} is missing or damaged.", str(error)) from error
+        if not isinstance(found, dict):
+            raise BadData(f"{self.environment_path} is damaged.", "It is not a JSON object.")
+        return found
+
     def start(self, config: Config, environment: dict[str, Any], again: bool = False) -> None:
         """Write what a run is before it does anything; raises BadUsage when it is there and this is not `again`.
 
@@ -245,7 +265,7 @@ class RunDir:
             fix = f"Choose another --run, or go on with it: llamactl train --resume {self.path.name}"
             raise BadUsage(f"The run {self.path.name} is there already.", "", fix)
         if not again:
-            durable.write(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+            durable.write(self.environment_path, json.dumps(environment, indent=2) + "\n")
         durable.write(self.config_path, dump(config))
 
     def sync_logs(self) -> None:

@@ -4,6 +4,7 @@ No pickle: tensors are safetensors, the rest is JSON. state.json is written last
 """
 
 import hashlib
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -143,15 +144,27 @@ def load_model(path: Path, device: torch.device) -> tuple[Llama, Tokenizer, Stat
 
 
 def verified(path: Path) -> State:
-    """The state of a checkpoint whose every file has its hash; raises BadData that names the one that hasn't."""
-    state = read(path / STATE, State)
+    """The state of a checkpoint whose every file has its hash; raises BadData that names the first that hasn't."""
+    for file, damage in verify(path):
+        if damage:
+            raise BadData(f"{file} is damaged: {damage}")
+    return read(path / STATE, State)
+
+
+def verify(path: Path) -> Iterator[tuple[Path, str]]:
+    """Each file of a checkpoint, state.json first, and what is wrong with it, empty when nothing is."""
+    try:
+        state = read(path / STATE, State)
+    except BadData as error:
+        yield path / STATE, f"it can't be read. {error.why}"
+        return
     moved = path.name.startswith("step-") and path.name != f"step-{state.step:08d}"
-    if moved or state.sealed().digest != state.digest or state.written().encode() != (path / STATE).read_bytes():
-        raise BadData(f"{path / STATE} is damaged: it is not as it was written.")
+    sealed = state.sealed().digest == state.digest and state.written().encode() == (path / STATE).read_bytes()
+    yield path / STATE, "" if sealed and not moved else "it is not as it was written."
     for name, digest in state.files.items():
-        if Path(name).name != name or not (path / name).is_file() or durable.sha256(path / name) != digest:
-            raise BadData(f"{path / name} is damaged: its sha256 is not the one in {STATE}.")
-    return state
+        plain = Path(name).name == name and (path / name).is_file()
+        known = plain and durable.sha256(path / name) == digest
+        yield path / name, "" if known else f"its sha256 is not the one in {STATE}."
 
 
 def newest(run: RunDir) -> tuple[Path | None, tuple[str, ...]]:

@@ -29,7 +29,7 @@ FORMATS = (".png", ".svg", ".pdf")
 
 @dataclass(frozen=True)
 class Curve:
-    """A run as points: x, loss at each step, loss on validation, and where it was resumed."""
+    """A run as points: x, loss at each step, loss on validation, where it was resumed, and where the loss jumped."""
 
     name: str
     x: tuple[float, ...]
@@ -37,6 +37,8 @@ class Curve:
     validation_x: tuple[float, ...]
     validation: tuple[float, ...]
     resumed: tuple[float, ...]
+    spikes_x: tuple[float, ...] = ()
+    spikes: tuple[float, ...] = ()
 
     @cached_property
     def smooth(self) -> list[float]:
@@ -63,6 +65,7 @@ def read_curve(run: RunDir, axis: Axis) -> Curve:
     return Curve(
         run.path.name, points("step", field), points("step", "loss"),
         points("validation", field), points("validation", "loss"), points("resumed", field),
+        points("spike", field), points("spike", "loss"),
     )  # fmt: skip
 
 
@@ -117,6 +120,11 @@ def _draw_curve(axes: Any, curve: Curve, colour: str, alone: bool) -> None:
         end = (curve.validation_x[-1], curve.validation[-1])
         place = {"textcoords": "offset points", "xytext": (7, 0), "va": "center", "annotation_clip": False}
         axes.annotate(f"{end[1]:.2f}", end, color=darker, fontsize=9, **place)
+    if curve.spikes:
+        axes.plot(
+            curve.spikes_x, curve.spikes, color=darker, linestyle="none", marker="v", markersize=5, zorder=4,
+            label="loss jumped" if alone else None,
+        )  # fmt: skip
     for x in curve.resumed:
         axes.axvline(
             x, color=colour, linewidth=0.8, linestyle=":", label="resumed" if x == curve.resumed[0] and alone else None

@@ -29,10 +29,11 @@ MAY_IMPORT = {
     "model": FOUNDATION - {"artifacts", "durable"},
     "corpus": FOUNDATION,
     "plots": FOUNDATION,
+    "runs": FOUNDATION,
     "checkpoint": FOUNDATION | {"hugging_face", "tensors", "model"},
     "training": FOUNDATION | {"hugging_face", "model", "checkpoint", "corpus.batches"},
     "inference": FOUNDATION | {"model", "checkpoint", "corpus.batches"},
-    "cli": FOUNDATION | {"model", "checkpoint", "corpus", "plots", "training", "inference"},
+    "cli": FOUNDATION | {"model", "checkpoint", "corpus", "plots", "runs", "training", "inference"},
     "__main__": {"cli"},
 }
 

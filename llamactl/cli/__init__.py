@@ -1,5 +1,6 @@
 """PEOPLE: one file a command, each of which parses, calls one function and shows what came of it."""
 
+import errno
 import os
 import sys
 import traceback
@@ -8,14 +9,18 @@ from typing import Annotated
 import typer
 
 from llamactl import __version__
-from llamactl.cli import bench, demo, plot_loss, prepare, sample, train, verify
-from llamactl.errors import UserError
+from llamactl.cli import bench, demo, plot_loss, prepare, runs, sample, train, verify
+from llamactl.errors import NoRoom, UserError
 
 EPILOG = (
-    "Exit codes: 0 done, 1 a bug of ours, 2 usage, 3 missing or damaged data or checkpoint, 4 does not fit (memory, disk), "
-    "5 network, 6 diverged, 130 and 143 stopped by a signal. Data and runs are kept in ./data and ./runs, or under "
-    "LLAMACTL_HOME."
+    "Exit codes: 0 done, 1 a bug of ours, 2 usage, 3 missing or damaged data or checkpoint, 4 does not fit or can't be written "
+    "(memory, disk), 5 network, 6 diverged, 7 in use by another process, 130 and 143 stopped by a signal with a checkpoint "
+    "saved, 141 nobody reads what is printed. Data and runs are kept in ./data and ./runs, or under LLAMACTL_HOME."
 )
+
+REFUSALS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE,
+}  # fmt: skip
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, context_settings={"max_content_width": 100}
@@ -28,6 +33,7 @@ for command, name, example in (
     (sample.sample, "sample", 'llamactl sample "California is " --n 3'),
 ):
     app.command(name, rich_help_panel="Pipeline", epilog=f"Example: {example}")(command)
+app.add_typer(runs.app, name="runs", rich_help_panel="Care")
 app.add_typer(bench.app, name="bench", rich_help_panel="Care")
 app.command(rich_help_panel="Care", epilog="Example: llamactl verify data/sample")(verify.verify)
 
@@ -58,8 +64,22 @@ def main() -> None:
         _fail(error.code, error, error.what, error.why, error.fix)
     except KeyboardInterrupt:
         _fail(130, None, "Stopped.")
+    except OSError as error:
+        _refused(error)
     except Exception as error:  # whatever reaches this line is a bug; people get its name, developers its place
         _fail(1, error, f"A bug in llamactl: {type(error).__name__}: {error}", "", "To see where: llamactl --debug ...")
+
+
+def _refused(error: OSError) -> None:
+    """What the system does not allow is no bug of ours; anything else is."""
+    from llamactl.cli.screen import let_go
+
+    if error.errno not in REFUSALS:
+        _fail(1, error, f"A bug in llamactl: {type(error).__name__}: {error}", "", "To see where: llamactl --debug ...")
+    let_go()
+    where = f" at {error.filename}" if error.filename else ""
+    fix = "Allow more open files: ulimit -n 4096" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
+    _fail(NoRoom.code, error, f"The system refused to go on{where}.", f"{error.strerror}.", fix)
 
 
 def _fail(code: int, error: Exception | None, *lines: str) -> None:

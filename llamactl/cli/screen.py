@@ -1,16 +1,37 @@
 """What people see: data on stdout, progress and errors on stderr, nothing that can move their cursor by itself."""
 
 import json
+import os
+import sys
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-output = Console(highlight=False, soft_wrap=True)
-progress = Console(stderr=True, highlight=False, soft_wrap=True)
+NOBODY_READS = 141  # what the shell says of a process that SIGPIPE ended
+
+
+class Screen(Console):
+    """A console whose reader may go away, as `head` does when it has seen enough."""
+
+    def on_broken_pipe(self) -> None:
+        """End without a word."""
+        self.quiet = True
+        let_go()
+        raise SystemExit(NOBODY_READS)
+
+
+def let_go() -> None:
+    """Have nothing more written to a stdout that takes nothing, not even when Python ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+
+
+output = Screen(highlight=False, soft_wrap=True)
+progress = Screen(stderr=True, highlight=False, soft_wrap=True)
 
 
 def safe(text: str) -> str:
@@ -39,6 +60,16 @@ def show_table(title: str, rows: Mapping[str, str]) -> None:
     for name, value in rows.items():
         table.add_row(f" {name}", Text(safe(value)))
     progress.print(table)
+
+
+def show_columns(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table with a heading, on stdout, as wide as it is."""
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(safe(cell)) for cell in row))
+    output.print(table, soft_wrap=True)
 
 
 def show_figures(title: str, rows: Mapping[str, str], record: Mapping[str, Any] | None) -> None:

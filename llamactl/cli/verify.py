@@ -9,14 +9,16 @@ import typer
 if TYPE_CHECKING:
     from llamactl.artifacts import RunDir
 
+NAMES_HELP = "A dataset or a run: NAME, data/NAME or runs/NAME."
+
 
 def verify(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME", help="data/NAME or runs/NAME.", show_default="the newest dataset")
+        list[str] | None, typer.Argument(metavar="NAME", help=NAMES_HELP, show_default="the newest dataset")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each file.")] = False,
 ) -> None:
-    """Find damage in datasets and checkpoints, and name the file."""
+    """Find damage in datasets and runs, and name the file."""
     from json import dumps
 
     from llamactl.cli.screen import output, progress, safe
@@ -38,27 +40,30 @@ def verify(
 
 
 def verdicts(name: str) -> Iterator[tuple[str, str]]:
-    """The files of what a person named, and what is wrong with each."""
+    """The files of what a person named, a run or a dataset, and what is wrong with each."""
     from llamactl.artifacts import DatasetDir, RunDir
     from llamactl.corpus import verify as datasets
 
     path = PurePath(name)
-    if path.parent.name == "runs":
-        yield from checkpoints(RunDir.named(path.name).existing())
+    run = RunDir.named(path.name) if path.name else None
+    if run and (path.parent.name == "runs" or (path.parent.name != "data" and run.config_path.exists())):
+        yield from whole_run(run.existing())
     else:
         folder = DatasetDir.named(path.name)
         yield from ((str(folder.path / file), damage) for file, damage in datasets.verify(folder))
 
 
-def checkpoints(run: "RunDir") -> Iterator[tuple[str, str]]:
-    """The checkpoints of a run."""
-    from llamactl.checkpoint import verified
+def whole_run(run: "RunDir") -> Iterator[tuple[str, str]]:
+    """The files of a run: its config and its log must be readable, its checkpoints as they were written."""
+    from llamactl import checkpoint
     from llamactl.errors import UserError
 
-    for step in run.steps():
+    for path, reading in ((run.config_path, run.config), (run.environment_path, run.environment), (run.metrics_path, run.rows)):
         try:
-            verified(run.checkpoint(step))
+            reading()
         except UserError as error:
-            yield str(run.checkpoint(step)), error.what
+            yield str(path), f"{error.what} {error.why}".strip()
         else:
-            yield str(run.checkpoint(step)), ""
+            yield str(path), ""
+    for step in run.steps():
+        yield from ((str(file), damage) for file, damage in checkpoint.verify(run.checkpoint(step)))

@@ -105,6 +105,7 @@ def plan(config: Config, dataset: Dataset, world: World, rate: float) -> Plan:
         raise BadData(f"The dataset {dataset.name} is too small.", why, "Prepare more text, or try: --set model.context=256")
     steps = -(-train.tokens // train.tokens_per_step)
     tokens = steps * train.tokens_per_step
+    saved = checkpoint_bytes(model, config.optim.name) + len(dataset.tokenizer.description)
     made = Plan(
         parameters=count(model),
         embedding_parameters=embeddings(model),
@@ -120,8 +121,8 @@ def plan(config: Config, dataset: Dataset, world: World, rate: float) -> Plan:
         + train.micro_batch * window_bytes(model, train.recompute == "on", world)
         + chunk_bytes(model, world),
         memory_free=free_memory(world.device),
-        checkpoint=checkpoint_bytes(model, config.optim.name),
-        disk=checkpoints_at_most(train, steps) * checkpoint_bytes(model, config.optim.name),
+        checkpoint=saved,
+        disk=checkpoints_at_most(train, steps) * saved,
     )
     if made.memory > made.memory_free:
         why = f"It needs about {made.memory / 1e9:.1f} GB; {made.memory_free / 1e9:.1f} GB are free."

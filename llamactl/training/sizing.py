@@ -19,8 +19,6 @@ LARGEST_STEP = 524_288
 # Muon's products take as long for a few tokens as for many: a step has so many that they are a seventh of its work.
 MUON_SHARE = 1 / 7
 
-SMALL_FILES = 4_000_000  # bytes of a tokenizer and the descriptions, at most
-
 # Above this many tokens at once a device gains nothing: a CPU falls out of its caches, a GPU is busy.
 MICRO_TOKENS = {"cpu": 2_048}
 MICRO_TOKENS_ON_GPU = 32_768
@@ -56,8 +54,8 @@ def state_bytes(model: ModelConfig, optimizer: str) -> int:
 
 
 def checkpoint_bytes(model: ModelConfig, optimizer: str) -> int:
-    """Bytes of a checkpoint, which has everything but the gradients, and the small files beside it."""
-    return state_bytes(model, optimizer) - 4 * count(model) + SMALL_FILES
+    """Bytes of a checkpoint's tensors, which are everything but the gradients."""
+    return state_bytes(model, optimizer) - 4 * count(model)
 
 
 def window_bytes(model: ModelConfig, recompute: bool, world: World) -> int:
