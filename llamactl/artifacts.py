@@ -30,9 +30,9 @@ def home() -> Path:
 
 
 class Record(BaseModel):
-    """A frozen piece of JSON on disk that refuses unknown keys."""
+    """A frozen piece of JSON on disk that refuses unknown keys and converts nothing."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 T = TypeVar("T", bound=Record)
@@ -135,6 +135,11 @@ class DatasetDir:
     def receipt(self, piece: int) -> Path:
         """What is known of a finished piece until the dataset is sealed."""
         return self.path / ".pieces" / f"{piece:05d}.json"
+
+    @property
+    def lock_path(self) -> Path:
+        """What the one process that makes all pieces has locked until the dataset is sealed."""
+        return self.path / ".pieces" / "lock"
 
     def twins(self, piece: int) -> Path:
         """Which documents of a piece stand elsewhere already, until the dataset is sealed."""
@@ -302,14 +307,25 @@ def read(path: Path, kind: type[T]) -> T:
         raise BadData(f"{path} is missing or damaged.", str(error).splitlines()[0]) from error
 
 
+class _Row(BaseModel):
+    """What every row of a log has, whatever else it has."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    kind: str
+    step: int
+
+
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a file that may end in half a line, because its writer was killed."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
-            yield json.loads(line)
+            row: dict[str, Any] = json.loads(line)
+            _Row.model_validate(row)
         except ValueError as error:
-            raise BadData(f"{path}, line {number}, is damaged.", str(error)) from error
+            raise BadData(f"{path}, line {number}, is damaged.", str(error).splitlines()[0]) from error
+        yield row
 
 
 def _plain(name: str) -> str:

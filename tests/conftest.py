@@ -55,7 +55,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> Pa
 def make_dataset(folder: Path, corpus: Path, tokenizer: str = "bpe:512", **settings: Any) -> DatasetDir:
     """Prepare a corpus into a folder."""
     source = open_source([str(corpus)])
-    recipe = Recipe(**({"source": "corpus", "inputs": source.inputs, "tokenizer": tokenizer, "val_fraction": 0.1} | settings))
+    usual: dict[str, Any] = {"source": "corpus", "inputs": source.inputs, "tokenizer": tokenizer, "val_fraction": 0.1}
+    recipe = Recipe(**usual | settings)
     into = DatasetDir(folder)
     for _ in prepare(source, recipe, into, local(1)):
         pass

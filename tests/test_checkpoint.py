@@ -12,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from llamactl import checkpoint, hugging_face, tokenizer
+from llamactl import checkpoint, durable, hugging_face, tokenizer
 from llamactl.artifacts import RunDir, read
 from llamactl.checkpoint import State
 from llamactl.config import PRESETS, ModelConfig, OptimConfig, build, preset
@@ -247,6 +247,17 @@ def test_foreign_names_are_refused(saved: tuple[Path, Llama]) -> None:
         forged = state.model_copy(update={"files": {**state.files, name: "0" * 64}}).sealed()
         (path / checkpoint.STATE).write_text(forged.written())
         refused(path, checkpoint.STATE)
+
+
+def test_a_file_outside_is_not_read_whatever_its_hash(saved: tuple[Path, Llama]) -> None:
+    path, _ = saved
+    outside = path.parent / "outside"
+    outside.write_bytes(b"secret")
+    state = read(path / checkpoint.STATE, State)
+    for name in ("../outside", str(outside)):
+        forged = state.model_copy(update={"files": {**state.files, name: durable.sha256(outside)}}).sealed()
+        (path / checkpoint.STATE).write_text(forged.written())
+        refused(path, "outside")
 
 
 def test_the_tensors_are_written_as_the_library_of_that_format_writes_them(saved: tuple[Path, Llama]) -> None:

@@ -1,12 +1,15 @@
 """Files and folders appear complete or not at all."""
 
 import hashlib
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from llamactl import durable
 from llamactl.errors import NoRoom, UserError
+from tests.faults import Crash, Disk, put_in_place
 
 
 def test_a_file_appears_when_its_block_ends(tmp_path: Path) -> None:
@@ -61,3 +64,99 @@ def test_a_full_disk_has_its_own_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Permission denied") as denied, durable.writing(tmp_path / "file"):
         raise PermissionError(13, "Permission denied")
     assert denied.value.code == 4
+
+
+Work = Callable[[Path], None]
+
+
+def rewrite(folder: Path) -> None:
+    durable.write(folder / "deep" / "file", b"new" * 1000)
+
+
+def refill(folder: Path) -> None:
+    with durable.filling(folder / "deep" / "step") as draft:
+        draft.write("a", [b"new" * 1000])
+        draft.write("b", [b"new" * 1000])
+
+
+def clear(folder: Path) -> None:
+    durable.remove(folder / "step")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Everything that has a name of its own."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {name: content for name, content in found.items() if "/." not in f"/{name}"}
+
+
+BEFORE = {"old": b"old"}
+CHANGES: list[tuple[Work, dict[str, bytes], dict[str, bytes]]] = [
+    (rewrite, {}, {"deep/file": b"new" * 1000}),
+    (rewrite, {"deep/file": b"before"}, {"deep/file": b"new" * 1000}),
+    (refill, {}, {"deep/step/a": b"new" * 1000, "deep/step/b": b"new" * 1000}),
+    (clear, {"step/a": b"x", "step/b": b"y"}, {}),
+]
+
+
+@pytest.mark.parametrize("names", [False, True])
+@pytest.mark.parametrize(("work", "before", "after"), CHANGES)
+def test_a_power_cut_leaves_the_old_or_the_new(
+    work: Work, before: dict[str, bytes], after: dict[str, bytes], names: bool, tmp_path: Path
+) -> None:
+    """At any operation, whatever was not synced being lost; what has returned is there for good."""
+    for number in itertools.count():
+        folder = tmp_path / str(number)
+        for name, content in (BEFORE | before).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        disk, cut = Disk(number, "crash"), False
+        with put_in_place(disk):
+            try:
+                work(folder)
+            except Crash:
+                cut = True
+        disk.lose(names, folder)
+        assert files(folder) == BEFORE | after or (cut and files(folder) == BEFORE | before), disk.log
+        if not cut:
+            break
+    assert number > 3
+
+
+@pytest.mark.parametrize("how", ["EIO", "ENOSPC"])
+@pytest.mark.parametrize(("work", "before", "after"), CHANGES)
+def test_a_failure_leaves_the_old_or_the_new_and_no_draft(
+    work: Work, before: dict[str, bytes], after: dict[str, bytes], how: str, tmp_path: Path
+) -> None:
+    for number in itertools.count():
+        folder = tmp_path / str(number)
+        for name, content in (BEFORE | before).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        failed = False
+        with put_in_place(Disk(number, how)):
+            try:
+                work(folder)
+            except NoRoom as error:
+                failed = error.code == 4
+        assert files(folder) in ([BEFORE | after] if not failed else [BEFORE | before, BEFORE | after])
+        assert not list(folder.rglob(".*.draft"))
+        if not failed:
+            break
+    assert number > 3
+
+
+def test_a_folder_takes_the_place_of_one_that_is_there(tmp_path: Path) -> None:
+    """As a checkpoint takes the place of a damaged one, after the run went on from the one before."""
+    for content in (b"old", b"new"):
+        with durable.filling(tmp_path / "step") as draft:
+            draft.write(content.decode(), [content])
+    assert files(tmp_path) == {"step/new": b"new"}
+    assert [path.name for path in tmp_path.iterdir()] == ["step"]
+
+
+def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
+    for name in (".a.draft", ".b.removed", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    durable.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]

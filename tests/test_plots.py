@@ -39,6 +39,17 @@ def test_a_curve_is_read_against_any_axis(run: RunDir, axis: Any, last: float) -
     assert curve.resumed == (last * 0.6,)
 
 
+def test_jumps_of_the_loss_are_marked(home: Path, tmp_path: Path) -> None:
+    steps = [row("step", step, 8.0 if step == 7 else 4.0) for step in range(1, 11)]
+    runs = [write(RunDir.named("calm"), steps), write(RunDir.named("jumpy"), [*steps, row("spike", 7, 8.0)])]
+    curves = [read_curve(run, "tokens") for run in runs]
+    assert (curves[1].spikes_x, curves[1].spikes) == ((700,), (8.0,))
+    for curve in curves:
+        draw([curve], "tokens", tmp_path / f"{curve.name}.svg")
+    said = ["loss jumped" in (tmp_path / f"{name}.svg").read_text() for name in ("calm", "jumpy")]
+    assert said == [False, True]
+
+
 def test_smoothing_keeps_level_and_start(run: RunDir) -> None:
     curve = read_curve(run, "step")
     assert curve.smooth[0] == curve.loss[0]

@@ -4,7 +4,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -82,16 +82,18 @@ def prepare(
 ) -> Iterator[Event]:
     """Make the dataset, keeping what an earlier, interrupted call has finished; a share of it is made but not sealed.
 
-    Raises BadData when `folder` is complete with another recipe, or when the source can't be read, and NoRoom when
-    the disk is too small.
+    Raises BadData when `folder` is complete with another recipe, or when the source can't be read, NoRoom when the disk is
+    too small, and InUse when another process makes it.
     """
     if folder.info_path.exists():
         yield _already(folder, recipe)
         return
     found = estimate(source, recipe, folder)
     yield found
+    alone = durable.locked(folder.lock_path) if share == Share() else nullcontext()
     try:
-        yield from _make(source, recipe, folder, engine, encoder, share)
+        with alone:
+            yield from _make(source, recipe, folder, engine, encoder, share)
     except DiskFull as error:
         whole = f" The whole dataset takes some {found.needed / 1e6:,.1f} MB." if found.needed else ""
         raise DiskFull(error.what, f"{error.why}{whole}", error.fix) from error

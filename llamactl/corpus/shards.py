@@ -25,15 +25,18 @@ class ShardWriter:
     def __enter__(self) -> "ShardWriter":
         """Start a draft, which becomes the shard when the block ends well."""
         self._file = self._stack.enter_context(durable.writing(self._path))
+        self._stack.push(self._complete)
         self._write_header()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Complete the header and rename, or drop the draft after an error."""
-        if error is None:
+        """Complete the header and rename, or drop the draft after an error, which completing it may be."""
+        self._stack.__exit__(kind, error, trace)
+
+    def _complete(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
             self._file.seek(0)
             self._write_header()
-        self._stack.__exit__(kind, error, trace)
 
     def add(self, ids: np.ndarray, documents: int, text_bytes: int) -> None:
         """Append the ids of some documents, each with its end-of-text token."""

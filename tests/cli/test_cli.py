@@ -230,3 +230,29 @@ def test_nothing_printed_can_steer_a_terminal(payload: str) -> None:
     assert shown.isprintable()
     assert shown != f"a{payload}b"
     assert safe("naïve 日本語 🦙\n\ttab") == "naïve 日本語 🦙\n\ttab"
+
+
+@pytest.mark.usefixtures("data")
+@pytest.mark.slow
+def test_runs_are_listed_shown_verified_and_removed(home: Path) -> None:
+    run(f"train --tokens 1024 --run first {TINY}")
+    listed = run("runs list").stdout.splitlines()
+    assert listed[0].split()[:2] == ["run", "preset"]
+    assert listed[1].split()[:5] == ["first", "done", "tiny", "addresses", "2/2"]
+    (row,) = [json.loads(line) for line in run("runs list --json").stdout.splitlines()]
+    assert (row["name"], row["step"], row["checkpoints"]) == ("first", 2, [1, 2])
+    shown = run("runs show").stderr
+    assert "llamactl train --tokens 1024" in shown
+    assert "1, 2" in shown
+    assert json.loads(run("runs show first --json").stdout)["environment"]["threads"] == 1
+    verdicts = [json.loads(line) for line in run("verify first --json").stdout.splitlines()]
+    assert len(verdicts) == 3 + 2 * 7
+    assert not [verdict for verdict in verdicts if verdict["damage"]]
+    weights = home / "runs" / "first" / "checkpoints" / "step-00000002" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert str(weights) in run("verify runs/first", code=3).stderr
+    assert "used" in run("train --resume first").stderr
+    run("verify first")
+    assert "--yes" in run("runs remove first", code=2).stderr
+    run("runs remove first --yes")
+    assert "There is no run yet" in run("runs list").stderr

@@ -1,11 +1,18 @@
 """Events on disk: a line each, whole lines only."""
 
 import json
+import os
+import time
 from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 from llamactl.artifacts import RunDir
+from llamactl.errors import NoRoom
 from llamactl.training.events import Event, Sampled, Saved, Validated
-from llamactl.training.log import record
+from llamactl.training.log import Journal, record
+from tests.faults import Disk, put_in_place
 
 
 def validated(step: int) -> Validated:
@@ -46,3 +53,58 @@ def test_stopping_leaves_whole_lines() -> None:
         next(events)
     events.close()  # type: ignore[attr-defined]
     assert len(run.rows()) == 5
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The size of each file when it was synced."""
+    sizes: list[int] = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        fsync(descriptor)
+        sizes.append(os.fstat(descriptor).st_size)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    return sizes
+
+
+def test_a_row_is_on_the_disk_within_a_second(home: Path, synced: list[int]) -> None:
+    with Journal(home / "log") as journal:
+        for step in range(3):
+            synced.clear()
+            journal.append(validated(step))
+            size = (home / "log").stat().st_size
+            deadline = time.monotonic() + 1
+            while size not in synced:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        synced.clear()
+        journal.append(validated(3))
+    assert synced[-1] == (home / "log").stat().st_size
+
+
+def test_the_logs_name_is_on_the_disk_before_its_rows(home: Path) -> None:
+    with put_in_place(Disk()) as disk, Journal(home / "new" / "log"):
+        assert disk.log[-1] == "fsync new"
+
+
+def test_a_row_that_does_not_fit_is_taken_back_and_reported(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Journal(home / "log") as journal:
+        journal.append(validated(1))
+        whole = (home / "log").read_bytes()
+        write = os.write
+        monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:20]))
+        with pytest.raises(NoRoom, match="Can't write"):
+            journal.append(validated(2))
+        monkeypatch.undo()
+        assert (home / "log").read_bytes() == whole
+
+
+def test_a_log_that_can_not_be_synced_is_reported(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(NoRoom, match="Can't write"), Journal(home / "log") as journal:
+        monkeypatch.setattr(os, "fsync", broken)
+        journal.append(validated(1))

@@ -218,6 +218,15 @@ def test_a_full_disk_ends_the_run_and_the_same_command_goes_on(made: Made) -> No
     assert_equal(weights(RunDir.named("whole")), weights(RunDir.named("full")))
 
 
+def test_rows_are_on_the_disk_before_their_checkpoint(made: Made) -> None:
+    with put_in_place(Disk()) as disk:
+        run_to_the_end("a", made)
+    rows = [number for number, operation in enumerate(disk.log) if operation == "fsync metrics.jsonl"]
+    names = [number for number, operation in enumerate(disk.log) if operation.startswith("rename .step")]
+    assert len(rows) == len(names) == 10
+    assert all(row < name for row, name in zip(rows, names, strict=True))
+
+
 def test_training_does_not_wait_for_the_disk(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow disk keeps no step from being done, but a second save waits for the first."""
     config, world, dataset = made

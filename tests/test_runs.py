@@ -1,0 +1,68 @@
+"""What became of a run, read from its folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamactl import durable
+from llamactl.artifacts import RunDir
+from llamactl.config import build
+from llamactl.errors import BadUsage, InUse
+from llamactl.runs import remove, summarise
+
+
+def make(name: str, steps: int, checkpoints: tuple[int, ...] = ()) -> RunDir:
+    run = RunDir.named(name)
+    run.start(build([{"train": {"tokens": 1000, "tokens_per_step": 100}, "data": {"name": "d"}}]), {"device": "cpu"})
+    moments = [{"step": step, "tokens": step * 100, "seconds": step * 2.0} for step in range(1, steps + 1)]
+    rows: list[dict[str, Any]] = [{"kind": "step", "loss": 9.0 - moment["step"], **moment} for moment in moments]
+    rows += [{"kind": "validation", "loss": 5.0, "bits_per_byte": 2.0, **moment} for moment in moments[3:4]]
+    run.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for step in checkpoints:
+        run.checkpoint(step).mkdir(parents=True)
+        (run.checkpoint(step) / "weights").write_bytes(bytes(1000))
+    return run
+
+
+def test_a_run_at_a_glance(home: Path) -> None:
+    summary = summarise(make("a", 7, (4, 6)))
+    assert (summary.name, summary.condition, summary.dataset, summary.preset) == ("a", "stopped", "d", "150m")
+    assert (summary.step, summary.steps, summary.tokens, summary.seconds) == (7, 10, 700, 14.0)
+    assert (summary.loss, summary.validation_loss, summary.bits_per_byte) == (2.0, 5.0, 2.0)
+    assert summary.checkpoints == (4, 6)
+    assert 2000 < summary.bytes < 10_000
+
+
+def test_conditions(home: Path) -> None:
+    assert summarise(make("done", 10, (10,))).condition == "done"
+    assert summarise(make("new", 0)).loss is None
+    run = make("running", 3)
+    with durable.locked(run.lock_path):
+        assert summarise(run).condition == "running"
+        with pytest.raises(InUse):
+            remove(run, sure=True)
+    assert summarise(run).condition == "stopped"
+    run.metrics_path.write_text("[]\n")
+    assert summarise(run).condition == "damaged"
+
+
+def test_the_newest_is_first_and_what_is_half_removed_is_none(home: Path) -> None:
+    for name in ("a", "b", "c"):
+        make(name, 1)
+    RunDir.named("b").config_path.touch()
+    make("gone", 1).path.rename(home / "runs" / ".gone.removed")
+    assert [run.path.name for run in RunDir.all()] == ["b", "c", "a"]
+    assert RunDir.named("").path.name == "b"
+
+
+def test_only_who_is_sure_removes_a_run(home: Path) -> None:
+    run = make("a", 7, (4,))
+    with pytest.raises(BadUsage) as caught:
+        remove(run, sure=False)
+    assert "llamactl runs remove a --yes" in caught.value.fix
+    assert "7 steps" in caught.value.why
+    assert run.path.exists()
+    assert remove(run, sure=True).name == "a"
+    assert list((home / "runs").iterdir()) == []
