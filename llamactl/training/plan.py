@@ -27,6 +27,8 @@ from llamactl.training.world import World
 # FLOPs of a run below which compiling takes longer than it saves: about a minute of work on each.
 WORTH_COMPILING = {"cpu": 1e13, "cuda": 1e16}
 
+LEAST_VALIDATED = 4_096  # tokens: the loss of fewer says nothing
+
 SMOKE_TEST = 0.5  # tokens per parameter below which a run only shows that everything works
 
 
@@ -75,7 +77,7 @@ def resolve(config: Config, dataset: Dataset, world: World) -> Config:
         "tokens_per_step": windows * model.context,
         "micro_batch": micro_batch,
         "eval_every": eval_every,
-        "eval_tokens": train.eval_tokens or max(16 * model.context, train.tokens // 50),
+        "eval_tokens": train.eval_tokens or max(LEAST_VALIDATED, train.tokens // 50),
         "save_every": train.save_every or eval_every,
         "precision": world.precision.name,
         "compile": _compile(train.compile, steps * windows * model.context * flops_per_token(model), world),
