@@ -33,7 +33,7 @@ from llamactl.training.muon import Muon
 from llamactl.training.trainer import Trainer
 from llamactl.training.world import World
 
-TOKENS, PER_STEP, SEEDS = 245_760, 1_024, (0, 1, 2)
+SEEDS = (0, 1, 2)
 Tree = dict[str, Any]
 
 # Coefficients of Polar Express (Amsel et al. 2025, arXiv 2505.16932), for five steps.
@@ -134,7 +134,9 @@ SETTINGS: dict[str, Tree] = {
     "6 heads of 32": {"model": {"heads": 6, "kv_heads": 6, "head_width": 32}},
     "2 heads of 96": {"model": {"heads": 2, "kv_heads": 2, "head_width": 96}},
     "no weight decay": {"optim": {"weight_decay": 0.0}},
+    "cosine to zero": {"schedule": {"floor": 0.0}},
     "cosine to a tenth": {"schedule": {"floor": 0.1}},
+    "cosine to a fifth": {"schedule": {"floor": 0.2}},
     "wsd": {"schedule": {"name": "wsd"}},
     "AdamW for all, at half the rate": {"optim": {"name": "adamw", "lr": 3.6e-3}},
 }
@@ -163,7 +165,7 @@ def make(name: str, seed: int, options: argparse.Namespace) -> None:
     """Train in this process, and write down the loss and the number of parameters."""
     torch.set_num_threads(1)
     dataset = DatasetDir.named(options.data).open()
-    config, world = configured(Run("llamactl", TOKENS, seed, 0.0, PER_STEP), dataset)
+    config, world = configured(Run("llamactl", options.tokens, seed), dataset)
     once = {"train": {"eval_every": 10**9, "save_every": 10**9}}
     config = build([config.model_dump(), once, settings(name, config)])
     with PATCHES.get(name, patch.dict(os.environ)):
@@ -177,6 +179,7 @@ def found(name: str, seed: int, options: argparse.Namespace) -> float:
     path = options.out / f"{name} {seed}.json".replace(" ", "-").replace("/", "_")
     if not path.exists():
         words = [sys.executable, __file__, options.data, "--out", str(path), "--run", name, "--seeds", str(seed)]
+        words += ["--tokens", str(options.tokens)]
         subprocess.run(words, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=options.out)
     loss: float = json.loads(path.read_text())["loss"]
     return loss
@@ -187,6 +190,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="a dataset under data/")
     parser.add_argument("--out", type=Path, required=True, help="a folder for the losses")
+    parser.add_argument("--tokens", type=int, default=245_760, help="of a run; the tokens of a step follow from it")
+    parser.add_argument("--only", nargs="*", help="changes beside the defaults; left out: all, and the table of rates")
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--run", help=argparse.SUPPRESS)
@@ -197,17 +202,20 @@ def main() -> None:
         return
     os.environ["LLAMACTL_HOME"] = str(Path(os.environ.get("LLAMACTL_HOME", ".")).absolute())
     options.out.mkdir(parents=True, exist_ok=True)
-    rates = [rate_name(width, share) for width in WIDTHS for share in SHARES]
-    runs: list[tuple[str, int]] = [(name, seed) for name in CHANGES for seed in options.seeds]
+    changes = CHANGES if options.only is None else ("the defaults", *options.only)
+    rates = [rate_name(width, share) for width in WIDTHS for share in SHARES if options.only is None]
+    runs: list[tuple[str, int]] = [(name, seed) for name in changes for seed in options.seeds]
     runs += [(name, 0) for name in rates]
     with ThreadPoolExecutor(options.jobs) as pool:
         losses = dict(zip(runs, pool.map(lambda run: found(run[0], run[1], options), runs), strict=True))
     usual = {seed: losses["the defaults", seed] for seed in options.seeds}
     print("| what | " + " | ".join(f"seed {seed}" for seed in usual) + " | difference |\n|---|" + "---:|" * (len(usual) + 1))
-    for name in CHANGES:
+    for name in changes:
         each = [losses[name, seed] for seed in usual]
         difference = statistics.mean(each) - statistics.mean(usual.values())
         print(f"| {name} | " + " | ".join(f"{loss:.3f}" for loss in each) + f" | {difference:+.3f} |")
+    if not rates:
+        return
     print("\n| width | " + " | ".join(f"rate x {share:g}" for share in SHARES) + " |\n|---:|" + "---:|" * len(SHARES))
     for width in WIDTHS:
         print(f"| {width} | " + " | ".join(f"{losses[rate_name(width, share), 0]:.3f}" for share in SHARES) + " |")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from llamactl import __version__
-from llamactl.cli import bench, demo, plot_loss, prepare, runs, sample, train, verify
+from llamactl.cli import bench, demo, evaluate, plot_loss, prepare, runs, sample, train, verify
 from llamactl.errors import NoRoom, UserError
 
 EPILOG = (
@@ -31,6 +31,7 @@ for command, name, example in (
     (train.train, "train", "llamactl train --tokens 256000"),
     (plot_loss.plot_loss, "plot-loss", "llamactl plot-loss --x time --out loss.svg"),
     (sample.sample, "sample", 'llamactl sample "California is " --n 3'),
+    (evaluate.evaluate, "eval", "llamactl eval my.txt --run RUN@best"),
 ):
     app.command(name, rich_help_panel="Pipeline", epilog=f"Example: {example}")(command)
 app.add_typer(runs.app, name="runs", rich_help_panel="Care")
