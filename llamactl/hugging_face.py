@@ -9,8 +9,8 @@ from llamactl.errors import BadData
 from llamactl.tokenizer import END_OF_TEXT, Tokenizer
 
 
-def descriptions(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, str]:
-    """The small files that make a folder of weights a Hugging Face model."""
+def descriptions(config: ModelConfig, tokenizer: Tokenizer, dtype: str = "float32") -> dict[str, str]:
+    """The small files that make a folder of weights, which are stored as `dtype`, a Hugging Face model."""
     end = {"bos_token_id": tokenizer.end, "eos_token_id": tokenizer.end}
     generation = {**end, "do_sample": True, "temperature": 0.8, "top_k": 50, "max_new_tokens": 200}
     tokens = {
@@ -24,7 +24,7 @@ def descriptions(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, str]:
         "clean_up_tokenization_spaces": False,
     }
     trees = {
-        "config.json": described(config) | end,
+        "config.json": described(config, dtype) | end,
         "generation_config.json": generation,
         "tokenizer_config.json": tokens,
     }
@@ -48,7 +48,7 @@ NAMES = {
 }
 
 
-def described(config: ModelConfig) -> dict[str, Any]:
+def described(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
     """config.json of LlamaForCausalLM, with old and new spellings, so that every version reads the same model."""
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -62,8 +62,8 @@ def described(config: ModelConfig) -> dict[str, Any]:
         "initializer_range": 0.02,
         "use_cache": True,
         "pad_token_id": None,
-        "dtype": "float32",
-        "torch_dtype": "float32",
+        "dtype": dtype,
+        "torch_dtype": dtype,
     }
 
 

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "runs": FOUNDATION,
     "checkpoint": FOUNDATION | {"hugging_face", "tensors", "model"},
     "training": FOUNDATION | {"hugging_face", "model", "checkpoint", "corpus.batches"},
-    "inference": FOUNDATION | {"model", "checkpoint", "corpus.batches"},
+    "inference": FOUNDATION | {"hugging_face", "tensors", "model", "checkpoint", "corpus.batches"},
     "cli": FOUNDATION | {"model", "checkpoint", "corpus", "plots", "runs", "training", "inference"},
     "__main__": {"cli"},
 }

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from llamactl import __version__
-from llamactl.cli import bench, demo, evaluate, plot_loss, prepare, runs, sample, train, verify
+from llamactl.cli import bench, demo, evaluate, export, plot_loss, prepare, runs, sample, train, verify
 from llamactl.errors import NoRoom, UserError
 
 EPILOG = (
@@ -34,6 +34,7 @@ for command, name, example in (
     (evaluate.evaluate, "eval", "llamactl eval my.txt --run RUN@best"),
 ):
     app.command(name, rich_help_panel="Pipeline", epilog=f"Example: {example}")(command)
+app.add_typer(export.app, name="export", rich_help_panel="Pipeline")
 app.add_typer(runs.app, name="runs", rich_help_panel="Care")
 app.add_typer(bench.app, name="bench", rich_help_panel="Care")
 app.command(rich_help_panel="Care", epilog="Example: llamactl verify data/sample")(verify.verify)
