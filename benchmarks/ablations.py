@@ -167,7 +167,8 @@ def make(name: str, seed: int, options: argparse.Namespace) -> None:
     dataset = DatasetDir.named(options.data).open()
     config, world = configured(Run("llamactl", options.tokens, seed), dataset)
     once = {"train": {"eval_every": 10**9, "save_every": 10**9}}
-    config = build([config.model_dump(), once, settings(name, config)])
+    fitting = {"optim": {"lr": config.optim.lr * (config.model.width / options.model.get("width", config.model.width)) ** 0.5}}
+    config = build([config.model_dump(), {"model": options.model}, fitting, once, settings(name, config)])
     with PATCHES.get(name, patch.dict(os.environ)):
         events = list(trainer.train(config, dataset, RunDir(Path(f"run-{options.out.name}")), world, rate=1.0))
     loss = next(event.loss for event in events if isinstance(event, Validated))
@@ -179,7 +180,7 @@ def found(name: str, seed: int, options: argparse.Namespace) -> float:
     path = options.out / f"{name} {seed}.json".replace(" ", "-").replace("/", "_")
     if not path.exists():
         words = [sys.executable, __file__, options.data, "--out", str(path), "--run", name, "--seeds", str(seed)]
-        words += ["--tokens", str(options.tokens)]
+        words += ["--tokens", str(options.tokens), "--model", json.dumps(options.model)]
         subprocess.run(words, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=options.out)
     loss: float = json.loads(path.read_text())["loss"]
     return loss
@@ -191,6 +192,7 @@ def main() -> None:
     parser.add_argument("data", help="a dataset under data/")
     parser.add_argument("--out", type=Path, required=True, help="a folder for the losses")
     parser.add_argument("--tokens", type=int, default=245_760, help="of a run; the tokens of a step follow from it")
+    parser.add_argument("--model", type=json.loads, default={}, help="JSON of settings of [model], for all runs")
     parser.add_argument("--only", nargs="*", help="changes beside the defaults; left out: all, and the table of rates")
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))

@@ -13,11 +13,13 @@ PACKAGE = Path(__file__).parents[1] / "llamactl"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What each part may import of llamactl itself. Lower parts know nothing of higher ones.
-FOUNDATION = {"llamactl", "errors", "quantities", "durable", "config", "gpt2_vocabulary", "tokenizer", "encoders", "artifacts"}
+LOWEST = {"llamactl", "errors", "quantities", "spelling", "durable"}
+FOUNDATION = LOWEST | {"config", "gpt2_vocabulary", "tokenizer", "encoders", "artifacts"}
 MAY_IMPORT = {
     "llamactl": set[str](),
     "errors": set[str](),
     "quantities": {"errors"},
+    "spelling": set[str](),
     "durable": {"errors"},
     "config": {"errors"},
     "gpt2_vocabulary": {"errors", "durable"},

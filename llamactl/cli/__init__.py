@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from llamactl import __version__
-from llamactl.cli import bench, demo, evaluate, export, plot_loss, prepare, runs, sample, train, verify
+from llamactl.cli import bench, demo, evaluate, export, plot_loss, prepare, runs, sample, surprise, train, verify
 from llamactl.errors import NoRoom, UserError
 
 EPILOG = (
@@ -32,6 +32,7 @@ for command, name, example in (
     (plot_loss.plot_loss, "plot-loss", "llamactl plot-loss --x time --out loss.svg"),
     (sample.sample, "sample", 'llamactl sample "California is " --n 3'),
     (evaluate.evaluate, "eval", "llamactl eval my.txt --run RUN@best"),
+    (surprise.surprise, "surprise", 'llamactl surprise "The people of the United States" --out surprise.html'),
 ):
     app.command(name, rich_help_panel="Pipeline", epilog=f"Example: {example}")(command)
 app.add_typer(export.app, name="export", rich_help_panel="Pipeline")

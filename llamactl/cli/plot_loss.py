@@ -16,8 +16,9 @@ def plot_loss(
     from json import dumps
 
     from llamactl.artifacts import RunDir
-    from llamactl.cli.screen import output, progress, safe, show_next
+    from llamactl.cli.screen import output, progress, show_next
     from llamactl.plots import draw, read_curve, sketch
+    from llamactl.spelling import safe
 
     folders = [RunDir.named(name).existing() for name in runs or [""]]
     curves = [read_curve(folder, x) for folder in folders]

@@ -79,8 +79,9 @@ def remove(
     """Remove a run for good; without --yes, say what would go."""
     from llamactl import runs
     from llamactl.artifacts import RunDir
-    from llamactl.cli.screen import progress, safe
+    from llamactl.cli.screen import progress
     from llamactl.quantities import show_bytes
+    from llamactl.spelling import safe
 
     gone = runs.remove(RunDir.named(run), yes)
     progress.print(f"Removed {safe(gone.name)}: {show_bytes(gone.bytes)} are free again.", markup=False)

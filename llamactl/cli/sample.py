@@ -26,11 +26,12 @@ def sample(
 ) -> None:
     """Let a model go on from a text."""
     from llamactl import checkpoint
-    from llamactl.cli.screen import progress, safe, show_next
+    from llamactl.cli.screen import progress, show_next
     from llamactl.inference.generate import Request, generate
     from llamactl.model.decode import Picker
     from llamactl.model.device import choose_device
     from llamactl.quantities import show_count
+    from llamactl.spelling import safe
 
     path = checkpoint.find(run)
     model, tokenizer, state = checkpoint.load_model(path, choose_device(device))
@@ -61,7 +62,8 @@ def show(pieces: "Iterator[list[str]]", request: "Request", as_json: bool) -> No
 
     from rich.text import Text
 
-    from llamactl.cli.screen import output, safe
+    from llamactl.cli.screen import output
+    from llamactl.spelling import safe
 
     clean = safe if output.is_terminal else str
     streaming = request.samples == 1 and not as_json

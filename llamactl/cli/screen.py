@@ -3,13 +3,14 @@
 import json
 import os
 import sys
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from llamactl.spelling import safe
 
 NOBODY_READS = 141  # what the shell says of a process that SIGPIPE ended
 
@@ -32,16 +33,6 @@ def let_go() -> None:
 
 output = Screen(highlight=False, soft_wrap=True)
 progress = Screen(stderr=True, highlight=False, soft_wrap=True)
-
-
-def safe(text: str) -> str:
-    """Text of a corpus or a model, with whatever could steer a terminal spelled out (CSI, OSC, bidi, ...)."""
-    return "".join(map(_spelled, text))
-
-
-def _spelled(character: str) -> str:
-    steers = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co") and character not in "\n\t\u200c\u200d"
-    return character.encode("unicode_escape").decode("ascii") if steers else character
 
 
 def show_error(*lines: str) -> None:

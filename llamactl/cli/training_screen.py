@@ -8,9 +8,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from llamactl.artifacts import Dataset, RunDir
-from llamactl.cli.screen import output, progress, safe, show_next, show_table
+from llamactl.cli.screen import output, progress, show_next, show_table
 from llamactl.config import Config
 from llamactl.quantities import show_bytes, show_count, show_time
+from llamactl.spelling import safe
 from llamactl.training.events import (
     Event,
     Replayed,

@@ -21,8 +21,9 @@ def verify(
     """Find damage in datasets and runs, and name the file."""
     from json import dumps
 
-    from llamactl.cli.screen import output, progress, safe
+    from llamactl.cli.screen import output, progress
     from llamactl.errors import BadData
+    from llamactl.spelling import safe
 
     damaged = []
     for name in names or [""]:

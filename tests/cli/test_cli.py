@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llamactl.cli.screen import safe
+from llamactl.spelling import safe
 from tests.conftest import make_dataset
 
 TINY = "--preset tiny --set model.context=64 --set model.layers=1 --set train.tokens_per_step=512 --set train.sample_tokens=4"

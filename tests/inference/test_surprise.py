@@ -1,0 +1,105 @@
+"""Surprise by hand, whole characters, and pages that no text can break out of."""
+
+import html
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+from llamactl import tokenizer as tokenizers
+from llamactl.inference.surprise import Piece, bits_per_byte, surprise
+from llamactl.inference.surprise_page import page
+from llamactl.spelling import safe
+from tests.inference.test_evaluate import model
+
+RAW = tokenizers.raw_bytes()
+
+# What tries to leave its element, to steer a terminal, to turn a line around, or to be taken for markup.
+PAYLOADS = [
+    "</p><script>alert(1)</script>", "<img src=x onerror=alert(1)>", '" onmouseover="alert(1)', "' style='x", "&lt;b&gt;",
+    "]]>", "-->",
+    "<!--", "</style>", "</title><script>", "javascript:alert(1)", "&#x3c;script&#x3e;", "\x1b[2J", "\x1b]0;title\x07",
+    "\x1b]8;;http://evil\x1b\\link\x1b]8;;\x1b\\", "\x1b[31mred",
+    "\x9b2J", "\x90q", "\x07", "\b\b\b", "\rover", "\x7f", "\x00",
+    "\u202eevil", "\u2066x\u2069", "\u2028", "\u200b", "\ufeff", "\U000e0041",
+    "[bold]x[/bold]", "[link=http://evil]x[/link]", "[/]",
+    "%s%n", "{0}", "${x}", "`id`", "\\x41", "<svg/onload=alert(1)>", "\x1bP+q\x1b\\", "\x1b_x\x1b\\",
+]  # fmt: skip
+
+
+def test_it_is_the_negative_logarithm_of_the_probability() -> None:
+    made, text = model(257), "The people"
+    ids = [RAW.end, *RAW.encode(text).tolist()]
+    logs = made(torch.tensor([ids[:-1]]))[0, :, :257].log_softmax(-1)
+    pieces = surprise(made, RAW, text)
+    assert "".join(piece.text for piece in pieces) == text
+    for place, piece in enumerate(pieces):
+        assert piece.nats == pytest.approx(-logs[place, ids[place + 1]].item(), abs=1e-5)
+        chances = [chance for _, chance in piece.expected]
+        assert chances == sorted(chances, reverse=True)
+        assert len(chances) == 5
+        assert chances[0] == pytest.approx(logs[place].max().exp().item(), abs=1e-6)
+
+
+def test_a_long_text_always_has_half_a_context_before_it() -> None:
+    made = model(257, context=32)
+    text = "We hold these truths to be self-evident, that all men are created equal, that they are endowed"
+    pieces = surprise(made, RAW, text)
+    assert "".join(piece.text for piece in pieces) == text
+    ids = [RAW.end, *RAW.encode(text).tolist()]
+    place = 70  # windows end at 32, 49, 66, 83; its own began half a context before 67
+    logs = made(torch.tensor([ids[51:place]]))[0, -1, :257].log_softmax(-1)
+    assert pieces[place - 1].nats == pytest.approx(-logs[ids[place]].item(), abs=1e-4)
+
+
+def test_half_characters_are_shown_whole() -> None:
+    text = "a€b – 日本 🎉"
+    pieces = surprise(model(257), RAW, text)
+    assert [piece.text for piece in pieces] == list(text)
+    assert bits_per_byte(pieces) == pytest.approx(sum(piece.nats for piece in pieces) / math.log(2) / len(text.encode()))
+
+
+class Elements(HTMLParser):
+    """The tags and texts of a page, as a browser takes it apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: set[str] = set()
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_nothing_breaks_out_of_the_page(payload: str) -> None:
+    pieces = [Piece(payload, 3.0, ((payload, 0.5),)), Piece("\n", 20.0, (("(end)", 0.1),))]
+    for made in (page(payload, pieces), page("now", pieces, pieces)):
+        found = Elements()
+        found.feed(made)
+        assert set(found.tags) <= {"html", "meta", "title", "style", "h1", "p", "i", "span"}
+        assert found.tags.count("span") == 2
+        assert found.attributes <= {"lang", "charset", "name", "content", "class", "style", "data-tip"}
+        assert safe(payload) in found.text
+        assert not set(html.unescape(made)) & {"\x1b", "\x9b", "\x00", "\x07", "\u202e", "\u2066"}
+
+
+def test_a_page_needs_nothing_else() -> None:
+    made = page("a", [Piece("x", 1.0, (("y", 0.5),))])
+    assert not re.search(r"(src|href)=|url\(|@import|https?:", made)
+    assert len(made) < 6_000
+
+
+def test_colours_say_how_much_and_which_way() -> None:
+    calm, loud = Piece("a", 0.0, ()), Piece("b", 20.0, ())
+    assert "213 94 0 / 0.00" in page("t", [calm])
+    assert "213 94 0 / 0.75" in page("t", [loud])
+    assert "0 114 178 / 0.55" in page("t", [calm], [loud])
+    assert "213 94 0 / 0.55" in page("t", [loud], [calm])
