@@ -135,9 +135,9 @@ SETTINGS: dict[str, Tree] = {
     "2 heads of 96": {"model": {"heads": 2, "kv_heads": 2, "head_width": 96}},
     "no weight decay": {"optim": {"weight_decay": 0.0}},
     "cosine to zero": {"schedule": {"floor": 0.0}},
-    "cosine to a tenth": {"schedule": {"floor": 0.1}},
     "cosine to a fifth": {"schedule": {"floor": 0.2}},
-    "wsd": {"schedule": {"name": "wsd"}},
+    "wsd to zero": {"schedule": {"name": "wsd", "floor": 0.0}},
+    "wsd to a tenth": {"schedule": {"name": "wsd"}},
     "AdamW for all, at half the rate": {"optim": {"name": "adamw", "lr": 3.6e-3}},
 }
 CHANGES = (*SETTINGS, *PATCHES)

@@ -43,7 +43,7 @@ RATES, BATCHES, SEEDS = (1.5e-3, 3e-3, 6e-3), (1024, 2048, 4096), (0, 1, 2)
 POINTS = 8  # validations of a run
 # As many parameters as a GPT of width 192 has: its attention shares no keys and values.
 SHAPE: dict[str, Any] = {"kv_heads": 3, "context": 256}
-NOTEBOOK = {"optim": preset("notebook")["optim"], "train": {"tokens_per_step": 12_800}}
+NOTEBOOK = {**{part: preset("notebook")[part] for part in ("optim", "schedule")}, "train": {"tokens_per_step": 12_800}}
 
 
 class Run(NamedTuple):

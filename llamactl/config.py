@@ -79,7 +79,7 @@ class ScheduleConfig(Section):
     name: Literal["cosine", "wsd"] = Field("cosine", description="wsd: warm up, stay, then decay in a straight line")
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps that warm up")
     cooldown: float = Field(0.6, ge=0, le=1, description="wsd: share of the steps that decay")
-    floor: float = Field(0.0, ge=0, le=1, description="share of the peak that is left at the end")
+    floor: float = Field(0.1, ge=0, le=1, description="share of the peak that is left at the end")
 
 
 class TrainConfig(Section):
@@ -144,6 +144,7 @@ PRESETS: dict[str, Tree] = {
     "notebook": {
         "model": dict(layers=16, width=800, heads=16, kv_heads=16, head_width=50, hidden=1600, context=256, tied=False),
         "optim": dict(name="adamw", lr=1e-4, beta2=0.999, eps=1e-8),
+        "schedule": dict(floor=0.0),
         "train": dict(tokens_per_step=12_800, tokens=181_000_000),
     },
 }

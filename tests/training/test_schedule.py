@@ -20,14 +20,14 @@ def test_rates_rise_then_fall_to_the_floor(name: str, steps: int) -> None:
 
 
 def test_cosine_is_half_way_down_half_way_through() -> None:
-    schedule = ScheduleConfig(warmup=0.0)
+    schedule = ScheduleConfig(floor=0.0, warmup=0.0)
     assert scale(0, 100, schedule) == 1
     assert scale(50, 100, schedule) == pytest.approx(0.5)
     assert scale(99, 100, schedule) < 0.001
 
 
 def test_wsd_stays_then_falls_straight() -> None:
-    schedule = ScheduleConfig(name="wsd", warmup=0.1, cooldown=0.5)
+    schedule = ScheduleConfig(name="wsd", floor=0.0, warmup=0.1, cooldown=0.5)
     rates = [scale(step, 100, schedule) for step in range(100)]
     assert rates[10:51] == [1.0] * 41
     assert rates[75] == pytest.approx(0.5)
