@@ -44,10 +44,9 @@ def generate(model: Llama, tokenizer: Tokenizer, request: Request) -> Iterator[l
     """
     device = model.lm_head.weight.device
     ids = [tokenizer.end, *tokenizer.encode(request.prompt).tolist()]
-    prompt = torch.tensor([ids] * request.samples, device=device)
     generator = torch.Generator(device).manual_seed(request.seed)
     voices = [Voice(tokenizer) for _ in range(request.samples)]
-    tokens = decode(model, prompt, tokenizer.vocab_size, request.pick, generator)
+    tokens = decode(model, [ids] * request.samples, tokenizer.vocab_size, request.pick, generator)
     for _, picked in zip(range(request.max_new_tokens), tokens, strict=False):
         yield [voice.hear(token) for voice, token in zip(voices, picked.tolist(), strict=True)]
         if all(voice.ended for voice in voices):

@@ -11,20 +11,29 @@ from torch.nn import functional as F
 SHORT = 1024
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mix values by how well their keys match each query.
 
-    q is B H T E; k and v are B K S E, each shared by H/K query heads; the result is B H T E.
-    Without a mask each query sees the keys up to its own position; `mask` (T S) says True where it may look.
+    q is B H T E; k and v are B K S E, each shared by H/K query heads; the result is B H T E. The queries are the last T of
+    S positions, and see the keys up to their own; a `mask` (broadcast to B 1 T S) says True where else they may look.
     """
+    if q.shape[2] == 1 and mask is None:
+        return single(q, k, v)
     if mask is None and q.device.type == "cpu" and q.shape[2] <= SHORT:
         return staircase(q, k, v)
     return fused(q, k, v, mask)
 
 
-def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """PyTorch's choice of kernel: flash where it can (Dao et al. 2022, arXiv 2205.14135); the scores never stand whole."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def single(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """One query, which sees everything: keys and values are read once for all the heads that share them."""
+    shared = (q.shape[0], k.shape[1], -1, q.shape[3])
+    weights = ((q / math.sqrt(q.shape[3])).reshape(shared) @ k.mT).float().softmax(-1).to(v.dtype)
+    return (weights @ v).reshape(q.shape)
 
 
 def staircase(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Tokens after tokens: one at a time, through a cache, picked at random or greedily."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,26 +44,36 @@ class Picker:
 
 
 @torch.inference_mode()
-def _step(model: Llama, tokens: Tensor, positions: Tensor, cache: KVCache, vocab_size: int) -> Tensor:
+def _step(model: Llama, tokens: Tensor, cache: KVCache, vocab_size: int) -> Tensor:
     """Scores of the next token, B V; rows of the vocabulary that only pad it can't be picked."""
-    hidden = model.hidden(tokens, positions, cache)[:, -1]
-    logits: Tensor = model.lm_head(hidden).float()
+    logits: Tensor = model.lm_head(model.hidden(tokens, cache)[:, -1]).float()
     logits[:, vocab_size:] = -torch.inf
     return logits
 
 
-def decode(model: Llama, prompt: Tensor, vocab_size: int, pick: Picker, generator: torch.Generator) -> Iterator[Tensor]:
-    """Go on from a prompt (B T), yielding the next ids (B) until the context is full.
+def decode(
+    model: Llama, prompts: Sequence[Sequence[int]], vocab_size: int, pick: Picker, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Go on from prompts, yielding the next id of each (B), without an end.
 
-    A prompt longer than the context keeps its end. `vocab_size` is the tokenizer's.
+    Where the context is full, its second half is read again as the first half of a new one. A prompt longer than the context
+    keeps its end. Prompts of different lengths are filled up in front. `vocab_size` is the tokenizer's.
     """
-    context = model.config.context
-    prompt = prompt[:, -(context - 1) :]
-    length = prompt.shape[1]
-    cache = KVCache(model.config, prompt.shape[0], prompt.device, model.lm_head.weight.dtype)
-    tokens, positions = prompt, torch.arange(length, device=prompt.device)
-    while length < context:
-        picked = pick(_step(model, tokens, positions, cache, vocab_size), generator)
+    device, context = model.lm_head.weight.device, model.config.context
+    kept = [list(prompt[-(context - 1) :]) for prompt in prompts]
+    width = max(map(len, kept))
+    text = torch.tensor([[0] * (width - len(ids)) + ids for ids in kept], device=device)
+    padding = torch.tensor([width - len(ids) for ids in kept], device=device)
+    cache = KVCache(model.config, len(kept), device, model.lm_head.weight.dtype)
+    tokens = text
+    while True:
+        if cache.length == 0:
+            hidden = padding - (text.shape[1] - tokens.shape[1])
+            cache.padding = hidden.clamp(min=0) if (hidden > 0).any() else None
+        picked = pick(_step(model, tokens, cache, vocab_size), generator)
         yield picked
-        tokens, positions = picked[:, None], torch.tensor([length], device=prompt.device)
-        length += 1
+        text = torch.cat([text, picked[:, None]], dim=1)
+        tokens = picked[:, None]
+        if cache.length == context:
+            cache.clear()
+            tokens = text[:, -(context // 2) :]

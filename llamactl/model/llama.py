@@ -71,14 +71,12 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.width, key_value, bias=False)
         self.o_proj = nn.Linear(query, config.width, bias=False)
 
-    def forward(self, x: Tensor, by: Rotation, positions: Tensor, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, by: Rotation, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
         """B T D to B T D; with a cache, earlier positions are read from it and these are added."""
         q, k, v = (self._heads(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(q, by), rotate(k, by)
-        mask = None
         if cache is not None:
-            k, v = cache.update(positions, k, v)
-            mask = cache.visible(positions)
+            k, v = cache.update(k, v)
         return self.o_proj(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -111,9 +109,9 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x: Tensor, by: Rotation, positions: Tensor, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, by: Rotation, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
         """B T D to B T D."""
-        x = x + self.self_attn(self.input_layernorm(x), by, positions, cache)
+        x = x + self.self_attn(self.input_layernorm(x), by, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -129,13 +127,16 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.recompute = False  # whether blocks forget their activations and work them out again for their gradients
 
-    def forward(self, tokens: Tensor, positions: Tensor, cache: KVCache | None) -> Tensor:
-        """Tokens B T at `positions` T to the final hidden states B T D."""
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Tokens B T, which stand after those in the cache, to the final hidden states B T D."""
+        start, new = cache.length if cache else 0, tokens.shape[1]
+        positions = torch.arange(start, start + new, device=tokens.device)
+        mask = cache.mask(new, tokens.device) if cache else None
         by = rotation(positions, self.config.head_width, self.config.rope_theta, self.config.rope_scaling)
         x = self.embed_tokens(tokens)
         again = self.recompute and torch.is_grad_enabled()
         for block, held in zip(self.layers, cache.layers if cache else repeat(None), strict=False):
-            x = checkpoint(block, x, by, positions, held, use_reentrant=False) if again else block(x, by, positions, held)
+            x = checkpoint(block, x, by, mask, held, use_reentrant=False) if again else block(x, by, mask, held)
         return self.norm(x)
 
 
@@ -151,15 +152,13 @@ class Llama(nn.Module):
         self._initialise()
         self.tie()
 
-    def forward(self, tokens: Tensor, positions: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """Tokens B T to logits B T V. Without `positions` they are 0 to T-1; a cache needs them named."""
-        return self.lm_head(self.hidden(tokens, positions, cache))
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Tokens B T, which stand after those in the cache, to logits B T V."""
+        return self.lm_head(self.hidden(tokens, cache))
 
-    def hidden(self, tokens: Tensor, positions: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """Tokens B T to the states that the head reads, B T D."""
-        if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device)
-        return self.model(tokens, positions, cache)
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The same to the states that the head reads, B T D."""
+        return self.model(tokens, cache)
 
     def tie(self) -> None:
         """Let head and embedding be one matrix, if the shape says so."""

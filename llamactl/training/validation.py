@@ -38,7 +38,7 @@ def validate(objective: NextToken, windows: Windows, dataset: Dataset, config: C
 def sample(model: Llama, prompt: str, seed: int, dataset: Dataset, config: Config) -> str:
     """A few tokens after a prompt, opened by the end-of-text token as documents are in training."""
     tokenizer, device = dataset.tokenizer, model.lm_head.weight.device
-    tokens = torch.tensor([[tokenizer.end, *tokenizer.encode(prompt).tolist()]], device=device)
+    tokens = [[tokenizer.end, *tokenizer.encode(prompt).tolist()]]
     generator = torch.Generator(device).manual_seed(seed)
     decoding = (token.item() for token in decode(model, tokens, tokenizer.vocab_size, Picker(), generator))
     return tokenizer.decode(

@@ -1,5 +1,7 @@
 """Decoding: the cache changes nothing, and picking does what its options say."""
 
+from itertools import islice
+
 import pytest
 import torch
 
@@ -20,38 +22,58 @@ def test_the_cache_changes_nothing(model: Llama) -> None:
     tokens = torch.randint(0, 128, (3, 40))
     whole = model(tokens)
     cache = KVCache(SHAPE, 3, tokens.device, torch.float32)
-    pieces = [model(tokens[:, start:end], torch.arange(start, end), cache) for start, end in ((0, 5), (5, 6), (6, 7), (7, 40))]
+    pieces = [model(tokens[:, start:end], cache) for start, end in ((0, 5), (5, 6), (6, 7), (7, 40))]
     assert torch.allclose(torch.cat(pieces, dim=1), whole, atol=1e-5)
 
 
-def test_greedy_decoding_is_the_uncached_loop(model: Llama) -> None:
-    prompt = torch.randint(0, 128, (2, 6))
-    text = prompt
-    for _ in range(20):
+def uncached(model: Llama, prompt: list[int], new: int) -> list[int]:
+    """The same as greedy decoding, by reading everything again for each token."""
+    text = torch.tensor([prompt])
+    for _ in range(new):
         text = torch.cat([text, model(text)[:, -1, :100].argmax(-1, keepdim=True)], dim=1)
-    decoding = decode(model, prompt, vocab_size=100, pick=Picker(temperature=0), generator=torch.Generator())
-    assert torch.equal(torch.stack([next(decoding) for _ in range(20)], dim=1), text[:, 6:])
+    found: list[int] = text[0, len(prompt) :].tolist()
+    return found
 
 
-def test_decoding_fills_the_context_and_stops(model: Llama) -> None:
-    generator = torch.Generator()
-    assert len(list(decode(model, torch.zeros(1, 6, dtype=torch.int64), 128, Picker(), generator))) == 34
-    long = torch.randint(0, 128, (1, 99))
-    kept = list(decode(model, long, 128, Picker(temperature=0), generator))
-    assert torch.equal(kept[0], model(long[:, -39:])[:, -1].argmax(-1))
+def greedy(model: Llama, prompts: list[list[int]], new: int) -> list[list[int]]:
+    decoding = decode(model, prompts, vocab_size=100, pick=Picker(temperature=0), generator=torch.Generator())
+    found: list[list[int]] = torch.stack(list(islice(decoding, new)), dim=1).tolist()
+    return found
+
+
+def test_greedy_decoding_is_the_uncached_loop(model: Llama) -> None:
+    prompt = torch.randint(0, 100, (6,)).tolist()
+    assert greedy(model, [prompt], 20) == [uncached(model, prompt, 20)]
+
+
+def test_prompts_of_different_lengths_go_on_as_each_does_alone(model: Llama) -> None:
+    prompts = [torch.randint(0, 100, (length,)).tolist() for length in (1, 6, 3, 17)]
+    assert greedy(model, prompts, 20) == [uncached(model, prompt, 20) for prompt in prompts]
+
+
+def test_past_the_context_the_second_half_is_read_again(model: Llama) -> None:
+    prompts = [torch.randint(0, 100, (length,)).tolist() for length in (99, 2)]
+    found = greedy(model, prompts, 60)
+    long = prompts[0][-39:]
+    assert found[0][:2] == uncached(model, long, 2)
+    text = long + found[0][:2]  # 40 tokens were read for the second, and then the last 20 again
+    assert found[0][2] == uncached(model, text[-20:], 1)[0]
+    assert found[0][2:22] == uncached(model, text[-20:], 20)
+    # The short one has its two tokens in a context that fills up at the same time, and keeps all it said.
+    alone = prompts[1] + found[1]
+    assert found[1][2:22] == uncached(model, alone[:4], 20)
 
 
 def test_padding_of_the_vocabulary_is_never_picked(model: Llama) -> None:
-    picked = torch.cat(
-        list(decode(model, torch.zeros(64, 2, dtype=torch.int64), 5, Picker(temperature=9.0), torch.Generator()))
-    )
+    decoding = decode(model, [[0, 0]] * 64, 5, Picker(temperature=9.0), torch.Generator())
+    picked = torch.cat(list(islice(decoding, 30)))
     assert set(picked.tolist()) == {0, 1, 2, 3, 4}
 
 
 def test_the_same_seed_picks_the_same(model: Llama) -> None:
     def run(seed: int) -> list[int]:
         generator = torch.Generator().manual_seed(seed)
-        return [token.item() for token in decode(model, torch.zeros(1, 2, dtype=torch.int64), 128, Picker(), generator)]  # type: ignore[misc]
+        return [int(token) for token in islice(decode(model, [[0, 0]], 128, Picker(), generator), 30)]
 
     assert run(1) == run(1) != run(2)
 

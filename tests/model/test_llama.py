@@ -73,8 +73,7 @@ def test_the_residual_stream_is_raw() -> None:
     for writer in (block.self_attn.o_proj, block.mlp.down_proj):
         nn.init.zeros_(writer.weight)
     x = 5 + 3 * torch.randn(1, 4, SMALL.width)
-    positions = torch.arange(4)
-    assert torch.equal(block(x, rotation(positions, 8, 10_000.0), positions, None), x)
+    assert torch.equal(block(x, rotation(torch.arange(4), 8, 10_000.0)), x)
 
 
 def test_there_is_a_final_norm(model: Llama, tokens: torch.Tensor) -> None:
@@ -115,16 +114,23 @@ def test_scores_depend_on_distances_only() -> None:
 
 
 @pytest.mark.parametrize("factor", [1, 3, 4])
-def test_scaled_positions_rotate_as_those_they_are_divided_to(factor: int, tokens: torch.Tensor) -> None:
-    positions = torch.arange(1024)
+def test_scaled_positions_rotate_as_those_they_are_divided_to(
+    factor: int, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At `factor` times the positions a model scaled by it is the unscaled one."""
+    arange, positions = torch.arange, torch.arange(1024)
     scaled, plain = rotation(positions * factor, 64, 1e4, float(factor)), rotation(positions, 64, 1e4)
     assert torch.equal(scaled.cos, plain.cos)
     assert torch.equal(scaled.sin, plain.sin)
     model, longer = Llama(SMALL), Llama(SMALL.model_copy(update={"rope_scaling": float(factor)}))
     longer.load_state_dict(model.state_dict())
-    places = torch.arange(SMALL.context)
-    assert torch.equal(longer(tokens, places * factor), model(tokens, places))
     assert torch.equal(longer(tokens), model(tokens)) == (factor == 1)
+    monkeypatch.setattr(
+        torch, "arange", lambda *ends, **words: arange(*ends, **words) * (factor if "dtype" not in words else 1)
+    )
+    stretched = longer(tokens)
+    monkeypatch.undo()
+    assert torch.equal(stretched, model(tokens))
 
 
 def test_nothing_drops_out(model: Llama, tokens: torch.Tensor) -> None:
