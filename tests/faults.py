@@ -54,7 +54,7 @@ class Disk:
         raise OSError(getattr(errno, self.how), os.strerror(getattr(errno, self.how)))
 
     def open(self, path: Any, flags: int, mode: int = 0o777) -> int:
-        written = bool(flags & os.O_CREAT)
+        written, new = bool(flags & os.O_CREAT), not Path(path).exists()
         if written:
             self._happens(f"open {Path(path).name}")
         elif self.dead:
@@ -62,7 +62,10 @@ class Disk:
         descriptor = os.open(path, flags, mode)
         self.files[descriptor] = str(path)
         if written:
-            self.unsynced[os.fstat(descriptor).st_ino] = 0
+            inode = os.fstat(descriptor).st_ino
+            self.unsynced[inode] = 0
+            if new:
+                self.undo.append((str(Path(path).parent), lambda: _unlink_inode(Path(path).parents[1], inode)))
         return descriptor
 
     def write(self, descriptor: int, data: Any) -> int:
@@ -95,7 +98,11 @@ class Disk:
         old.replace(new)
 
         def back() -> None:
-            new.unlink(missing_ok=True) if content is None else new.write_bytes(content)
+            if content is None:
+                new.unlink(missing_ok=True)
+                return
+            old.write_bytes(content)
+            old.replace(new)
 
         self.undo.append((str(new.parent), back))
 
@@ -134,6 +141,13 @@ class Disk:
 def _back(new: Path, old: Path) -> None:
     if new.exists():
         new.rename(old)
+
+
+def _unlink_inode(folder: Path, inode: int) -> None:
+    """A file that has lost its name, wherever its folder is by now."""
+    for path in folder.rglob("*"):
+        if path.is_file() and path.stat().st_ino == inode:
+            path.unlink()
 
 
 def _remove_inode(parent: Path, inode: int) -> None:

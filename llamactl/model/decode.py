@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,15 +19,24 @@ class Picker:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
-    def __call__(self, logits: Tensor, generator: torch.Generator) -> Tensor:
-        """Logits B V to token ids B."""
+    def __call__(self, logits: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
+        """Logits B V after a text B T to token ids B."""
+        if self.repetition_penalty != 1:
+            logits = self.penalised(logits, text)
         if self.temperature == 0:
             return logits.argmax(-1)
         chances = self.probabilities(logits)
         # The exponential race: the same draw as torch.multinomial, without its host sync.
         race = torch.empty_like(chances).exponential_(generator=generator)
         return (chances / race).argmax(-1)
+
+    def penalised(self, logits: Tensor, text: Tensor) -> Tensor:
+        """Scores of what the text holds already are pulled down (CTRL, Keskar et al. 2019, arXiv 1909.05858)."""
+        scores = logits.gather(1, text)
+        lower = torch.where(scores > 0, scores / self.repetition_penalty, scores * self.repetition_penalty)
+        return logits.scatter(1, text, lower)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The distribution that is drawn from, B V, in fp32."""
@@ -43,6 +53,13 @@ class Picker:
         return chances / chances.sum(-1, keepdim=True)
 
 
+class Step(NamedTuple):
+    """The next token of each sequence, and the logarithm of its probability before anything was filtered; both B."""
+
+    tokens: Tensor
+    log_probabilities: Tensor
+
+
 @torch.inference_mode()
 def _step(model: Llama, tokens: Tensor, cache: KVCache, vocab_size: int) -> Tensor:
     """Scores of the next token, B V; rows of the vocabulary that only pad it can't be picked."""
@@ -53,25 +70,26 @@ def _step(model: Llama, tokens: Tensor, cache: KVCache, vocab_size: int) -> Tens
 
 def decode(
     model: Llama, prompts: Sequence[Sequence[int]], vocab_size: int, pick: Picker, generator: torch.Generator
-) -> Iterator[Tensor]:
-    """Go on from prompts, yielding the next id of each (B), without an end.
+) -> Iterator[Step]:
+    """Go on from prompts, without an end.
 
     Where the context is full, its second half is read again as the first half of a new one. A prompt longer than the context
     keeps its end. Prompts of different lengths are filled up in front. `vocab_size` is the tokenizer's.
     """
-    device, context = model.lm_head.weight.device, model.config.context
+    weight, context = model.model.embed_tokens.weight, model.config.context
     kept = [list(prompt[-(context - 1) :]) for prompt in prompts]
     width = max(map(len, kept))
-    text = torch.tensor([[0] * (width - len(ids)) + ids for ids in kept], device=device)
-    padding = torch.tensor([width - len(ids) for ids in kept], device=device)
-    cache = KVCache(model.config, len(kept), device, model.lm_head.weight.dtype)
+    text = torch.tensor([ids[:1] * (width - len(ids)) + ids for ids in kept], device=weight.device)
+    padding = torch.tensor([width - len(ids) for ids in kept], device=weight.device)
+    cache = KVCache(model.config, len(kept), weight.device, weight.dtype)
     tokens = text
     while True:
         if cache.length == 0:
             hidden = padding - (text.shape[1] - tokens.shape[1])
             cache.padding = hidden.clamp(min=0) if (hidden > 0).any() else None
-        picked = pick(_step(model, tokens, cache, vocab_size), generator)
-        yield picked
+        logits = _step(model, tokens, cache, vocab_size)
+        picked = pick(logits, text, generator)
+        yield Step(picked, (logits.gather(1, picked[:, None]) - logits.logsumexp(-1, keepdim=True))[:, 0])
         text = torch.cat([text, picked[:, None]], dim=1)
         tokens = picked[:, None]
         if cache.length == context:

@@ -40,7 +40,7 @@ def sample(model: Llama, prompt: str, seed: int, dataset: Dataset, config: Confi
     tokenizer, device = dataset.tokenizer, model.lm_head.weight.device
     tokens = [[tokenizer.end, *tokenizer.encode(prompt).tolist()]]
     generator = torch.Generator(device).manual_seed(seed)
-    decoding = (token.item() for token in decode(model, tokens, tokenizer.vocab_size, Picker(), generator))
+    decoding = (step.tokens.item() for step in decode(model, tokens, tokenizer.vocab_size, Picker(), generator))
     return tokenizer.decode(
         map(int, takewhile(lambda token: token != tokenizer.end, islice(decoding, config.train.sample_tokens)))
     )

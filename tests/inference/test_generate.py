@@ -1,11 +1,11 @@
-"""Text out of a model: streamed in whole characters, ended by the end-of-text token."""
+"""Text out of a model: streamed in whole characters, ended by the end-of-text token or a stop."""
 
 import pytest
 import torch
 
 from llamactl import tokenizer
 from llamactl.config import ModelConfig
-from llamactl.inference.generate import Request, Voice, generate
+from llamactl.inference.generate import Request, Said, Voice, generate
 from llamactl.model.decode import Picker
 from llamactl.model.llama import Llama
 from llamactl.tokenizer import Tokenizer
@@ -18,10 +18,45 @@ def raw() -> Tokenizer:
     return tokenizer.raw_bytes()
 
 
+def last(model: Llama, raw: Tokenizer, request: Request) -> list[Said]:
+    said: list[Said] = []
+    streamed: dict[int, str] = {}
+    for said in generate(model, raw, request):
+        for number, each in enumerate(said):
+            streamed[number] = streamed.get(number, "") + each.new
+    assert [each.text for each in said] == list(streamed.values())
+    return said
+
+
 def test_half_characters_wait_for_their_other_half(raw: Tokenizer) -> None:
     voice = Voice(raw)
     assert [voice.hear(byte) for byte in "aé🦙".encode()] == ["a", "", "é", "", "", "", "🦙"]
     assert (voice.hear(raw.end), voice.hear(97), voice.ended) == ("", "", True)
+
+
+def test_what_waits_is_said_at_the_end(raw: Tokenizer) -> None:
+    voice = Voice(raw)
+    assert [voice.hear(byte) for byte in "é".encode()[:1]] == [""]
+    assert voice.finish() == "\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("one. Two", ["o", "n", "e", "", "", ""]),  # the stop is never seen, nor is what follows it
+        ("one.two", ["o", "n", "e", "", ".t", "w", "o"]),  # what only began like it comes late
+    ],
+)
+def test_a_stop_ends_the_text_before_it(raw: Tokenizer, text: str, pieces: list[str]) -> None:
+    voice = Voice(raw, (". T", "\n\n"))
+    assert [voice.hear(byte) for byte in text.encode()][: len(pieces)] == pieces
+    assert voice.ended == (". T" in text)
+    assert "".join(pieces) == text.split(". T")[0]
+
+
+def test_the_earliest_of_several_stops_counts(raw: Tokenizer) -> None:
+    voice = Voice(raw, ("c", "bcd"))
+    assert "".join(voice.hear(byte) for byte in b"abcde") == "ab"
 
 
 def test_the_prompt_is_opened_by_end_of_text(raw: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +68,7 @@ def test_the_prompt_is_opened_by_end_of_text(raw: Tokenizer, monkeypatch: pytest
         return hidden(self, tokens, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Llama, "hidden", spy)
-    list(generate(Llama(SHAPE), raw, Request("ab", max_new_tokens=3)))
+    list(generate(Llama(SHAPE), raw, Request(("ab",), max_new_tokens=3)))
     assert seen[0] == [256, 97, 98]
     assert [len(tokens) for tokens in seen] == [3, 1, 1]
 
@@ -42,19 +77,29 @@ def test_samples_differ_and_a_seed_repeats_them(raw: Tokenizer) -> None:
     model = Llama(SHAPE)
 
     def texts(seed: int) -> list[str]:
-        pieces = list(generate(model, raw, Request("a", max_new_tokens=30, samples=3, seed=seed)))
-        return ["".join(piece[number] for piece in pieces) for number in range(3)]
+        return [each.text for each in last(model, raw, Request(("a",), max_new_tokens=30, samples=3, seed=seed))]
 
     assert texts(1) == texts(1) != texts(2)
     assert len(set(texts(1))) == 3
+
+
+def test_prompts_in_a_batch_go_on_as_each_does_alone(raw: Tokenizer) -> None:
+    model, prompts = Llama(SHAPE), ("a", "something longer", "two words")
+    together = last(model, raw, Request(prompts, max_new_tokens=20, samples=2, pick=Picker(0)))
+    assert [(each.prompt, each.sample) for each in together] == [(prompt, n) for prompt in prompts for n in (1, 2)]
+    for number, prompt in enumerate(prompts):
+        (alone,) = last(model, raw, Request((prompt,), max_new_tokens=20, pick=Picker(0)))
+        assert together[2 * number].tokens == together[2 * number + 1].tokens == alone.tokens
+        assert together[2 * number].log_probabilities == pytest.approx(alone.log_probabilities, abs=1e-4)
 
 
 def test_it_stops_when_all_have_ended(raw: Tokenizer) -> None:
     model = Llama(SHAPE)
     with torch.no_grad():
         model.model.norm.weight.fill_(0)  # every score is 0, so the first id is picked: a NUL byte, never the end
-    assert len(list(generate(model, raw, Request("a", max_new_tokens=5, pick=Picker(0))))) == 5
+    assert len(last(model, raw, Request(("a",), max_new_tokens=5, pick=Picker(0)))[0].tokens) == 5
     with torch.no_grad():
         model.model.norm.weight.fill_(1)
         model.lm_head.weight[raw.end] = 1e3 * model.hidden(torch.tensor([[256, 97]]))[0, -1]
-    assert list(generate(model, raw, Request("a", samples=2, max_new_tokens=50, pick=Picker(0)))) == [["", ""]]
+    said = last(model, raw, Request(("a",), samples=2, max_new_tokens=50, pick=Picker(0)))
+    assert [(each.text, each.tokens, each.ended) for each in said] == [("", [256], True)] * 2

@@ -37,7 +37,7 @@ def uncached(model: Llama, prompt: list[int], new: int) -> list[int]:
 
 def greedy(model: Llama, prompts: list[list[int]], new: int) -> list[list[int]]:
     decoding = decode(model, prompts, vocab_size=100, pick=Picker(temperature=0), generator=torch.Generator())
-    found: list[list[int]] = torch.stack(list(islice(decoding, new)), dim=1).tolist()
+    found: list[list[int]] = torch.stack([step.tokens for step in islice(decoding, new)], dim=1).tolist()
     return found
 
 
@@ -64,21 +64,31 @@ def test_past_the_context_the_second_half_is_read_again(model: Llama) -> None:
     assert found[1][2:22] == uncached(model, alone[:4], 20)
 
 
+def test_log_probabilities_are_those_of_the_model(model: Llama) -> None:
+    prompt = torch.randint(0, 128, (6,)).tolist()
+    steps = list(islice(decode(model, [prompt], 128, Picker(0.7, top_k=3), torch.Generator()), 5))
+    text = prompt + [int(step.tokens) for step in steps]
+    logs = model(torch.tensor([text]))[0].log_softmax(-1)
+    for place, step in enumerate(steps, start=len(prompt)):
+        assert step.log_probabilities.item() == pytest.approx(logs[place - 1, text[place]].item(), abs=1e-4)
+
+
 def test_padding_of_the_vocabulary_is_never_picked(model: Llama) -> None:
     decoding = decode(model, [[0, 0]] * 64, 5, Picker(temperature=9.0), torch.Generator())
-    picked = torch.cat(list(islice(decoding, 30)))
+    picked = torch.cat([step.tokens for step in islice(decoding, 30)])
     assert set(picked.tolist()) == {0, 1, 2, 3, 4}
 
 
 def test_the_same_seed_picks_the_same(model: Llama) -> None:
     def run(seed: int) -> list[int]:
         generator = torch.Generator().manual_seed(seed)
-        return [int(token) for token in islice(decode(model, [[0, 0]], 128, Picker(), generator), 30)]
+        return [int(step.tokens) for step in islice(decode(model, [[0, 0]], 128, Picker(), generator), 30)]
 
     assert run(1) == run(1) != run(2)
 
 
 LOGITS = torch.tensor([[3.0, 2.0, 1.0, 0.0, -9.0]])
+NOTHING = torch.zeros(1, 0, dtype=torch.int64)
 
 
 @pytest.mark.parametrize(
@@ -103,10 +113,17 @@ def test_filters_keep_the_likeliest(pick: Picker, kept: int) -> None:
 
 def test_temperature_sharpens() -> None:
     assert torch.allclose(Picker(0.5).probabilities(LOGITS), (LOGITS * 2).softmax(-1))
-    assert Picker(0.0)(LOGITS, torch.Generator()).item() == 0
+    assert Picker(0.0)(LOGITS, NOTHING, torch.Generator()).item() == 0
+
+
+def test_what_was_said_is_less_likely_again() -> None:
+    text = torch.tensor([[0, 0, 4]])
+    expected = torch.tensor([[1.5, 2.0, 1.0, 0.0, -18.0]])
+    assert torch.equal(Picker(1.0, repetition_penalty=2.0).penalised(LOGITS, text), expected)
+    assert Picker(0.0, repetition_penalty=2.0)(LOGITS, text, torch.Generator()).item() == 1
 
 
 def test_picks_follow_the_distribution() -> None:
-    picked = Picker(1.0)(LOGITS.expand(20_000, 5), torch.Generator().manual_seed(0))
+    picked = Picker(1.0)(LOGITS.expand(20_000, 5), NOTHING, torch.Generator().manual_seed(0))
     shares = torch.bincount(picked, minlength=5) / 20_000
     assert torch.allclose(shares, LOGITS.softmax(-1)[0], atol=0.015)

@@ -1,0 +1,46 @@
+"""Weights of one byte: rounded to the nearest step, and near enough in what they say."""
+
+import copy
+
+import pytest
+import torch
+
+from llamactl.config import ModelConfig
+from llamactl.model.llama import Llama
+from llamactl.model.quantise import FORMATS, Int8Linear, stored
+
+SHAPE = ModelConfig(layers=2, width=64, heads=4, kv_heads=2, head_width=16, hidden=96, context=32, vocab_size=256)
+
+
+def test_each_weight_is_at_most_half_a_step_away() -> None:
+    linear = torch.nn.Linear(64, 48, bias=False)
+    rounded = Int8Linear(linear)
+    back = rounded.rounded.float() * rounded.scales[:, None]
+    assert ((back - linear.weight).abs() <= 0.5001 * rounded.scales[:, None]).all()
+    assert rounded.rounded.abs().amax(-1).eq(127).all()
+
+
+@pytest.mark.parametrize("shape", [(64,), (1, 64), (3, 5, 64)])
+def test_products_are_those_of_the_rounded_weights(shape: tuple[int, ...]) -> None:
+    linear = torch.nn.Linear(64, 48, bias=False)
+    rounded, x = Int8Linear(linear), torch.randn(shape)
+    back = rounded.rounded.float() * rounded.scales[:, None]
+    assert torch.allclose(rounded(x), x @ back.mT, atol=1e-4)
+    assert torch.allclose(rounded(x), linear(x), atol=0.05)
+
+
+def test_rows_of_zeros_stay() -> None:
+    linear = torch.nn.Linear(64, 4, bias=False)
+    torch.nn.init.zeros_(linear.weight)
+    assert torch.equal(Int8Linear(linear)(torch.randn(2, 64)), torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_model_says_nearly_the_same(kind: str, tied: bool) -> None:
+    model = Llama(SHAPE.model_copy(update={"tied": tied})).eval()
+    tokens = torch.randint(0, 256, (2, 20))
+    usual = model(tokens).log_softmax(-1)
+    found = stored(copy.deepcopy(model), kind)(tokens).float().log_softmax(-1)
+    assert (usual - found).abs().max() < {"f32": 1e-6, "bf16": 0.05, "int8": 0.05}[kind]
+    assert torch.equal(model.model.embed_tokens.weight, model.model.embed_tokens.weight)
