@@ -1,5 +1,6 @@
 """llamactl sample without a prompt: a line is typed, the model goes on from it, and the next one is asked for."""
 
+import math
 import time
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from llamactl.tokenizer import Tokenizer
 HISTORY = ".sample_history"
 PICKS = {field.name.replace("_", "-"): field.name for field in fields(Picker)}
 KNOBS = (*PICKS, "max-new-tokens", "seed")
+RANGES = {"top-p": (0, 1), "min-p": (0, 1), "repetition-penalty": (1, math.inf), "max-new-tokens": (1, math.inf)}
 
 
 def converse(model: Llama, tokenizer: Tokenizer, request: Request) -> None:
@@ -48,11 +50,8 @@ def changed(line: str, request: Request) -> Request:
         number: Any = float(value) if name in PICKS and name != "top-k" else int(value)
     except ValueError as error:
         raise BadUsage(f"{name} can't be {value!r}.", "It is a number.", f"Example: /{name} {_now(name, request)}") from error
-    if (
-        number < (name == "max-new-tokens")
-        or (name in ("top-p", "min-p") and number > 1)
-        or (name == "repetition-penalty" and number < 1)
-    ):
+    least, most = RANGES.get(name, (0, math.inf))
+    if not least <= number <= most:
         raise BadUsage(f"{name} can't be {value}.", "It is out of its range.")
     if name not in PICKS:
         return replace(request, **{name.replace("-", "_"): number})
