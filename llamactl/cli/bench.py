@@ -1,14 +1,15 @@
 """llamactl bench: what this machine can do, and what training makes of it."""
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from llamactl.cli.train import DATA_HELP, DEVICE_HELP, PRESET_HELP, SET_HELP
 
-app = typer.Typer(no_args_is_help=True, help="Measure this machine, and how fast it trains.")
+app = typer.Typer(no_args_is_help=True, help="Measure this machine, how fast it trains, and how fast it writes.")
 
+GPT2_ROWS = 50_304  # ids of GPT-2's vocabulary, up to a multiple of 128
 JSON_HELP = "Print the figures as JSON on stdout."
 
 
@@ -69,3 +70,43 @@ def train(
     }
     title = f"{config.preset} on {world.device}, {world.precision.name} products, {config.optim.name}"
     show_figures(title, rows, asdict(found) if json else None)
+
+
+@app.command(epilog="Example: llamactl bench decode --preset 150m --weights int8")
+def decode(
+    run: Annotated[str, typer.Option(help="RUN, RUN@STEP or RUN@best.", show_default="the preset, untrained")] = "",
+    preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "150m",
+    batches: Annotated[str, typer.Option(help="How many sequences at once, one after another.")] = "1,4,16",
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 16,
+    new: Annotated[int, typer.Option(min=8, help="Tokens to add.")] = 48,
+    weights: Annotated[Literal["f32", "bf16", "int8"], typer.Option(help="Format of the weights.")] = "f32",
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
+    json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+) -> None:
+    """Time decoding: the first token, tokens a second, and the share of the rate that weights can be read at."""
+    from llamactl import checkpoint
+    from llamactl.cli.screen import show_figures
+    from llamactl.config import build
+    from llamactl.config import preset as named
+    from llamactl.inference.bench import decoding, reading_rate
+    from llamactl.model.device import choose_device
+    from llamactl.model.llama import Llama
+    from llamactl.model.quantise import stored
+    from llamactl.quantities import read_count
+
+    where = choose_device(device)
+    if run:
+        model, _, _ = checkpoint.load_model(checkpoint.locate(run), where)
+    else:
+        config = build([{"model": {"vocab_size": GPT2_ROWS}}, named(preset)]).model
+        model = Llama(config).to(where).eval()
+    model = stored(model, weights)
+    rate = reading_rate(where)
+    found = [decoding(model, read_count(batch), prompt, new, rate) for batch in batches.split(",")]
+    rows = {
+        f"batch {each.batch}": f"{each.tokens_per_second:,.1f} tokens/s, {each.share:.0%} of the reading rate, "
+        f"the first after {each.first:.2f} s"
+        for each in found
+    }
+    title = f"{run or preset}, {weights} weights on {where}, which reads {rate / 1e9:.1f} GB/s in matrix-vector products"
+    show_figures(title, rows, {"rate": rate, "decoding": [asdict(each) for each in found]} if json else None)

@@ -1,10 +1,15 @@
 """Text out of a model: streamed in whole characters, ended by the end-of-text token or a stop."""
 
+import random
+from typing import Any
+
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from llamactl import tokenizer
 from llamactl.config import ModelConfig
+from llamactl.hugging_face import described
 from llamactl.inference.generate import Request, Said, Voice, generate
 from llamactl.model.decode import Picker
 from llamactl.model.llama import Llama
@@ -103,3 +108,29 @@ def test_it_stops_when_all_have_ended(raw: Tokenizer) -> None:
         model.lm_head.weight[raw.end] = 1e3 * model.hidden(torch.tensor([[256, 97]]))[0, -1]
     said = last(model, raw, Request(("a",), samples=2, max_new_tokens=50, pick=Picker(0)))
     assert [(each.text, each.tokens, each.ended) for each in said] == [("", [256], True)] * 2
+
+
+@pytest.mark.slow
+def test_greedy_text_is_hugging_faces_token_for_token(raw: Tokenizer) -> None:
+    """Fifty prompts, alone and as one batch, cached; and without a cache, reading everything again."""
+    config = SHAPE.model_copy(update={"layers": 2, "width": 48, "heads": 6, "kv_heads": 2, "head_width": 8, "vocab_size": 257})
+    torch.manual_seed(3)
+    model = Llama(config)
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    theirs: Any = LlamaForCausalLM(LlamaConfig(**described(config)))
+    theirs.load_state_dict(model.state_dict())
+    theirs.eval()
+    chance = random.Random(0)
+    prompts = ["".join(chance.choices("abcdefgh ,.", k=chance.randrange(1, 30))) for _ in range(50)]
+    together = last(model, raw, Request(tuple(prompts), max_new_tokens=24, pick=Picker(0)))
+    for prompt, each in zip(prompts, together, strict=True):
+        ids = torch.tensor([[raw.end, *raw.encode(prompt).tolist()]])
+        words = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": raw.end, "pad_token_id": raw.end}
+        expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), **words)[0, ids.shape[1] :].tolist()
+        (alone,) = last(model, raw, Request((prompt,), max_new_tokens=24, pick=Picker(0)))
+        assert each.tokens == alone.tokens == expected
+        text = ids
+        for token in expected:
+            assert model(text)[0, -1].argmax().item() == token
+            text = torch.cat([text, torch.tensor([[token]])], dim=1)

@@ -1,0 +1,145 @@
+"""How fast a model writes: llamactl beside Hugging Face's generate and llama.cpp, one shape, one run.
+
+    python benchmarks/decode.py --llama-python PYTHON
+
+`150m` with GPT-2's vocabulary and random weights, greedy, prompts of 16 random tokens. Each row is a process of its own; the
+rate at which matrix-vector products read their matrices is measured in the same run. PYTHON is an interpreter that has
+llama-cpp-python; it reads the GGUF files that `llamactl export gguf` writes.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llamactl import checkpoint
+from llamactl.artifacts import RunDir
+from llamactl.config import Config, build, preset
+from llamactl.hugging_face import described
+from llamactl.inference.bench import decoding, reading_rate
+from llamactl.inference.gguf import export
+from llamactl.model.llama import Llama
+from llamactl.model.quantise import stored
+from llamactl.tokenizer import gpt2
+
+PROMPT, WARM = 16, 4
+
+LLAMA_CPP = """
+import json, random, sys, time
+from llama_cpp import Llama
+path, prompt, new, warm, threads = sys.argv[1], *map(int, sys.argv[2:])
+model = Llama(path, n_ctx=prompt + new + 8, n_threads=threads, n_threads_batch=threads, verbose=False, logits_all=False)
+ids = [random.Random(0).randrange(50000) for _ in range(prompt)]
+times, started = [], time.perf_counter()
+for number, _ in enumerate(model.generate(ids, temp=0.0)):
+    now = time.perf_counter()
+    times.append(now - started)
+    started = now
+    if number == new:
+        break
+print(json.dumps(times))
+"""
+
+
+def made(folder: Path) -> Path:
+    """A checkpoint of random weights."""
+    torch.manual_seed(0)
+    tokenizer = gpt2()
+    config = build([preset("150m"), {"model": {"vocab_size": 50_304}}])
+    run = RunDir(folder / "run")
+    run.start(Config(), {})
+    state = checkpoint.State(step=1, tokens=1, seconds=1.0)
+    checkpoint.save(run.checkpoint(1), checkpoint.snapshot(Llama(config.model), []), config.model, tokenizer, state)
+    return run.checkpoint(1)
+
+
+def llamactl(kind: str, batch: int, path: Path, new: int) -> float:
+    """Tokens a second."""
+    model, _, _ = checkpoint.load_model(path, torch.device("cpu"))
+    return decoding(stored(model, kind), batch, PROMPT, new, rate=1.0).tokens_per_second
+
+
+@torch.inference_mode()
+def hugging_face(_: str, batch: int, path: Path, new: int) -> float:
+    """The same of LlamaForCausalLM.generate, eager, with its cache: a long call less a short one."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    ours, _, _ = checkpoint.load_model(path, torch.device("cpu"))
+    model: Any = LlamaForCausalLM(LlamaConfig(**described(ours.config)))
+    model.eval()
+    model.load_state_dict(ours.state_dict())
+    ids = torch.randint(0, 50_000, (batch, PROMPT), generator=torch.Generator().manual_seed(0))
+
+    def seconds(tokens: int) -> float:
+        started = time.perf_counter()
+        mask = torch.ones_like(ids)
+        model.generate(ids, attention_mask=mask, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0)
+        return time.perf_counter() - started
+
+    seconds(WARM)
+    rounds = [seconds(WARM + new) - seconds(WARM) for _ in range(3)]
+    return batch * new / statistics.median(rounds)
+
+
+WHO: dict[str, tuple[Callable[[str, int, Path, int], float], str]] = {
+    "llamactl, f32": (llamactl, "f32"),
+    "llamactl, bf16": (llamactl, "bf16"),
+    "llamactl, int8": (llamactl, "int8"),
+    "Hugging Face generate, f32": (hugging_face, "f32"),
+}
+
+
+def apart(words: list[str]) -> str:
+    """What another process prints last."""
+    done = subprocess.run(words, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
+    return done.stdout.strip().splitlines()[-1]
+
+
+def main() -> None:
+    """Measure all rows and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--llama-python", default="", help="a Python that has llama-cpp-python")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--new", type=int, default=48)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--row", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.row:
+        (measure, kind), batch, path = WHO[options.row[0]], int(options.row[1]), Path(options.row[2])
+        print(json.dumps([measure(kind, batch, path, options.new), reading_rate(torch.device("cpu"))]))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = made(Path(folder))
+        files = {kind: export(path, Path(folder), kind) for kind in ("f32", "q8_0")} if options.llama_python else {}
+        found: dict[tuple[str, int], list[float]] = {}
+        rates = []
+        for _ in range(options.repeat):
+            for name in WHO:
+                for batch in options.batches:
+                    words = [sys.executable, __file__, "--row", name, str(batch), str(path), "--new", str(options.new)]
+                    speed, rate = json.loads(apart(words))
+                    found.setdefault((name, batch), []).append(speed)
+                    rates.append(rate)
+            for kind, file in files.items():
+                numbers = map(str, (PROMPT, options.new, WARM, torch.get_num_threads()))
+                times = json.loads(apart([options.llama_python, "-c", LLAMA_CPP, str(file), *numbers]))
+                found.setdefault((f"llama.cpp, {kind}", 1), []).append(1 / statistics.median(times[WARM:]))
+    rate = statistics.median(rates)
+    print(f"matrix-vector products read {rate / 1e9:.1f} GB/s, median; medians of {options.repeat} runs, tokens/s\n")
+    print("| | " + " | ".join(f"batch {batch}" for batch in options.batches) + " |\n|---|" + "---:|" * len(options.batches))
+    for name in dict.fromkeys(name for name, _ in found):
+        cells = [f"{statistics.median(each):.1f}" if (each := found.get((name, batch))) else "" for batch in options.batches]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
