@@ -69,7 +69,7 @@ def llamactl(kind: str, batch: int, path: Path, new: int) -> float:
 
 
 @torch.inference_mode()
-def hugging_face(_: str, batch: int, path: Path, new: int) -> float:
+def hugging_face(kind: str, batch: int, path: Path, new: int) -> float:
     """The same of LlamaForCausalLM.generate, eager, with its cache: a long call less a short one."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
