@@ -7,7 +7,7 @@ import torch
 
 from llamactl.config import ModelConfig
 from llamactl.model.llama import Llama
-from llamactl.model.quantise import FORMATS, Int8Linear, stored
+from llamactl.model.quantise import FORMATS, Int8Linear, PackedLinear, stored
 
 SHAPE = ModelConfig(layers=2, width=64, heads=4, kv_heads=2, head_width=16, hidden=96, context=32, vocab_size=256)
 
@@ -25,8 +25,30 @@ def test_products_are_those_of_the_rounded_weights(shape: tuple[int, ...]) -> No
     linear = torch.nn.Linear(64, 48, bias=False)
     rounded, x = Int8Linear(linear), torch.randn(shape)
     back = rounded.rounded.float() * rounded.scales[:, None]
-    assert torch.allclose(rounded(x), x @ back.mT, atol=1e-4)
+    assert torch.allclose(rounded(x), x @ back.mT, atol=0.03)  # what comes in is bf16
     assert torch.allclose(rounded(x), linear(x), atol=0.05)
+
+
+def test_many_rows_at_once_are_as_few() -> None:
+    rounded, x = Int8Linear(torch.nn.Linear(64, 48, bias=False)), torch.randn(20, 64)
+    assert torch.allclose(rounded(x), torch.cat([rounded(row[None]) for row in x]), atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_products_are_the_same(dtype: torch.dtype) -> None:
+    linear = torch.nn.Linear(64, 48, bias=False, dtype=dtype)
+    for shape in ((1, 64), (16, 64), (2, 5, 64)):
+        x = torch.randn(shape, dtype=dtype)
+        assert torch.allclose(PackedLinear(linear)(x), linear(x), atol=1e-5 if dtype == torch.float32 else 0.03)
+
+
+def test_where_packing_is_missing_the_layers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(PackedLinear, "__init__", missing)
+    model = stored(Llama(SHAPE), "f32")
+    assert isinstance(model.lm_head, torch.nn.Linear)
 
 
 def test_rows_of_zeros_stay() -> None:
@@ -40,7 +62,7 @@ def test_rows_of_zeros_stay() -> None:
 def test_a_model_says_nearly_the_same(kind: str, tied: bool) -> None:
     model = Llama(SHAPE.model_copy(update={"tied": tied})).eval()
     tokens = torch.randint(0, 256, (2, 20))
-    usual = model(tokens).log_softmax(-1)
-    found = stored(copy.deepcopy(model), kind)(tokens).float().log_softmax(-1)
-    assert (usual - found).abs().max() < {"f32": 1e-6, "bf16": 0.05, "int8": 0.05}[kind]
-    assert torch.equal(model.model.embed_tokens.weight, model.model.embed_tokens.weight)
+    with torch.inference_mode():
+        usual = model(tokens).log_softmax(-1)
+        found = stored(copy.deepcopy(model), kind)(tokens).float().log_softmax(-1)
+    assert (usual - found).abs().max() < {"f32": 1e-5, "bf16": 0.05, "int8": 0.05}[kind]
