@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="List, show and remove runs.")
 JSON_HELP = "Print JSON on stdout."
-COLUMNS = ("run", "", "preset", "data", "step", "loss", "validation", "bits/byte", "time", "size", "started")
+COLUMNS = ("run", "state", "data", "step", "loss", "validation", "bits/byte", "time", "size")
 
 
 @app.command("list", epilog="Example: llamactl runs list")
@@ -40,13 +40,11 @@ def _cells(summary: "Summary") -> list[str]:
     return [
         summary.name,
         summary.condition,
-        summary.preset,
         summary.dataset,
         f"{summary.step:,}/{summary.steps:,}",
         *("" if figure is None else f"{figure:.3f}" for figure in figures),
         show_time(summary.seconds),
         show_bytes(summary.bytes),
-        summary.started,
     ]
 
 
@@ -64,7 +62,8 @@ def show(
 
     folder = RunDir.named(run).existing()
     summary, made_with = summarise(folder), folder.environment()
-    rows = {name or "state": value for name, value in zip(COLUMNS, _cells(summary), strict=True) if value}
+    rows = {name: value for name, value in zip(COLUMNS, _cells(summary), strict=True) if value}
+    rows["started"] = summary.started
     rows["checkpoints"] = ", ".join(f"{step:,}" for step in summary.checkpoints) or "none yet"
     known = ("command", "device", "precision", "threads", "llamactl")
     rows |= {name: str(made_with[name]) for name in known if name in made_with}

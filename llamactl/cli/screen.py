@@ -54,13 +54,12 @@ def show_table(title: str, rows: Mapping[str, str]) -> None:
 
 
 def show_columns(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table with a heading, on stdout, as wide as it is."""
-    table = Table(box=None, padding=(0, 1), header_style="dim")
-    for name in names:
-        table.add_column(name, no_wrap=True)
-    for row in rows:
-        table.add_row(*(Text(safe(cell)) for cell in row))
-    output.print(table, soft_wrap=True)
+    """A table with a heading, on stdout, as wide as it is: nothing is cut, also where it is read by a program."""
+    cells = [list(names), *([safe(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for number, row in enumerate(cells):
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        output.print(Text(line, style="" if number else "bold"))
 
 
 def show_figures(title: str, rows: Mapping[str, str], record: Mapping[str, Any] | None) -> None:

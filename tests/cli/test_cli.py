@@ -237,8 +237,8 @@ def test_nothing_printed_can_steer_a_terminal(payload: str) -> None:
 def test_runs_are_listed_shown_verified_and_removed(home: Path) -> None:
     run(f"train --tokens 1024 --run first {TINY}")
     listed = run("runs list").stdout.splitlines()
-    assert listed[0].split()[:2] == ["run", "preset"]
-    assert listed[1].split()[:5] == ["first", "done", "tiny", "addresses", "2/2"]
+    assert listed[0].split()[:3] == ["run", "state", "data"]
+    assert listed[1].split()[:4] == ["first", "done", "addresses", "2/2"]
     (row,) = [json.loads(line) for line in run("runs list --json").stdout.splitlines()]
     assert (row["name"], row["step"], row["checkpoints"]) == ("first", 2, [1, 2])
     shown = run("runs show").stderr
