@@ -298,6 +298,13 @@ class RunDir:
         """The metrics, the last row of each (kind, step) winning, so that a resumed run reads as one curve."""
         return list({(row["kind"], row["step"]): row for row in _json_lines(self.metrics_path)}.values())
 
+    def samples(self) -> dict[str, dict[int, str]]:
+        """What each prompt was gone on with, by step, the last one of a step winning."""
+        found: dict[str, dict[int, str]] = {}
+        for row in _json_lines(self.samples_path):
+            found.setdefault(str(row.get("prompt", "")), {})[row["step"]] = str(row.get("text", ""))
+        return found
+
 
 def read(path: Path, kind: type[T]) -> T:
     """Read a JSON file as a record; raises BadData that names the file."""

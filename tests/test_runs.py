@@ -8,6 +8,7 @@ import pytest
 
 from llamactl import durable
 from llamactl.artifacts import RunDir
+from llamactl.cli.runs import show_samples
 from llamactl.config import build
 from llamactl.errors import BadUsage, InUse
 from llamactl.runs import remove, summarise
@@ -66,3 +67,21 @@ def test_only_who_is_sure_removes_a_run(home: Path) -> None:
     assert run.path.exists()
     assert remove(run, sure=True).name == "a"
     assert list((home / "runs").iterdir()) == []
+
+
+def test_samples_are_a_strip_for_each_prompt(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make("a", 3)
+    rows = [
+        {"kind": "sample", "step": step, "prompt": prompt, "text": f"{prompt} {step}\x1b[2J\n"}
+        for step in (2, 1, 2)
+        for prompt in ("The", "A")
+    ]
+    run.samples_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run.samples() == {prompt: {step: f"{prompt} {step}\x1b[2J\n" for step in (2, 1)} for prompt in ("The", "A")}
+    show_samples(run.samples(), as_json=False)
+    said = capsys.readouterr().out
+    assert said.splitlines()[0] == "The"
+    assert said.splitlines()[1].split()[:3] == ["1", "The", "1\\x1b[2J"]
+    assert "\x1b[2J" not in said
+    show_samples(run.samples(), as_json=True)
+    assert [json.loads(line)["step"] for line in capsys.readouterr().out.splitlines()] == [1, 2, 1, 2]

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from llamactl.runs import Summary
 
 app = typer.Typer(no_args_is_help=True, help="List, show and remove runs.")
@@ -51,6 +53,7 @@ def _cells(summary: "Summary") -> list[str]:
 @app.command(epilog="Example: llamactl runs show")
 def show(
     run: Annotated[str, typer.Argument(metavar="RUN", show_default="the newest")] = "",
+    samples: Annotated[bool, typer.Option("--samples", help="What it made of the same prompts, step by step.")] = False,
     json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """One run: how far it is, how good, on what, with which settings."""
@@ -61,6 +64,9 @@ def show(
     from llamactl.runs import summarise
 
     folder = RunDir.named(run).existing()
+    if samples:
+        show_samples(folder.samples(), json)
+        return
     summary, made_with = summarise(folder), folder.environment()
     rows = {name: value for name, value in zip(COLUMNS, _cells(summary), strict=True) if value}
     rows["started"] = summary.started
@@ -68,6 +74,25 @@ def show(
     known = ("command", "device", "precision", "threads", "llamactl")
     rows |= {name: str(made_with[name]) for name in known if name in made_with}
     show_figures(str(folder.path), rows, {**asdict(summary), "environment": made_with} if json else None)
+
+
+def show_samples(samples: "Mapping[str, Mapping[int, str]]", as_json: bool) -> None:
+    """A film strip: each prompt, and below it what the model made of it as it learned."""
+    from json import dumps
+
+    from rich.text import Text
+
+    from llamactl.cli.screen import output
+    from llamactl.spelling import safe
+
+    for prompt, said in samples.items():
+        if as_json:
+            for step, text in sorted(said.items()):
+                output.print(dumps({"prompt": prompt, "step": step, "text": text}), markup=False)
+            continue
+        output.print(Text(safe(prompt), style="bold"))
+        for step, text in sorted(said.items()):
+            output.print(Text.assemble((f"{step:>9,}  ", "dim"), safe(text).strip().replace("\n", " ⏎ ")))
 
 
 @app.command(epilog="Example: llamactl runs remove my-first --yes")
