@@ -19,6 +19,7 @@ TESTS = (
     "tests/test_checkpoint.py",
     "tests/training/test_log.py",
     "tests/training/test_survival.py",
+    "tests/training/test_divergence.py",
 )
 CALLS = {"fsync", "sync", "sync_logs", "_sync", "rename", "replace", "remove", "prune"}
 CHECKS = {"verify", "newest", "_taken"}  # in these functions each part of a condition is a check

@@ -2,14 +2,18 @@
 
 import hashlib
 import itertools
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from llamactl import durable
-from llamactl.errors import NoRoom, UserError
+from llamactl.errors import InUse, NoRoom, UserError
 from tests.faults import Crash, Disk, put_in_place
+from tests.processes import forked, status
 
 
 def test_a_file_appears_when_its_block_ends(tmp_path: Path) -> None:
@@ -160,3 +164,48 @@ def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
         (tmp_path / name / "file").touch()
     durable.sweep(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.slow
+def test_of_four_that_start_at_once_one_goes_on(tmp_path: Path) -> None:
+    lock = tmp_path / "run" / "lock"
+    for _ in range(20):
+        gate_in, gate_out = os.pipe()
+        report_in, report_out = os.pipe()
+
+        def work(gate: int = gate_in, report: int = report_out) -> None:
+            os.read(gate, 1)
+            try:
+                with durable.locked(lock):
+                    time.sleep(0.4)
+            except InUse as error:
+                os.write(report, f"{error.why}\n".encode())
+                raise
+
+        pids = [forked(work) for _ in range(4)]
+        os.write(gate_out, b"1234")
+        codes = {pid: status(pid) for pid in pids}
+        assert sorted(codes.values()) == [0, 7, 7, 7]
+        winner = next(pid for pid, code in codes.items() if code == 0)
+        assert os.read(report_in, 1000).decode().splitlines() == [f"Process {winner} is writing there."] * 3
+        for descriptor in (gate_in, gate_out, report_in, report_out):
+            os.close(descriptor)
+
+
+def test_a_lock_whose_holder_was_killed_is_free(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+
+    def work() -> None:
+        with durable.locked(lock):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert status(forked(work)) == -signal.SIGKILL
+    assert lock.read_text()
+    assert not durable.in_use(lock)
+    with durable.locked(lock):
+        assert durable.in_use(lock)
+        with pytest.raises(InUse) as caught, durable.locked(lock):
+            pass
+        assert caught.value.code == 7
+    assert lock.read_text() == ""
+    assert not durable.in_use(tmp_path / "nothing")

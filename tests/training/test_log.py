@@ -1,7 +1,9 @@
 """Events on disk: a line each, whole lines only."""
 
 import json
+import math
 import os
+import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 
 from llamactl.artifacts import RunDir
 from llamactl.errors import NoRoom
-from llamactl.training.events import Event, Sampled, Saved, Validated
+from llamactl.training.events import Event, Sampled, Saved, Spiked, Stepped, Validated
 from llamactl.training.log import Journal, record
 from tests.faults import Disk, put_in_place
 
@@ -108,3 +110,16 @@ def test_a_log_that_can_not_be_synced_is_reported(home: Path, monkeypatch: pytes
     with pytest.raises(NoRoom, match="Can't write"), Journal(home / "log") as journal:
         monkeypatch.setattr(os, "fsync", broken)
         journal.append(validated(1))
+
+
+def test_a_jump_of_the_loss_is_marked_and_noise_is_not() -> None:
+    noise, run = random.Random(1), RunDir.named("a")
+
+    def events() -> Iterator[Event]:
+        for step in range(1, 2001):
+            loss = 3 + 5 * math.exp(-step / 40) + noise.gauss(0, 0.08) + (2 if step in (900, 901) else 0)
+            yield Stepped(step, step, 1.0, 1.0, loss, 0.1, 1.0, 1.0, 0.1, 1)
+
+    found = [event.step for event in record(events(), run) if isinstance(event, Spiked)]
+    assert found == [900, 901]
+    assert [row["step"] for row in run.rows() if row["kind"] == "spike"] == [900, 901]

@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -25,34 +25,23 @@ from typing import Any
 import pytest
 import torch
 
-from llamactl import checkpoint, durable
+from llamactl import checkpoint
 from llamactl.artifacts import Dataset, RunDir
 from llamactl.checkpoint import State
-from llamactl.config import Config
-from llamactl.errors import BadData, Diverged, InUse, NoRoom, UserError
-from llamactl.training import trainer
-from llamactl.training.events import Event, Replayed, Resumed, RolledBack, Saved, Skipped, Spiked, Stepped, Stopped
+from llamactl.errors import BadData, NoRoom, UserError
+from llamactl.training.events import Event, Replayed, Resumed, Saved, Stepped, Stopped
 from llamactl.training.log import record
 from llamactl.training.saver import Saver
-from llamactl.training.trainer import Trainer, accumulate, train
+from llamactl.training.trainer import Trainer, train
 from llamactl.training.wishes import Wishes, listening
-from llamactl.training.world import World
 from tests.conftest import make_dataset
 from tests.faults import Crash, Disk, put_in_place
-from tests.training.test_trainer import RATE, assert_equal, losses, weights
-
-Configured = Callable[..., tuple[Config, World]]
-Made = tuple[Config, World, Dataset]
+from tests.processes import forked, status
+from tests.training.conftest import Configured, Made
+from tests.training.test_trainer import RATE, assert_equal, weights
 
 KILLS, KILLED_RUNS = int(os.environ.get("LLAMACTL_KILLS", "12")), int(os.environ.get("LLAMACTL_KILLED_RUNS", "2"))
 SIGNALS, SOAK = int(os.environ.get("LLAMACTL_SIGNALS", "9")), int(os.environ.get("LLAMACTL_SOAK", "2000"))
-
-
-@pytest.fixture
-def made(configured: Configured, dataset: Dataset) -> Made:
-    """Thirty steps with a checkpoint every third."""
-    config, world = configured(train={"tokens": 7680, "save_every": 3, "eval_every": 10, "prompts": ["A"]})
-    return config, world, dataset
 
 
 def run_to_the_end(name: str, made: Made, wishes: Wishes | None = None) -> list[Event]:
@@ -64,26 +53,6 @@ def run_to_the_end(name: str, made: Made, wishes: Wishes | None = None) -> list[
 
 def logged(name: str) -> list[tuple[int, float, float]]:
     return sorted((row["step"], row["loss"], row["grad_norm"]) for row in RunDir.named(name).rows() if row["kind"] == "step")
-
-
-def forked(work: Callable[[], object]) -> int:
-    """Do something in another process, which has this one's imports already."""
-    pid = os.fork()
-    if pid == 0:
-        code = 70
-        try:
-            work()
-            code = 0
-        except UserError as error:
-            code = error.code
-        finally:
-            os._exit(code)
-    return pid
-
-
-def status(pid: int) -> int:
-    """How a process ended: its exit code, or the signal that killed it, negative."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 # Kills
@@ -371,180 +340,6 @@ def test_a_second_signal_ends_at_once() -> None:
             time.sleep(60)
 
     assert status(forked(work)) == 143
-
-
-# One writer
-
-
-@pytest.mark.slow
-def test_of_four_that_start_at_once_one_goes_on(tmp_path: Path) -> None:
-    lock = tmp_path / "run" / "lock"
-    for _ in range(20):
-        gate_in, gate_out = os.pipe()
-        report_in, report_out = os.pipe()
-
-        def work(gate: int = gate_in, report: int = report_out) -> None:
-            os.read(gate, 1)
-            try:
-                with durable.locked(lock):
-                    time.sleep(0.4)
-            except InUse as error:
-                os.write(report, f"{error.why}\n".encode())
-                raise
-
-        pids = [forked(work) for _ in range(4)]
-        os.write(gate_out, b"1234")
-        codes = {pid: status(pid) for pid in pids}
-        assert sorted(codes.values()) == [0, 7, 7, 7]
-        winner = next(pid for pid, code in codes.items() if code == 0)
-        assert os.read(report_in, 1000).decode().splitlines() == [f"Process {winner} is writing there."] * 3
-        for descriptor in (gate_in, gate_out, report_in, report_out):
-            os.close(descriptor)
-
-
-def test_a_lock_whose_holder_was_killed_is_free(tmp_path: Path) -> None:
-    lock = tmp_path / "lock"
-
-    def work() -> None:
-        with durable.locked(lock):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    assert status(forked(work)) == -signal.SIGKILL
-    assert lock.read_text()
-    assert not durable.in_use(lock)
-    with durable.locked(lock):
-        assert durable.in_use(lock)
-        with pytest.raises(InUse) as caught, durable.locked(lock):
-            pass
-        assert caught.value.code == 7
-    assert lock.read_text() == ""
-    assert not durable.in_use(tmp_path / "nothing")
-
-
-# Numbers that go wrong
-
-
-def spoiled(held: dict[str, Any], where: str, bad: float, places: set[int]) -> Callable[..., torch.Tensor]:
-    """`accumulate` that meets a bad number at certain places in the data."""
-
-    def spoil(objective: Any, batches: Any, *rest: Any) -> torch.Tensor:
-        loss = accumulate(objective, batches, *rest)
-        now: Trainer = held["trainer"]
-        if now.step + now.jumped in places:
-            weight = now.model.lm_head.weight
-            assert weight.grad is not None
-            if where == "gradient":
-                weight.grad[3, 3] = bad
-            if where == "weights":
-                places.discard(now.step + now.jumped)  # once: it stays there
-                weight.data[3, 3] = bad
-        return loss * bad if where == "loss" and now.step + now.jumped in places else loss
-
-    return spoil
-
-
-@pytest.fixture
-def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, float, set[int]], None]:
-    held: dict[str, Any] = {}
-
-    class Watched(Trainer):
-        def __init__(self, *words: Any) -> None:
-            super().__init__(*words)
-            held["trainer"] = self
-
-    def start(where: str, bad: float, places: set[int]) -> None:
-        monkeypatch.setattr(trainer, "Trainer", Watched)
-        monkeypatch.setattr(trainer, "accumulate", spoiled(held, where, bad, places))
-
-    return start
-
-
-@pytest.mark.parametrize("where", ["loss", "gradient"])
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_bad_numbers_are_skipped_then_left_behind(where: str, bad: float, made: Made, spoil: Any) -> None:
-    """Seven in a row are skipped; eight lead back to the checkpoint before them, and that data is not seen again."""
-    spoil(where, bad, set(range(4, 11)))
-    events = run_to_the_end("seven", made)
-    assert [event.step for event in events if isinstance(event, Skipped)] == list(range(5, 12))
-    assert not [event for event in events if isinstance(event, RolledBack)]
-    assert 12 in [event.step for event in events if isinstance(event, Saved)]  # the one of step 6 and 9 waited
-    spoil(where, bad, set(range(4, 12)))
-    events = run_to_the_end("eight", made)
-    back = [event for event in events if isinstance(event, RolledBack)]
-    assert [(event.step, event.from_step) for event in back] == [(3, 12)]
-    assert events[-1].step == 30
-    assert all(math.isfinite(loss) for loss in losses(events))
-    for step in RunDir.named("eight").steps():
-        state = checkpoint.verified(RunDir.named("eight").checkpoint(step))
-        assert (state.jumped, state.rollbacks) == (9, 1)
-
-
-def test_weights_that_are_no_numbers_are_never_saved(made: Made, spoil: Any) -> None:
-    spoil("weights", math.nan, {7})
-    events = run_to_the_end("a", made)
-    assert [(event.step, event.from_step) for event in events if isinstance(event, RolledBack)] == [(6, 16)]
-    assert events[-1].step == 30
-    assert all(tensor.isfinite().all() for tensor in weights(RunDir.named("a")).values())
-
-
-def test_a_bad_number_just_before_a_save_leads_back_at_once(made: Made, spoil: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    update = Trainer.update
-
-    def spoil_after(self: Trainer, total: torch.Tensor) -> tuple[float, float]:
-        done = update(self, total)
-        if self.step + self.jumped == 8:
-            self.optimizers[0].state[next(iter(self.optimizers[0].state))]["momentum"][0, 0] = math.nan
-        return done
-
-    monkeypatch.setattr(Trainer, "update", spoil_after)
-    events = run_to_the_end("a", made)
-    assert [(event.step, event.from_step) for event in events if isinstance(event, RolledBack)] == [(6, 9)]
-    assert all(tensor.isfinite().all() for tensor in weights(RunDir.named("a")).values())
-
-
-def test_after_two_rollbacks_it_stops_with_its_last_rows(made: Made, spoil: Any) -> None:
-    spoil("loss", math.nan, set(range(13, 1000)))
-    with pytest.raises(Diverged) as caught:
-        run_to_the_end("a", made)
-    assert caught.value.code == 6
-    assert "loss nan" in caught.value.why
-    assert len(str(caught.value).splitlines()) == 3
-    assert sound(RunDir.named("a"))[-1] == 12
-    rows = [row["kind"] for row in RunDir.named("a").rows()]
-    assert rows.count("rolled back") == 1  # both went back to step 12, and the later row counts
-
-
-def test_from_the_start_when_there_is_no_checkpoint_yet(configured: Configured, dataset: Dataset, spoil: Any) -> None:
-    """As if the data had begun later: a run whose first eight steps are no good ends as one that never saw them."""
-    config, world = configured(train={"tokens": 2560, "save_every": 50})
-    spoil("loss", math.nan, set(range(8)))
-    events = run_to_the_end("a", (config, world, dataset))
-    assert [(event.step, event.from_step) for event in events if isinstance(event, RolledBack)] == [(0, 8)]
-    assert events[-1].step == 10
-
-
-@pytest.mark.slow
-def test_a_run_that_went_back_is_as_exact_to_resume(made: Made, spoil: Any) -> None:
-    spoil("loss", math.nan, {4, *range(13, 21)})
-    run_to_the_end("whole", made)
-    for seconds in (0.2, 0.4, 0.6, 0.8):
-        killed_at_a_time("killed", made, seconds)
-    run_to_the_end("killed", made)
-    assert_equal(weights(RunDir.named("whole")), weights(RunDir.named("killed")))
-    assert logged("whole") == logged("killed")
-
-
-def test_a_jump_of_the_loss_is_marked_and_noise_is_not() -> None:
-    noise, run = random.Random(1), RunDir.named("a")
-
-    def events() -> Iterator[Event]:
-        for step in range(1, 2001):
-            loss = 3 + 5 * math.exp(-step / 40) + noise.gauss(0, 0.08) + (2 if step in (900, 901) else 0)
-            yield Stepped(step, step, 1.0, 1.0, loss, 0.1, 1.0, 1.0, 0.1, 1)
-
-    found = [event.step for event in record(events(), run) if isinstance(event, Spiked)]
-    assert found == [900, 901]
-    assert [row["step"] for row in run.rows() if row["kind"] == "spike"] == [900, 901]
 
 
 # Room
