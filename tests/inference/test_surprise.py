@@ -3,7 +3,10 @@
 import html
 import math
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,3 +106,20 @@ def test_colours_say_how_much_and_which_way() -> None:
     assert "213 94 0 / 0.75" in page("t", [loud])
     assert "0 114 178 / 0.55" in page("t", [calm], [loud])
     assert "213 94 0 / 0.55" in page("t", [loud], [calm])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no Chromium here")
+def test_a_browser_shows_the_page_and_runs_nothing(tmp_path: Path) -> None:
+    """As Chromium takes it apart: every payload is text, and no script of one has run."""
+    pieces = [Piece(payload, 3.0, ((payload, 0.5),)) for payload in PAYLOADS]
+    (tmp_path / "page.html").write_text(page("payloads", pieces))
+    words = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    words += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"file://{tmp_path / 'page.html'}"]
+    shown = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120).stdout
+    found = Elements()
+    found.feed(shown)
+    assert found.tags.count("span") == len(PAYLOADS)
+    assert not set(found.tags) & {"script", "img", "svg"}
+    for payload in PAYLOADS:
+        assert safe(payload).strip() in found.text
