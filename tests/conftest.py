@@ -1,5 +1,6 @@
 """What many tests stand on: a folder of their own, a real little corpus, a dataset and a config that train in seconds."""
 
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -89,3 +90,21 @@ def deterministic() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def mount() -> Iterator[Callable[[Path, str], Path]]:
+    """Make a small disk of a size, such as 2m, at a path, where the system lets us."""
+    mounted: list[Path] = []
+
+    def make(path: Path, size: str) -> Path:
+        path.mkdir()
+        words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
+        if subprocess.run(words, capture_output=True, check=False).returncode:
+            pytest.skip("making a small disk needs root")
+        mounted.append(path)
+        return path
+
+    yield make
+    for path in mounted:
+        subprocess.run(["umount", "-l", str(path)], check=True)

@@ -178,7 +178,7 @@ def test_every_flipped_byte_of_the_small_files_is_found_and_named(saved: tuple[P
     path, _ = saved
     for file in sorted(set(path.iterdir()) - {path / checkpoint.WEIGHTS, path / checkpoint.OPTIMIZER}):
         whole = file.read_bytes()
-        for place in range(0, len(whole), 1 if len(whole) < 4_000 else len(whole) // 1_000):
+        for place in range(len(whole)):
             file.write_bytes(whole[:place] + bytes([whole[place] ^ mask]) + whole[place + 1 :])
             with pytest.raises(BadData, match=file.name):
                 checkpoint.verified(path)

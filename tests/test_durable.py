@@ -93,6 +93,14 @@ def files(folder: Path) -> dict[str, bytes]:
     return {name: content for name, content in found.items() if "/." not in f"/{name}"}
 
 
+def laid_out(folder: Path, content: dict[str, bytes]) -> Path:
+    """A folder with some files."""
+    for name, written in content.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(written)
+    return folder
+
+
 BEFORE = {"old": b"old"}
 CHANGES: list[tuple[Work, dict[str, bytes], dict[str, bytes]]] = [
     (rewrite, {}, {"deep/file": b"new" * 1000}),
@@ -109,10 +117,7 @@ def test_a_power_cut_leaves_the_old_or_the_new(
 ) -> None:
     """At any operation, whatever was not synced being lost; what has returned is there for good."""
     for number in itertools.count():
-        folder = tmp_path / str(number)
-        for name, content in (BEFORE | before).items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
+        folder = laid_out(tmp_path / str(number), BEFORE | before)
         disk, cut = Disk(number, "crash"), False
         with put_in_place(disk):
             try:
@@ -132,10 +137,7 @@ def test_a_failure_leaves_the_old_or_the_new_and_no_draft(
     work: Work, before: dict[str, bytes], after: dict[str, bytes], how: str, tmp_path: Path
 ) -> None:
     for number in itertools.count():
-        folder = tmp_path / str(number)
-        for name, content in (BEFORE | before).items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
+        folder = laid_out(tmp_path / str(number), BEFORE | before)
         failed = False
         with put_in_place(Disk(number, how)):
             try:

@@ -67,7 +67,7 @@ def train(
             if isinstance(event, Slowed):
                 continue  # the step is still to be done
             if trainer.skipped == MOST_SKIPPED:
-                yield trainer.roll_back()
+                yield from trainer.roll_back()
                 continue
             if trainer.is_due(config.train.eval_every):
                 yield from trainer.validate()
@@ -137,9 +137,9 @@ class Trainer:
             self.scaler.load_state_dict(dict(state.scaler))
         return state
 
-    def roll_back(self) -> RolledBack:
+    def roll_back(self) -> Iterator[Saved | RolledBack]:
         """Go back to the newest checkpoint, or to the start, and leave out the data from there to here; raises Diverged."""
-        self.saver.landed(wait=True)
+        yield from self.landed(wait=True)
         failed, position = self.step, self.step + self.jumped
         if self.rollbacks == MOST_ROLLBACKS:
             what = f"Training diverged at step {failed}, after {MOST_ROLLBACKS} times back to a checkpoint."
@@ -150,10 +150,10 @@ class Trainer:
             self._begin_again()
         else:
             self._restore(path)
-        self.skipped = 0
+        self.skipped, self.owes_save = 0, False
         self.rollbacks += 1
         self.jumped = position - self.step
-        return RolledBack(*self.now, failed)
+        yield RolledBack(*self.now, failed)
 
     def _begin_again(self) -> None:
         """As at step 0, in the model that is there, which may be compiled."""
@@ -258,7 +258,7 @@ class Trainer:
         yield from self.landed(wait=True)
         taken = checkpoint.snapshot(self.model, self.optimizers)
         if not taken.finite():
-            yield self.roll_back()
+            yield from self.roll_back()
             return
         step, tokens, _, seconds = self.now
         state = checkpoint.State(

@@ -81,41 +81,24 @@ def test_a_second_process_is_told_of_the_first() -> None:
     assert "Removed a" in run("runs remove a --yes").stderr
 
 
-def test_a_disk_that_fills_up_ends_with_its_code_and_every_checkpoint(home: Path) -> None:
-    disk = home / "runs"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", str(disk)], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip("no right to mount a small disk here")
-    try:
-        words = f"train --run a --tokens 200k {TINY} --set train.save_every=4 --set train.keep=1"
-        process = typed(words)
-        begun(process, "a")
-        with pytest.raises(OSError, match="No space"):
-            (disk / "ballast").write_bytes(bytes(40_000_000))
-        error = ended(process, 4)
-        assert "MB are free" in error[1]
-        verdict = run("verify a --json").stdout
-        assert '"damage": null' in verdict
-        (disk / "ballast").unlink()
-        run("train --resume a")
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
+def test_a_disk_that_fills_up_ends_with_its_code_and_every_checkpoint(home: Path, mount: Callable[[Path, str], Path]) -> None:
+    disk = mount(home / "runs", "30m")
+    process = typed(f"train --run a --tokens 200k {TINY} --set train.save_every=4 --set train.keep=1")
+    begun(process, "a")
+    with pytest.raises(OSError, match="No space"):
+        (disk / "ballast").write_bytes(bytes(40_000_000))
+    assert "MB are free" in ended(process, 4)[1]
+    assert '"damage": null' in run("verify a --json").stdout
+    (disk / "ballast").unlink()
+    run("train --resume a")
 
 
-def test_too_little_room_is_said_before_the_first_step(home: Path) -> None:
-    disk = home / "runs"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip("no right to mount a small disk here")
-    try:
-        error = ended(typed(f"{LONG} --run a --set train.keep=9 --set train.save_every=2"), 4)
-        assert "do not fit" in error[0]
-        assert "train.keep=1" in error[2]
-        assert list(disk.iterdir()) == []
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
+def test_too_little_room_is_said_before_the_first_step(home: Path, mount: Callable[[Path, str], Path]) -> None:
+    disk = mount(home / "runs", "2m")
+    error = ended(typed(f"{LONG} --run a --set train.keep=9 --set train.save_every=2"), 4)
+    assert "do not fit" in error[0]
+    assert "train.keep=1" in error[2]
+    assert list(disk.iterdir()) == []
 
 
 def test_a_folder_that_can_not_be_written_is_named(home: Path) -> None:

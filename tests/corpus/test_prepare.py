@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -251,21 +251,11 @@ def test_many_kills_at_random_instants_change_nothing(big: Path, home: Path, see
     assert not list(DatasetDir.named("killed").path.rglob(".*draft"))
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 2 MB, where the system lets us make one."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, check=False
-    ).returncode:
-        pytest.skip("making a small disk needs root")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
-def test_a_full_disk_loses_nothing(big: Path, home: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_loses_nothing(
+    big: Path, home: Path, mount: Callable[[Path, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ten sizes, each too small; the last rerun has room, and ends with the reference's bytes."""
+    small_disk = mount(home / "disk", "2m")
     source = open_source([str(big)])
     whole, folder = DatasetDir(home / "whole"), DatasetDir(small_disk / "data" / "a")
     list(prepare(source, recipe(source), whole, local(1)))

@@ -68,6 +68,7 @@ def test_bad_numbers_are_skipped_then_left_behind(where: str, bad: float, made: 
     assert [(event.step, event.from_step) for event in back] == [(3, 12)]
     assert events[-1].step == 30
     assert all(math.isfinite(loss) for loss in losses(events))
+    assert [event.step for event in events if isinstance(event, Saved)] == list(range(3, 31, 3))
     for step in RunDir.named("eight").steps():
         state = checkpoint.verified(RunDir.named("eight").checkpoint(step))
         assert (state.jumped, state.rollbacks) == (9, 1)
