@@ -10,10 +10,12 @@ if TYPE_CHECKING:
 
     from llamactl.inference.choices import Score
     from llamactl.inference.evaluate import Evaluation
+    from llamactl.inference.harness import Scores
     from llamactl.model.llama import Llama
     from llamactl.tokenizer import Tokenizer
 
 TEXT_HELP = "Text files (.txt, .jsonl, .parquet, also .gz and .zst), folders or globs, instead of a dataset."
+TASKS_HELP = "Tasks of lm-evaluation-harness, with commas between, or a task's .yaml: blimp,lambada_openai,sciq,piqa,arc_easy."
 POSITIONS = (1, 4, 16, 64, 256, 1024, 4096)  # places in a window whose loss is shown
 
 
@@ -24,6 +26,8 @@ def evaluate(
     split: Annotated[Literal["val", "train"], typer.Option(help="Which part of the dataset.")] = "val",
     text_column: Annotated[str, typer.Option(help="Column or key of the text.")] = "text",
     questions: Annotated[list[Path] | None, typer.Option(help="JSONL of questions with choices; repeatable.")] = None,
+    tasks: Annotated[str, typer.Option(help=TASKS_HELP)] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions of each task.", show_default="all")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
 ) -> None:
@@ -34,16 +38,17 @@ def evaluate(
     from llamactl.cli.screen import show_figures
     from llamactl.errors import BadUsage
     from llamactl.inference.choices import read_questions, score
+    from llamactl.inference.harness import run_tasks
     from llamactl.model.device import choose_device
 
     if texts and data:
         raise BadUsage("Text files and --data exclude each other.", "", "Evaluate them one after the other.")
     asked = {str(path): read_questions(path) for path in questions or []}
-    path = checkpoint.locate(run)
-    model, tokenizer, state = checkpoint.load_model(path, choose_device(device))
+    path, where = checkpoint.locate(run), choose_device(device)
+    model, tokenizer, state = checkpoint.load_model(path, where)
     record: dict[str, Any] = {"checkpoint": str(path), "step": state.step, "sha256": state.files, "results": {}}
     rows: dict[str, str] = {}
-    if texts or data or not asked:
+    if texts or data or not (asked or tasks):
         name, digest, found = (
             on_text(model, tokenizer, texts, text_column) if texts else on_dataset(path, model, tokenizer, data, split)
         )
@@ -53,7 +58,11 @@ def evaluate(
         result = score(model, tokenizer, lines)
         record["results"][file] = asdict(result)
         rows[Path(file).name] = answered(result)
+    scores = run_tasks(path, tasks.split(","), where, limit) if tasks else None
+    record |= {"tasks": scores.record} if scores else {}
     show_figures(f"{path.parents[1].name} at step {state.step:,}", rows, record if json else None)
+    if scores and not json:
+        show_scores(scores)
 
 
 def on_dataset(path: Path, model: "Llama", tokenizer: "Tokenizer", data: str, split: str) -> tuple[str, str, "Evaluation"]:
@@ -120,3 +129,18 @@ def answered(result: "Score") -> str:
         f"{result.accuracy:.1%} ± {result.accuracy_error:.1%} right, {result.accuracy_per_character:.1%} by likelihood per "
         f"character, {result.questions:,} questions, chance {result.chance:.1%}{guessing}"
     )
+
+
+def show_scores(scores: "Scores") -> None:
+    """A line a task, those greyed that can't be told from guessing."""
+    from llamactl.cli.screen import show_columns
+
+    def percent(share: float | None) -> str:
+        return "" if share is None else f"{share:.1%}"
+
+    rows = [
+        (task.task, task.metric, f"{task.value:.1%} ± {percent(task.error)}", percent(task.chance), percent(task.gpt2))
+        for task in scores.tasks
+    ]
+    guesses = {number for number, task in enumerate(scores.tasks, start=1) if not task.above_chance}
+    show_columns(("task", "metric", "score", "chance", "GPT-2 124M"), rows, dim=guesses)

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -53,13 +53,16 @@ def show_table(title: str, rows: Mapping[str, str]) -> None:
     progress.print(table)
 
 
-def show_columns(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table with a heading, on stdout, as wide as it is: nothing is cut, also where it is read by a program."""
+def show_columns(names: Sequence[str], rows: Iterable[Sequence[str]], dim: Collection[int] = ()) -> None:
+    """A table with a heading, on stdout, as wide as it is: nothing is cut, also where it is read by a program.
+
+    The rows whose numbers, from 1, are in `dim` are greyed.
+    """
     cells = [list(names), *([safe(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for number, row in enumerate(cells):
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        output.print(Text(line, style="" if number else "bold"))
+        output.print(Text(line, style="dim" if number in dim else "" if number else "bold"))
 
 
 def show_figures(title: str, rows: Mapping[str, str], record: Mapping[str, Any] | None) -> None:
