@@ -253,13 +253,20 @@ class RunDir:
 
     def environment(self) -> dict[str, Any]:
         """What the run was started with: versions, device, command; raises BadData when that is damaged."""
-        try:
-            found = json.loads(self.environment_path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise BadData(f"{self.environment_path} is missing or damaged.", str(error)) from error
-        if not isinstance(found, dict):
-            raise BadData(f"{self.environment_path} is damaged.", "It is not a JSON object.")
-        return found
+        return _json_object(self.environment_path)
+
+    @property
+    def plan_path(self) -> Path:
+        """What was expected of it."""
+        return self.path / "plan.json"
+
+    def plan(self) -> dict[str, Any]:
+        """What was expected of the run before its first step; raises BadData when that is missing or damaged."""
+        return _json_object(self.plan_path)
+
+    def keep_plan(self, plan: dict[str, Any]) -> None:
+        """Write down what is expected, to be held against what happens."""
+        durable.write(self.plan_path, json.dumps(plan, indent=2) + "\n")
 
     def start(self, config: Config, environment: dict[str, Any], again: bool = False) -> None:
         """Write what a run is before it does anything; raises BadUsage when it is there and this is not `again`.
@@ -312,6 +319,16 @@ def read(path: Path, kind: type[T]) -> T:
         return kind.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise BadData(f"{path} is missing or damaged.", str(error).splitlines()[0]) from error
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise BadData(f"{path} is missing or damaged.", str(error)) from error
+    if not isinstance(found, dict):
+        raise BadData(f"{path} is damaged.", "It is not a JSON object.")
+    return found
 
 
 class _Row(BaseModel):

@@ -27,12 +27,17 @@ def find_vocabulary() -> Path:
 
     Raises BadData when TIKTOKEN_CACHE_DIR holds a damaged one, NoNetwork when it can't be downloaded.
     """
+    return stored_vocabulary() or _download(cache_folder() / CACHE_NAME)
+
+
+def stored_vocabulary() -> Path | None:
+    """The vocab.bpe on this disk, or none; raises BadData as above."""
     for path in _places():
         if path.is_file():
             if durable.sha256(path) != SHA256:
                 raise BadData(f"{path} is not GPT-2's vocab.bpe: its sha256 differs.", "", f"Remove it: rm {path}")
             return path
-    return _download(cache_folder() / CACHE_NAME)
+    return None
 
 
 def _places() -> Iterator[Path]:

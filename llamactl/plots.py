@@ -1,30 +1,30 @@
 """Metrics become pictures: a figure for paper and screen, a sketch for the terminal."""
 
 import math
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from llamactl.artifacts import RunDir
+from llamactl.axes import AXES, Axis, mark
 from llamactl.errors import BadData, BadUsage, nearest
-from llamactl.quantities import show_count, show_time
-
-Axis = Literal["step", "tokens", "time", "flops"]
+from llamactl.references import Reference
 
 # Okabe & Ito's palette: distinct to colour-blind eyes, on paper and on dark screens.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
-# Each axis: the field of a row, its label, and how big numbers are shortened.
-AXES: dict[str, tuple[str, str, Callable[[float], str]]] = {
-    "step": ("step", "optimizer steps", lambda value: f"{value:,.0f}"),
-    "tokens": ("tokens", "training tokens", show_count),
-    "time": ("seconds", "training time", show_time),
-    "flops": ("flops", "training FLOPs", lambda value: f"{value:.0e}".replace("e+", "e") if value else "0"),
-}
+GREY = "#777777"  # of what runs are held against
+
+# The first 2 % of a long run fall so far that the rest would look flat: they may start above the picture.
+EARLY, HEADROOM = 0.02, 0.5
+
 FORMATS = (".png", ".svg", ".pdf")
+
+Points = tuple[Sequence[float], Sequence[float]]  # x, loss
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,17 @@ def read_curve(run: RunDir, axis: Axis) -> Curve:
     )  # fmt: skip
 
 
-def draw(curves: Sequence[Curve], axis: Axis, path: Path) -> None:
-    """Draw the curves into a .png, .svg or .pdf file."""
+def in_sight(reference: Reference, curves: Sequence[Curve], axis: Axis) -> bool:
+    """Whether a reference has a line to be drawn before the runs end; a level always has."""
+    return not reference.rows or len(reference.until(AXES[axis][0], _end(curves))[0]) > 1
+
+
+def _end(curves: Sequence[Curve]) -> float:
+    return max(curve.x[-1] for curve in curves)
+
+
+def draw(curves: Sequence[Curve], axis: Axis, path: Path, references: Sequence[Reference] = ()) -> None:
+    """Draw the curves, and the references in sight that they are held against, into a .png, .svg or .pdf file."""
     if path.suffix not in FORMATS:
         raise BadUsage(f"A picture can't be {path.suffix or path.name!r}.", nearest(path.suffix, FORMATS))
     import matplotlib
@@ -78,11 +87,17 @@ def draw(curves: Sequence[Curve], axis: Axis, path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
+    end = _end(curves)
     with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots()
         for curve, colour in zip(curves, COLOURS * len(curves), strict=False):
             _draw_curve(axes, curve, colour, alone=len(curves) == 1)
-        _label(axes, curves, axis)
+        known = [reference.until(AXES[axis][0], end) for reference in references]
+        for reference, points in zip(references, known, strict=True):
+            _draw_reference(axes, reference, points)
+        mark(axes.xaxis, axis, end)
+        axes.set_ylim(top=min(axes.get_ylim()[1], _top(curves, known, end)))
+        _label(axes, curves)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
         pyplot.close(figure)
@@ -131,12 +146,24 @@ def _draw_curve(axes: Any, curve: Curve, colour: str, alone: bool) -> None:
         )
 
 
-def _label(axes: Any, curves: Sequence[Curve], axis: Axis) -> None:
-    from matplotlib.ticker import FuncFormatter
+def _draw_reference(axes: Any, reference: Reference, points: Points) -> None:
+    """In grey, below the runs: a curve dashed, a level dotted."""
+    style = {"color": GREY, "linewidth": 1.2, "zorder": 1.5, "label": reference.label}
+    if reference.rows:
+        axes.plot(*points, linestyle=(0, (6, 2)), **style)
+    else:
+        axes.axhline(reference.level, linestyle=(0, (1, 1.5)), **style)
 
-    axes.set_xlabel(AXES[axis][1])
+
+def _top(curves: Sequence[Curve], known: Sequence[Points], end: float) -> float:
+    """Where the picture ends above: room for the legend over half of each reference and all but the start of the runs."""
+    late = [loss for c in curves for x, loss in zip(c.x, c.loss, strict=True) if x >= EARLY * end]
+    highest = max([*late, *(statistics.median(losses) for _, losses in known if losses)])
+    return highest + HEADROOM * (highest - min(late) or 1)
+
+
+def _label(axes: Any, curves: Sequence[Curve]) -> None:
     axes.set_ylabel("cross-entropy, nats per token")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: AXES[axis][2](value)))
     axes.margins(x=0.02)
     axes.set_xlim(left=0)
     axes.set_title(curves[0].name if len(curves) == 1 else "", loc="left", fontsize=10, color="#444444")

@@ -1,5 +1,7 @@
 """What became of a run, from its folder alone."""
 
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llamactl import durable
-from llamactl.artifacts import RunDir
+from llamactl.artifacts import DatasetDir, RunDir
+from llamactl.config import Config, knobs
 from llamactl.errors import BadUsage, UserError
 
 Condition = Literal["running", "done", "stopped", "damaged"]
@@ -73,6 +76,102 @@ def remove(run: RunDir, sure: bool) -> Summary:
     with durable.locked(run.lock_path):
         durable.remove(run.path)
     return summary
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs beside each other: each row has a value for each run, in the order of `names`.
+
+    `settings` and `environment` have what differs alone; `results` have all, `None` where there is none: losses are in nats
+    a token, times in seconds, memory in bytes. `cautions` say what does not compare.
+    """
+
+    names: tuple[str, ...]
+    settings: dict[str, tuple[Any, ...]]
+    environment: dict[str, tuple[Any, ...]]
+    results: dict[str, tuple[float | None, ...]]
+    cautions: tuple[str, ...]
+
+
+def compare(runs: Sequence[RunDir]) -> Comparison:
+    """What differs between runs, and what came of it; raises BadUsage for one alone, BadData where one can't be read."""
+    if len(runs) < 2:
+        raise BadUsage("A difference is between two runs or more.", "", "Name them: llamactl runs diff A B")
+    configs, environments = [run.config() for run in runs], [run.environment() for run in runs]
+    flat = [{"preset": config.preset, **{name: _setting(config, name) for name in knobs()}} for config in configs]
+    return Comparison(
+        names=tuple(run.path.name for run in runs),
+        settings=_differing(flat),
+        environment=_differing([_surroundings(made_with) for made_with in environments]),
+        results=_beside([_results(run.rows()) for run in runs]),
+        cautions=tuple(_cautions(configs, [_digest(made_with) for made_with in environments])),
+    )
+
+
+def _setting(config: Config, name: str) -> Any:
+    section, key = name.split(".")
+    return getattr(getattr(config, section), key)
+
+
+def _digest(made_with: Mapping[str, Any]) -> str:
+    return str(made_with.get("dataset", {}).get("digest", ""))
+
+
+def _surroundings(made_with: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's numbers and its speed depend on beside its config, which has the precision."""
+    known = {name: made_with.get(name) for name in ("device", "instructions", "threads", "llamactl")}
+    return {**known, "torch": made_with.get("packages", {}).get("torch"), "dataset": _digest(made_with)}
+
+
+def _beside(columns: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
+    return {name: tuple(column[name] for column in columns) for name in columns[0]}
+
+
+def _differing(columns: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
+    return {name: values for name, values in _beside(columns).items() if any(value != values[0] for value in values)}
+
+
+def _results(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    """The figures that runs are judged by."""
+    last, validation = _last(rows, "step"), _last(rows, "validation")
+
+    def over(kind: str, field: str, summary: Callable[[list[float]], float]) -> float | None:
+        values = [row[field] for row in rows if row["kind"] == kind and field in row]
+        return summary(values) if values else None
+
+    return {
+        "step": last.get("step", 0),
+        "tokens": last.get("tokens", 0),
+        "validation": validation.get("loss"),
+        "bits_per_byte": validation.get("bits_per_byte"),
+        "best_validation": over("validation", "loss", min),
+        "seconds": last.get("seconds", 0.0),
+        "tokens_per_second": over("step", "tokens_per_second", statistics.median),
+        "memory": over("step", "memory", max),
+    }
+
+
+def _cautions(configs: Sequence[Config], digests: Sequence[str]) -> list[str]:
+    """What of the results does not compare, and why."""
+    said = []
+    if len(set(digests)) > 1:
+        made = [_tokenizer(config.data.name, digest) for config, digest in zip(configs, digests, strict=True)]
+        if "" in made or len(set(made)) > 1:
+            what = "are not known to be the same" if "" in made else "differ"
+            said.append(f"Their tokenizers {what}: only bits per byte compares, as far as the held-out text is alike.")
+        else:
+            said.append("Their datasets differ: losses compare as far as the held-out text is alike.")
+    if len({config.train.eval_tokens for config in configs}) > 1:
+        said.append("They were validated on more and on less of the held-out text: a small difference may come from that.")
+    return said
+
+
+def _tokenizer(name: str, digest: str) -> str:
+    """The sha256 of a dataset's tokenizer; empty when the dataset is not there any more as it was."""
+    with suppress(UserError):
+        info = DatasetDir.named(name).info()
+        return info.tokenizer if info.digest == digest else ""
+    return ""
 
 
 def _bytes(folder: Path) -> int:

@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from llamactl import checkpoint, durable, hugging_face, tokenizer
 from llamactl.artifacts import RunDir, read
 from llamactl.checkpoint import State
-from llamactl.config import PRESETS, ModelConfig, OptimConfig, build, preset
+from llamactl.config import ModelConfig, OptimConfig, build, preset
 from llamactl.errors import BadData
 from llamactl.model.llama import Llama
+from llamactl.presets import PRESETS
 from llamactl.training.optimizers import OPTIMIZERS
 
 SMALL = ModelConfig(layers=2, width=48, heads=6, kv_heads=2, head_width=8, hidden=80, context=64, vocab_size=384)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from llamactl.config import PRESETS, Config, assignment, build, dump, knobs, load, preset, rope_scaling
+from llamactl.config import Config, assignment, build, dump, knobs, load, preset, rope_scaling
 from llamactl.errors import BadUsage
+from llamactl.presets import PRESETS
 
 
 def test_later_layers_win() -> None:

@@ -14,14 +14,16 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What each part may import of llamactl itself. Lower parts know nothing of higher ones.
 LOWEST = {"llamactl", "errors", "quantities", "spelling", "durable"}
-FOUNDATION = LOWEST | {"config", "gpt2_vocabulary", "tokenizer", "encoders", "artifacts"}
+FOUNDATION = LOWEST | {"presets", "config", "knobs", "gpt2_vocabulary", "tokenizer", "encoders", "artifacts"}
 MAY_IMPORT = {
     "llamactl": set[str](),
     "errors": set[str](),
     "quantities": {"errors"},
     "spelling": set[str](),
     "durable": {"errors"},
-    "config": {"errors"},
+    "presets": set[str](),
+    "config": {"errors", "presets"},
+    "knobs": {"config", "presets"},
     "gpt2_vocabulary": {"errors", "durable"},
     "tokenizer": {"errors", "gpt2_vocabulary"},
     "encoders": {"errors", "tokenizer"},
@@ -30,12 +32,17 @@ MAY_IMPORT = {
     "tensors": {"errors"},
     "model": FOUNDATION - {"artifacts", "durable"},
     "corpus": FOUNDATION,
-    "plots": FOUNDATION,
+    "references": FOUNDATION,
+    "axes": LOWEST,
+    "plots": FOUNDATION | {"axes", "references"},
     "runs": FOUNDATION,
+    "follow": FOUNDATION,
+    "report": FOUNDATION | {"plots", "runs"},
     "checkpoint": FOUNDATION | {"hugging_face", "tensors", "model"},
     "training": FOUNDATION | {"hugging_face", "model", "checkpoint", "corpus.batches"},
     "inference": FOUNDATION | {"hugging_face", "tensors", "model", "checkpoint", "corpus.batches"},
-    "cli": FOUNDATION | {"model", "checkpoint", "corpus", "plots", "runs", "training", "inference"},
+    "cli": FOUNDATION
+    | {"follow", "model", "checkpoint", "corpus", "references", "plots", "runs", "report", "training", "inference"},
     "__main__": {"cli"},
 }
 

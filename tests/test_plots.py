@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from PIL import Image
 from llamactl.artifacts import RunDir
 from llamactl.config import Config
 from llamactl.errors import BadData, BadUsage
-from llamactl.plots import COLOURS, FORMATS, draw, read_curve, sketch
+from llamactl.plots import COLOURS, FORMATS, draw, in_sight, read_curve, sketch
+from llamactl.references import Reference
 
 
 def write(run: RunDir, rows: list[dict[str, Any]]) -> RunDir:
@@ -104,3 +106,64 @@ def test_a_sketch_falls_from_left_to_right(home: Path, points: int) -> None:
     if points > 1:
         assert drawn[-1][-1] == 39
         assert sum(map(len, drawn)) >= 40
+
+
+def svg(path: Path, runs: list[RunDir], axis: Any, *references: Reference) -> str:
+    draw([read_curve(run, axis) for run in runs], axis, path, references)
+    return path.read_text()
+
+
+def known(run: RunDir, label: str) -> Reference:
+    """The curve of a run as a reference."""
+    rows = [row for row in run.rows() if row["kind"] == "step"]
+    return Reference(label, 0.0, tuple({"step": row["step"], "flops": row["flops"], "loss": row["loss"]} for row in rows))
+
+
+def test_references_are_grey_and_named_and_levels_are_in_the_picture(run: RunDir, tmp_path: Path) -> None:
+    plain = svg(tmp_path / "plain.svg", [run], "step")
+    held = svg(tmp_path / "held.svg", [run], "step", known(run, "a curve"), Reference("a level", 1.0))
+    for words in ("a curve", "a level"):
+        assert words in held
+    assert plain.count("#777777") == 0
+    assert held.count("#777777") >= 4  # each line, in the picture and in the legend
+    assert held.index("#777777") < held.index(COLOURS[0].lower())  # behind the runs
+
+
+@pytest.mark.parametrize(("starts", "seen"), [(1, True), (99, True), (100, False), (101, False)])
+def test_a_reference_is_in_sight_when_there_is_a_line_before_the_run_ends(run: RunDir, starts: int, seen: bool) -> None:
+    rows = tuple({"step": step, "flops": step * 1e9, "loss": 5.0} for step in range(starts, starts + 50))
+    for axis in ("step", "flops"):
+        assert in_sight(Reference("", 5.0, rows), [read_curve(run, axis)], axis) == seen
+    assert in_sight(Reference("", 5.0), [read_curve(run, "step")], "step")
+
+
+def test_a_reference_ends_where_the_runs_do(run: RunDir) -> None:
+    assert known(run, "").until("step", 3.5)[0] == [1, 2, 3]
+    assert len(known(run, "").until("flops", 7e9)[1]) == 7
+
+
+def test_the_steep_start_of_a_long_run_does_not_flatten_the_rest(home: Path, tmp_path: Path) -> None:
+    losses = {
+        "steep": [100 / step + 3 - step / 1000 for step in range(1, 1001)],
+        "even": [9 - step / 250 for step in range(1000)],
+    }
+    for name, values in losses.items():
+        run = write(RunDir.named(name), [row("step", step, loss) for step, loss in enumerate(values, 1)])
+        svg(tmp_path / f"{name}.svg", [run], "step")
+    labels = {name: re.findall(r">(\d+)(?:\.\d)?</text>", (tmp_path / f"{name}.svg").read_text()) for name in losses}
+    assert max(float(label) for label in labels["steep"] if len(label) < 3) < 20  # of 103
+    assert "9" in labels["even"]
+
+
+def test_times_are_marked_where_a_clock_would(home: Path, tmp_path: Path) -> None:
+    run = write(RunDir.named("timed"), [row("step", step, 5.0) for step in range(1, 3601)])
+    assert {"30m 00s", "1h 00m", "1h 30m", "2h 00m"} <= set(
+        re.findall(r">([^<>]+)</text>", svg(tmp_path / "t.svg", [run], "time"))
+    )
+
+
+def test_marks_of_flops_are_told_apart(home: Path, tmp_path: Path) -> None:
+    run = write(RunDir.named("flops"), [row("step", step, 5.0) for step in range(1, 1401)])
+    marks = [text for text in re.findall(r">([\d.e]+)</text>", svg(tmp_path / "f.svg", [run], "flops")) if "e" in text]
+    assert len(marks) >= 4
+    assert len(marks) == len(set(marks))

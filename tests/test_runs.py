@@ -11,7 +11,8 @@ from llamactl.artifacts import RunDir
 from llamactl.cli.runs import show_samples
 from llamactl.config import build
 from llamactl.errors import BadUsage, InUse
-from llamactl.runs import remove, summarise
+from llamactl.runs import compare, remove, summarise
+from tests.conftest import make_dataset
 
 
 def make(name: str, steps: int, checkpoints: tuple[int, ...] = ()) -> RunDir:
@@ -85,3 +86,77 @@ def test_samples_are_a_strip_for_each_prompt(home: Path, capsys: pytest.CaptureF
     assert "\x1b[2J" not in said
     show_samples(run.samples(), as_json=True)
     assert [json.loads(line)["step"] for line in capsys.readouterr().out.splitlines()] == [1, 2, 1, 2]
+
+
+def log(run: RunDir, losses: dict[int, float], speeds: list[float]) -> None:
+    """Rows whose validation is as given by step, and a step row for each speed."""
+    rows: list[dict[str, Any]] = [
+        {"kind": "step", "step": step, "tokens": step * 100, "seconds": step * 2.0, "tokens_per_second": speed, "memory": step}
+        for step, speed in enumerate(speeds, 1)
+    ]
+    rows += [{"kind": "validation", "step": step, "loss": loss, "bits_per_byte": loss / 3} for step, loss in losses.items()]
+    run.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def begun(name: str, config: dict[str, Any], digest: str, **made_with: Any) -> RunDir:
+    run = RunDir.named(name)
+    run.start(build([config]), {"dataset": {"name": "d", "digest": digest}, **made_with})
+    return run
+
+
+def test_only_what_differs_is_beside_the_results(home: Path) -> None:
+    settings = {"data": {"name": "d"}, "train": {"tokens": 1000, "precision": "fp32"}}
+    first = begun("a", settings, "1", device="cpu", threads=1, packages={"torch": "2.11", "numpy": "2.0"}, commit="x")
+    settings |= {"optim": {"lr": 0.5}, "preset": "tiny"}
+    second = begun("b", settings, "1", device="cpu", threads=4, packages={"torch": "2.13", "numpy": "2.1"}, commit="y")
+    log(first, {2: 4.0, 3: 5.0}, [10.0, 1000.0, 30.0])
+    log(second, {}, [7.0])
+    compared = compare([first, second])
+    assert compared.names == ("a", "b")
+    assert compared.settings == {"preset": ("150m", "tiny"), "optim.lr": (0.0, 0.5)}
+    assert compared.environment == {"threads": (1, 4), "torch": ("2.11", "2.13")}
+    assert compared.results == {
+        "step": (3, 1),
+        "tokens": (300, 100),
+        "validation": (5.0, None),
+        "bits_per_byte": (5 / 3, None),
+        "best_validation": (4.0, None),
+        "seconds": (6.0, 2.0),
+        "tokens_per_second": (30.0, 7.0),
+        "memory": (3, 1),
+    }
+    assert compared.cautions == ()
+
+
+@pytest.mark.parametrize(
+    ("pair", "gone", "says"),
+    [
+        (("bytes", "bytes"), "", "losses compare as far as the held-out text is alike"),
+        (("bytes", "bpe:300"), "", "Their tokenizers differ: only bits per byte compares"),
+        (("bytes", "bytes"), "1", "not known to be the same: only bits per byte compares"),
+    ],
+)
+def test_losses_on_other_data_do_not_pass_for_comparable(
+    home: Path, corpus: Path, pair: tuple[str, str], gone: str, says: str
+) -> None:
+    runs = []
+    for number, tokenizer in enumerate(pair):
+        data = make_dataset(home / "data" / f"{number}", corpus, tokenizer, val_fraction=0.1 + number / 10)
+        runs.append(begun(f"run-{number}", {"data": {"name": f"{number}"}}, data.info().digest))
+    if gone:
+        durable.remove(home / "data" / gone)
+    compared = compare(runs)
+    (said,) = compared.cautions
+    assert says in said
+    assert set(compared.environment) == {"dataset"}
+
+
+def test_a_shorter_validation_is_said(home: Path) -> None:
+    runs = [begun(f"run-{tokens}", {"train": {"eval_tokens": tokens}}, "1") for tokens in (1000, 2000)]
+    (said,) = compare(runs).cautions
+    assert "more and on less" in said
+
+
+def test_one_run_differs_from_nothing(home: Path) -> None:
+    with pytest.raises(BadUsage, match="two runs or more"):
+        compare([begun("a", {}, "1")])

@@ -9,7 +9,24 @@ from typing import Annotated
 import typer
 
 from llamactl import __version__
-from llamactl.cli import bench, demo, evaluate, export, plot_loss, prepare, runs, sample, surprise, train, verify
+from llamactl.cli import (
+    bench,
+    config,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    plan,
+    plot_loss,
+    prepare,
+    report,
+    runs,
+    sample,
+    surprise,
+    train,
+    verify,
+    watch,
+)
 from llamactl.errors import NoRoom, UserError
 
 EPILOG = (
@@ -28,8 +45,11 @@ app = typer.Typer(
 app.command(rich_help_panel="Start here", epilog="Example: llamactl demo")(demo.demo)
 for command, name, example in (
     (prepare.prepare, "prepare", "llamactl prepare sample"),
+    (plan.plan, "plan", "llamactl plan --preset 150m --tokens 3B --card rtx4090 --price 0.35/h"),
     (train.train, "train", "llamactl train --tokens 256000"),
+    (watch.watch, "watch", "llamactl watch"),
     (plot_loss.plot_loss, "plot-loss", "llamactl plot-loss --x time --out loss.svg"),
+    (report.report, "report", "llamactl report a b --out report.html"),
     (sample.sample, "sample", 'llamactl sample "California is " --n 3'),
     (evaluate.evaluate, "eval", "llamactl eval my.txt --run RUN@best"),
     (surprise.surprise, "surprise", 'llamactl surprise "The people of the United States" --out surprise.html'),
@@ -39,6 +59,8 @@ app.add_typer(export.app, name="export", rich_help_panel="Pipeline")
 app.add_typer(runs.app, name="runs", rich_help_panel="Care")
 app.add_typer(bench.app, name="bench", rich_help_panel="Care")
 app.command(rich_help_panel="Care", epilog="Example: llamactl verify data/sample")(verify.verify)
+app.command(rich_help_panel="Care", epilog="Example: llamactl doctor")(doctor.doctor)
+app.command(rich_help_panel="Care", epilog="Example: llamactl config --preset tiny --section optim")(config.config)
 
 
 def _show_version(wanted: bool) -> None:

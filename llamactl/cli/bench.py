@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from llamactl.cli.train import DATA_HELP, DEVICE_HELP, PRESET_HELP, SET_HELP
+from llamactl.cli import completion
+from llamactl.cli.settings import DataName, DeviceName, PresetName, Settings, fresh, overrides
 
 app = typer.Typer(no_args_is_help=True, help="Measure this machine, how fast it trains, and how fast it writes.")
 
@@ -15,7 +16,7 @@ JSON_HELP = "Print the figures as JSON on stdout."
 
 @app.command(epilog="Example: llamactl bench peak")
 def peak(
-    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
+    device: DeviceName = "auto",
     json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """Measure the machine's own limits: matrix products and memory."""
@@ -34,28 +35,27 @@ def peak(
 
 @app.command(epilog="Example: llamactl bench train --preset 150m --set train.precision=bf16")
 def train(
-    data: Annotated[str, typer.Option(help=DATA_HELP, show_default="the newest")] = "",
-    preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "150m",
+    data: DataName = "",
+    preset: PresetName = "150m",
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps to time.")] = 10,
-    settings: Annotated[list[str] | None, typer.Option("--set", help=SET_HELP, show_default=False)] = None,
-    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
+    settings: Settings = None,
+    device: DeviceName = "auto",
     json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """Time training steps: tokens a second, the share of the device's rate, and where the rest goes."""
     from llamactl.artifacts import DatasetDir, RunDir
     from llamactl.cli.screen import show_figures
-    from llamactl.cli.train import fresh, overrides
     from llamactl.quantities import show_bytes, show_count
     from llamactl.training import bench
     from llamactl.training.meter import peak_rate
-    from llamactl.training.plan import plan, resolve
+    from llamactl.training.plan import check_memory, plan, resolve
     from llamactl.training.world import join
 
     config = fresh(preset, None, overrides("", device, "", data, settings or []))
     dataset = DatasetDir.named(config.data.name).open()
     world = join(config.train)
     config = resolve(config, dataset, world)
-    plan(config, dataset, world, peak_rate(world))  # raises where it does not fit
+    check_memory(plan(config, dataset, world, peak_rate(world)), config, world)
     found = bench.training(config, dataset, RunDir.fresh(config.preset), world, steps)
     batch = f"{config.train.tokens_per_step // config.model.context} x {config.model.context:,} tokens"
     rows = {
@@ -74,13 +74,18 @@ def train(
 
 @app.command(epilog="Example: llamactl bench decode --preset 150m --weights int8")
 def decode(
-    run: Annotated[str, typer.Option(help="RUN, RUN@STEP or RUN@best.", show_default="the preset, untrained")] = "",
-    preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "150m",
+    run: Annotated[
+        str,
+        typer.Option(
+            help="RUN, RUN@STEP or RUN@best.", show_default="the preset, untrained", autocompletion=completion.checkpoints
+        ),
+    ] = "",
+    preset: PresetName = "150m",
     batches: Annotated[str, typer.Option(help="How many sequences at once, one after another.")] = "1,4,16",
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 16,
     new: Annotated[int, typer.Option(min=8, help="Tokens to add.")] = 48,
     weights: Annotated[Literal["f32", "bf16", "int8"], typer.Option(help="Format of the weights.")] = "f32",
-    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
+    device: DeviceName = "auto",
     json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """Time decoding: the first token, tokens a second, and the share of the rate that weights can be read at."""

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from llamactl.cli import completion
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     from llamactl.model.llama import Llama
     from llamactl.tokenizer import Tokenizer
 
+# Headings under which options stand in the help.
+TEXT, QUESTIONS, MODEL, SAID = "Which text", "Which questions", "The model", "What is said"
+
 TEXT_HELP = "Text files (.txt, .jsonl, .parquet, also .gz and .zst), folders or globs, instead of a dataset."
 TASKS_HELP = "Tasks of lm-evaluation-harness, with commas between, or a task's .yaml: blimp,lambada_openai,sciq,piqa,arc_easy."
 POSITIONS = (1, 4, 16, 64, 256, 1024, 4096)  # places in a window whose loss is shown
@@ -21,15 +26,32 @@ POSITIONS = (1, 4, 16, 64, 256, 1024, 4096)  # places in a window whose loss is 
 
 def evaluate(
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help=TEXT_HELP, show_default=False)] = None,
-    run: Annotated[str, typer.Option(help="RUN, RUN@STEP, RUN@best or a checkpoint's folder.", show_default="the newest")] = "",
-    data: Annotated[str, typer.Option(help="Dataset under data/.", show_default="the run's")] = "",
-    split: Annotated[Literal["val", "train"], typer.Option(help="Which part of the dataset.")] = "val",
-    text_column: Annotated[str, typer.Option(help="Column or key of the text.")] = "text",
-    questions: Annotated[list[Path] | None, typer.Option(help="JSONL of questions with choices; repeatable.")] = None,
-    tasks: Annotated[str, typer.Option(help=TASKS_HELP)] = "",
-    limit: Annotated[int | None, typer.Option(min=1, help="Questions of each task.", show_default="all")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
+    run: Annotated[
+        str,
+        typer.Option(
+            help="RUN, RUN@STEP, RUN@best or a checkpoint's folder.",
+            show_default="the newest",
+            autocompletion=completion.checkpoints,
+            rich_help_panel=MODEL,
+        ),
+    ] = "",
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Dataset under data/.", show_default="the run's", autocompletion=completion.datasets, rich_help_panel=TEXT
+        ),
+    ] = "",
+    split: Annotated[Literal["val", "train"], typer.Option(help="Which part of the dataset.", rich_help_panel=TEXT)] = "val",
+    text_column: Annotated[str, typer.Option(help="Column or key of the text.", rich_help_panel=TEXT)] = "text",
+    questions: Annotated[
+        list[Path] | None, typer.Option(help="JSONL of questions with choices; repeatable.", rich_help_panel=QUESTIONS)
+    ] = None,
+    tasks: Annotated[str, typer.Option(help=TASKS_HELP, rich_help_panel=QUESTIONS)] = "",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Questions of each task.", show_default="all", rich_help_panel=QUESTIONS)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MODEL)] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.", rich_help_panel=SAID)] = False,
 ) -> None:
     """Loss, perplexity and bits per byte with standard errors; scores on questions."""
     from dataclasses import asdict

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from llamactl.cli import completion
+
 app = typer.Typer(no_args_is_help=True, help="Write a checkpoint for other programs, and check what was written.")
 RUN_HELP = "RUN, RUN@STEP, RUN@best or a checkpoint's folder."
 OUT_HELP = "Folder to write into."
@@ -12,7 +14,7 @@ OUT_HELP = "Folder to write into."
 
 @app.command(epilog="Example: llamactl export gguf RUN@best --type q8_0")
 def gguf(
-    run: Annotated[str, typer.Argument(help=RUN_HELP, show_default="the newest")] = "",
+    run: Annotated[str, typer.Argument(help=RUN_HELP, show_default="the newest", autocompletion=completion.checkpoints)] = "",
     kind: Annotated[Literal["f32", "f16", "bf16", "q8_0"], typer.Option("--type", help="How numbers are stored.")] = "bf16",
     out: Annotated[Path, typer.Option(help=OUT_HELP)] = Path("exports"),
 ) -> None:
@@ -28,7 +30,7 @@ def gguf(
 
 @app.command(epilog="Example: llamactl export hf RUN@best")
 def hf(
-    run: Annotated[str, typer.Argument(help=RUN_HELP, show_default="the newest")] = "",
+    run: Annotated[str, typer.Argument(help=RUN_HELP, show_default="the newest", autocompletion=completion.checkpoints)] = "",
     kind: Annotated[Literal["f32", "f16", "bf16"], typer.Option("--type", help="How numbers are stored.")] = "bf16",
     out: Annotated[Path, typer.Option(help=OUT_HELP)] = Path("exports"),
 ) -> None:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from llamactl.corpus.prepare import Event, Share
     from llamactl.corpus.sources import Source
 
+# Headings under which options stand in the help.
+DATASET, LEFT_OUT, WORK, SAID = "The dataset", "What is left out", "Who does the work", "What is said"
+
 SMALL = 32 << 20  # bytes of input below which starting more processes takes longer than the work
 
 SOURCES_HELP = "openwebtext, sample, hf:org/name[:config], or files, folders and globs of .txt, .jsonl, .parquet (.gz, .zst)."
@@ -21,20 +24,41 @@ TOKENIZER_HELP = "gpt2, bpe:N (learned from the source), bytes, or a tokenizer.j
 
 def prepare(
     source: Annotated[list[str] | None, typer.Argument(metavar="SOURCE", help=SOURCES_HELP, show_default="openwebtext")] = None,
-    name: Annotated[str, typer.Option(help="Folder under data/.", show_default="the source's name")] = "",
-    tokenizer: Annotated[str, typer.Option(help=TOKENIZER_HELP, show_default="bpe:4096 for sample, else gpt2")] = "",
-    max_tokens: Annotated[str, typer.Option(help="Stop after so many, e.g. 200M.", show_default="all")] = "",
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,
-    text_column: Annotated[str, typer.Option(help="Column or key that holds the text.")] = "text",
-    max_doc_bytes: Annotated[str, typer.Option(help="Leave longer documents out, e.g. 10M.", show_default="split them")] = "",
-    max_bad_docs: Annotated[int, typer.Option(min=0, help="Leave out up to so many that can't be read.")] = 0,
-    dedup: Annotated[bool, typer.Option("--dedup", help="Of documents with the same text keep the first.")] = False,
-    piece: Annotated[str, typer.Option(help="I/N: make a share only, for N machines and one folder.", show_default="all")] = "",
-    finish: Annotated[bool, typer.Option("--finish", help="Seal what the shares have made.")] = False,
-    engine: Annotated[Literal["local", "ray"], typer.Option(help="Processes here, or tasks on a Ray cluster.")] = "local",
-    encoder: Annotated[str, typer.Option(help="tiktoken or fastokens.", show_default="the fastest installed")] = "auto",
-    val_fraction: Annotated[float, typer.Option(min=0, max=0.5, help="Share of documents to hold out; 0: by source.")] = 0.0,
-    json: Annotated[bool, typer.Option("--json", help="Print dataset.json on stdout.")] = False,
+    name: Annotated[
+        str, typer.Option(help="Folder under data/.", show_default="the source's name", rich_help_panel=DATASET)
+    ] = "",
+    tokenizer: Annotated[
+        str, typer.Option(help=TOKENIZER_HELP, show_default="bpe:4096 for sample, else gpt2", rich_help_panel=DATASET)
+    ] = "",
+    max_tokens: Annotated[
+        str, typer.Option(help="Stop after so many, e.g. 200M.", show_default="all", rich_help_panel=DATASET)
+    ] = "",
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.", rich_help_panel=WORK)] = 0,
+    text_column: Annotated[str, typer.Option(help="Column or key that holds the text.", rich_help_panel=DATASET)] = "text",
+    max_doc_bytes: Annotated[
+        str, typer.Option(help="Leave longer documents out, e.g. 10M.", show_default="split them", rich_help_panel=LEFT_OUT)
+    ] = "",
+    max_bad_docs: Annotated[
+        int, typer.Option(min=0, help="Leave out up to so many that can't be read.", rich_help_panel=LEFT_OUT)
+    ] = 0,
+    dedup: Annotated[
+        bool, typer.Option("--dedup", help="Of documents with the same text keep the first.", rich_help_panel=LEFT_OUT)
+    ] = False,
+    piece: Annotated[
+        str,
+        typer.Option(help="I/N: make a share only, for N machines and one folder.", show_default="all", rich_help_panel=WORK),
+    ] = "",
+    finish: Annotated[bool, typer.Option("--finish", help="Seal what the shares have made.", rich_help_panel=WORK)] = False,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="Processes here, or tasks on a Ray cluster.", rich_help_panel=WORK)
+    ] = "local",
+    encoder: Annotated[
+        str, typer.Option(help="tiktoken or fastokens.", show_default="the fastest installed", rich_help_panel=WORK)
+    ] = "auto",
+    val_fraction: Annotated[
+        float, typer.Option(min=0, max=0.5, help="Share of documents to hold out; 0: by source.", rich_help_panel=DATASET)
+    ] = 0.0,
+    json: Annotated[bool, typer.Option("--json", help="Print dataset.json on stdout.", rich_help_panel=SAID)] = False,
 ) -> None:
     """Turn text into memory-mapped token shards."""
     from llamactl.artifacts import DatasetDir, Recipe

@@ -4,14 +4,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from llamactl.cli import completion
 
-    from llamactl.runs import Summary
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from llamactl.runs import Comparison, Summary
 
 app = typer.Typer(no_args_is_help=True, help="List, show and remove runs.")
 JSON_HELP = "Print JSON on stdout."
 COLUMNS = ("run", "state", "data", "step", "loss", "validation", "bits/byte", "time", "size")
+LONGEST_CELL = 40  # characters of a setting in `runs diff`
 
 
 @app.command("list", epilog="Example: llamactl runs list")
@@ -52,7 +55,7 @@ def _cells(summary: "Summary") -> list[str]:
 
 @app.command(epilog="Example: llamactl runs show")
 def show(
-    run: Annotated[str, typer.Argument(metavar="RUN", show_default="the newest")] = "",
+    run: Annotated[str, typer.Argument(metavar="RUN", show_default="the newest", autocompletion=completion.runs)] = "",
     samples: Annotated[bool, typer.Option("--samples", help="What it made of the same prompts, step by step.")] = False,
     json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
@@ -95,9 +98,62 @@ def show_samples(samples: "Mapping[str, Mapping[int, str]]", as_json: bool) -> N
             output.print(Text.assemble((f"{step:>9,}  ", "dim"), safe(text).strip().replace("\n", " ⏎ ")))
 
 
+@app.command(epilog="Example: llamactl runs diff first second")
+def diff(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Two or more.", autocompletion=completion.runs)],
+    json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+) -> None:
+    """Runs beside each other: the settings that differ, then what came of them."""
+    from dataclasses import asdict
+
+    from rich.text import Text
+
+    from llamactl.artifacts import RunDir
+    from llamactl.cli.screen import progress, show_columns, show_figures
+    from llamactl.runs import compare
+
+    compared = compare([RunDir.named(name).existing() for name in runs])
+    if json:
+        show_figures("", {}, asdict(compared))
+        return
+    causes = [[name, *map(_short, values)] for name, values in (compared.settings | compared.environment).items()]
+    apart = [[""] * (len(runs) + 1)] if causes else []
+    show_columns(("", *compared.names), [*causes, *apart, *_results(compared)])
+    if not causes:
+        progress.print("Their settings and what they were made with are the same.")
+    for caution in compared.cautions:
+        progress.print(Text(caution, style="yellow"))
+
+
+def _results(compared: "Comparison") -> list[list[str]]:
+    """The cells of what came of runs, each row with its name and its unit in front."""
+    from llamactl.quantities import show_bytes, show_time
+
+    figures: dict[str, tuple[str, Callable[[float], str]]] = {
+        "step": ("step", "{:,.0f}".format),
+        "tokens": ("tokens", "{:,.0f}".format),
+        "validation": ("validation, nats per token", "{:.4f}".format),
+        "bits_per_byte": ("validation, bits per byte", "{:.4f}".format),
+        "best_validation": ("best validation, nats per token", "{:.4f}".format),
+        "seconds": ("training time", show_time),
+        "tokens_per_second": ("tokens per second, median", "{:,.0f}".format),
+        "memory": ("peak memory", show_bytes),
+    }
+    return [
+        [label, *("none yet" if value is None else show(value) for value in compared.results[name])]
+        for name, (label, show) in figures.items()
+    ]
+
+
+def _short(value: object) -> str:
+    """A setting in a column; what is longer, such as a digest, is whole in the JSON."""
+    text = ", ".join(value) if isinstance(value, tuple) else "-" if value in ("", None) else str(value)
+    return text if len(text) <= LONGEST_CELL else f"{text[:12]}…"
+
+
 @app.command(epilog="Example: llamactl runs remove my-first --yes")
 def remove(
-    run: Annotated[str, typer.Argument(metavar="RUN")],
+    run: Annotated[str, typer.Argument(metavar="RUN", autocompletion=completion.runs)],
     yes: Annotated[bool, typer.Option("--yes", help="It is meant: there is no way back.")] = False,
 ) -> None:
     """Remove a run for good; without --yes, say what would go."""

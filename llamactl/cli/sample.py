@@ -6,12 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from llamactl.cli import completion
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from llamactl.inference.generate import Request, Said
     from llamactl.model.llama import Llama
     from llamactl.tokenizer import Tokenizer
+
+# Headings under which options stand in the help.
+ASKED, DRAWN, MACHINE, SAID = "What is asked", "How tokens are drawn", "The machine", "What is said"
 
 PROMPT_HELP = "Texts to go on from; with none, on a terminal, you are asked for one after another."
 WEIGHTS_HELP = "Format of the weights: smaller ones are faster, int8 is a little less exact."
@@ -20,23 +25,46 @@ WEIGHTS_HELP = "Format of the weights: smaller ones are faster, int8 is a little
 def sample(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help=PROMPT_HELP, show_default=False)] = None,
     prompts_file: Annotated[
-        Path | None, typer.Option("--prompts", metavar="FILE", help="A prompt a line.", show_default=False)
+        Path | None,
+        typer.Option("--prompts", metavar="FILE", help="A prompt a line.", show_default=False, rich_help_panel=ASKED),
     ] = None,
-    run: Annotated[str, typer.Option(help="RUN, RUN@STEP or RUN@best.", show_default="the newest")] = "",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add at most.")] = 200,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; higher is wilder.")] = 0.8,
-    top_k: Annotated[int, typer.Option(min=0, help="Pick among the k likeliest; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="Pick among the likeliest that hold this share; 1: all.")] = 0.95,
-    min_p: Annotated[float, typer.Option(min=0, max=1, help="Drop what is less likely than this share of the best.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(min=1, help="Above 1: what was said is less likely again.")] = 1.0,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeatable.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
-    n: Annotated[int, typer.Option("--n", min=1, help="Samples of each prompt.")] = 1,
-    raw_prompt: Annotated[bool, typer.Option("--raw-prompt", help="Keep spaces at the end of the prompt.")] = False,
-    weights: Annotated[Literal["f32", "bf16", "int8"], typer.Option(help=WEIGHTS_HELP)] = "f32",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    log_probabilities: Annotated[bool, typer.Option("--log-probabilities", help="With --json: of each token.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print each sample as a line of JSON.")] = False,
+    run: Annotated[
+        str,
+        typer.Option(
+            help="RUN, RUN@STEP or RUN@best.",
+            show_default="the newest",
+            autocompletion=completion.checkpoints,
+            rich_help_panel=ASKED,
+        ),
+    ] = "",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add at most.", rich_help_panel=ASKED)] = 200,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="0 takes the likeliest token; higher is wilder.", rich_help_panel=DRAWN)
+    ] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Pick among the k likeliest; 0: all.", rich_help_panel=DRAWN)] = 0,
+    top_p: Annotated[
+        float, typer.Option(min=0, max=1, help="Pick among the likeliest that hold this share; 1: all.", rich_help_panel=DRAWN)
+    ] = 0.95,
+    min_p: Annotated[
+        float, typer.Option(min=0, max=1, help="Drop what is less likely than this share of the best.", rich_help_panel=DRAWN)
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(min=1, help="Above 1: what was said is less likely again.", rich_help_panel=DRAWN)
+    ] = 1.0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this text; repeatable.", show_default=False, rich_help_panel=ASKED)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.", rich_help_panel=DRAWN)] = 0,
+    n: Annotated[int, typer.Option("--n", min=1, help="Samples of each prompt.", rich_help_panel=ASKED)] = 1,
+    raw_prompt: Annotated[
+        bool, typer.Option("--raw-prompt", help="Keep spaces at the end of the prompt.", rich_help_panel=ASKED)
+    ] = False,
+    weights: Annotated[Literal["f32", "bf16", "int8"], typer.Option(help=WEIGHTS_HELP, rich_help_panel=MACHINE)] = "f32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MACHINE)] = "auto",
+    log_probabilities: Annotated[
+        bool, typer.Option("--log-probabilities", help="With --json: of each token.", rich_help_panel=SAID)
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print each sample as a line of JSON.", rich_help_panel=SAID)] = False,
 ) -> None:
     """Let a model go on from a text."""
     from llamactl import checkpoint

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llamactl.cli import completion
+
 if TYPE_CHECKING:
     from llamactl.inference.surprise import Piece
 
@@ -15,8 +17,17 @@ TEXT_HELP = "A text, or the name of a .txt file; left out or -: what comes on st
 
 def surprise(
     text: Annotated[str, typer.Argument(help=TEXT_HELP, show_default=False)] = "-",
-    run: Annotated[str, typer.Option(help="RUN, RUN@STEP, RUN@best or a checkpoint's folder.", show_default="the newest")] = "",
-    compare: Annotated[str, typer.Option(metavar="CHECKPOINT", help=COMPARE_HELP, show_default=False)] = "",
+    run: Annotated[
+        str,
+        typer.Option(
+            help="RUN, RUN@STEP, RUN@best or a checkpoint's folder.",
+            show_default="the newest",
+            autocompletion=completion.checkpoints,
+        ),
+    ] = "",
+    compare: Annotated[
+        str, typer.Option(metavar="CHECKPOINT", help=COMPARE_HELP, show_default=False, autocompletion=completion.checkpoints)
+    ] = "",
     out: Annotated[Path | None, typer.Option(help="Write an HTML page, with what was expected.", show_default=False)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print each piece as a line of JSON.")] = False,

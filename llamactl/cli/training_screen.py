@@ -1,16 +1,16 @@
-"""What a training run looks like: the receipt before it, a live line during it, plain lines where there is no terminal."""
+"""What a training run looks like: one live screen in a terminal, plain lines where there is none."""
 
 import json
 import time
 from types import TracebackType
 
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.live import Live
 from rich.text import Text
 
-from llamactl.artifacts import Dataset, RunDir
+from llamactl.artifacts import RunDir
+from llamactl.cli.live import Course, View
 from llamactl.cli.screen import output, progress, show_next, show_table
-from llamactl.config import Config
-from llamactl.quantities import show_bytes, show_count, show_time
+from llamactl.quantities import show_time
 from llamactl.spelling import safe
 from llamactl.training.events import (
     Event,
@@ -27,103 +27,71 @@ from llamactl.training.events import (
     Validated,
     row,
 )
-from llamactl.training.plan import Plan
-from llamactl.training.world import World
 
 PLAIN_LINE_EVERY = 10.0  # seconds between lines where there is no terminal
-FORGET_FIRST = 3  # steps that are slower than the rest and would spoil the estimate
-
-
-def show_plan(plan: Plan, config: Config, dataset: Dataset, world: World, folder: RunDir) -> None:
-    """The receipt: what is about to happen, and what to expect of it."""
-    model = config.model
-    inside = plan.parameters - plan.embedding_parameters
-    shape = f"{model.layers} layers, width {model.width}, {model.heads} heads, {model.kv_heads} key/value heads"
-    per_parameter = f"{plan.tokens_per_parameter:.2g} tokens per parameter"
-    show_table(
-        f"{config.preset} on {dataset.name} into {folder.path}",
-        {
-            "model": f"{plan.parameters:,} parameters, {inside:,} without embeddings ({shape}, {model.vocab_size:,} ids)",
-            **_origin(config),
-            "budget": f"{plan.steps:,} steps x {plan.tokens_per_step:,} tokens = {plan.tokens:,} tokens, "
-            f"{plan.epochs:.2f} epochs, {per_parameter}",
-            "batch": f"{plan.tokens_per_step // model.context} windows of {model.context:,} tokens, {plan.micro_batch} at once"
-            + (", activations recomputed to save memory" if config.train.recompute == "on" else ""),
-            "optimizer": f"{config.optim.name}, learning rate {config.optim.lr:.2g}, {config.schedule.name}",
-            "device": f"{world.device}, {world.precision.name} products ({world.precision.reason}), fp32 weights"
-            + (", compiled" if config.train.compile == "on" else ""),
-            "disk": f"up to {show_bytes(plan.disk)} for checkpoints of {show_bytes(plan.checkpoint)}",
-            "memory": f"about {show_bytes(plan.memory)}; {show_bytes(plan.memory_free)} free",
-            "time": f"about {show_time(plan.seconds)}",
-        },
-    )
-    if plan.smoke_test and not config.train.init_from:
-        enough = show_count(20 * plan.parameters)
-        warning = f" This is a smoke test: {per_parameter} teach little. About 20 make a good model: --tokens {enough}"
-        progress.print(Text(warning, style="yellow"))
-    if plan.epochs > 4:
-        progress.print(Text(f" The data will be seen {plan.epochs:.1f} times; above 4 it teaches little more.", style="yellow"))
-
-
-def _origin(config: Config) -> dict[str, str]:
-    """Where the weights come from and how positions are scaled, as far as there is anything to say."""
-    model, rows = config.model, dict[str, str]()
-    if config.train.init_from:
-        rows["weights"] = f"from {config.train.init_from}, with a fresh optimizer and schedule"
-    if model.rope_scaling > 1:
-        spanned = f"{model.context:,} of them span what {model.context / model.rope_scaling:,.0f} do unscaled"
-        rows["positions"] = f"linear:{model.rope_scaling:g}, so that {spanned}"
-    return rows
+SMALLEST = (40, 12)  # cells of a terminal below which there are only lines
+REFRESHED = 2  # times a second
 
 
 class TrainingScreen:
-    """Shows events as they come; a context, so that the terminal is left as it was found."""
+    """Shows events as they come; a context, so that the terminal is left as it was found.
 
-    def __init__(self, plan: Plan, folder: RunDir, as_json: bool) -> None:
+    The live screen is the terminal's second one, as editors use, so that resizing can't tear it; what is worth keeping is
+    on the first one afterwards.
+    """
+
+    def __init__(self, course: Course, folder: RunDir, as_json: bool = False) -> None:
         """Nothing is drawn before the context is entered."""
-        self._plan, self._folder, self._json = plan, folder, as_json
-        columns = (TextColumn("{task.description}"), BarColumn(16), TextColumn("{task.fields[facts]}"))
-        self._bar = Progress(*columns, console=progress, transient=True, disable=not progress.is_terminal)
-        self._task = self._bar.add_task("starting", total=plan.steps, facts="")
+        self.folder, self._json = folder, as_json
+        self.view = View(course)
+        large = progress.width >= SMALLEST[0] and progress.height >= SMALLEST[1]
+        self._live = Live(self.view, console=progress, screen=True, refresh_per_second=REFRESHED, redirect_stdout=False)
+        self._alive = progress.is_terminal and not progress.is_dumb_terminal and large
         self._last_line = 0.0
-        self._speeds: list[float] = []
         self._resumed_at = 0
-        self._saved: Saved | None = None
         self.stopped = 0  # the signal that did
-        self._validated: Validated | None = None
 
     def __enter__(self) -> "TrainingScreen":
-        """Start the live line."""
-        self._bar.start()
+        """Start to draw."""
+        if self._alive:
+            self._live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Stop it, and say what came of the run."""
-        self._bar.stop()
-        if kind is None and not self.stopped:
+        """Stop it, leave what is worth keeping, and say what came of the run."""
+        if self._alive:
+            self._live.stop()
+            for line in self.view.lines:
+                progress.print(line)
+        self.conclude(kind is not None)
+
+    def conclude(self, failed: bool) -> None:
+        """The last words: what came of it, or how to go on."""
+        saved = self.view.saved
+        if not failed and not self.stopped:
             self._show_end()
-        elif self.stopped or self._saved:
-            what = f"the checkpoint of step {self._saved.step:,} is safe" if self._saved else "there was no step to save"
+        elif self.stopped or saved:
+            what = f"the checkpoint of step {saved.step:,} is safe" if saved else "there was no step to save"
             progress.print(f"Stopped; {what}.")
-            show_next(f"llamactl train --resume {self._folder.path.name}", why="Go on")
+            show_next(f"llamactl train --resume {self.folder.path.name}", why="Go on")
 
     def show(self, event: Event) -> None:
         """Draw one event."""
         if self._json:
             output.print(json.dumps(row(event)), markup=False)
+        self.view.on(event)
         match event:
             case Stepped():
                 self._show_step(event)
             case Sampled():
                 self._say(f"{safe(event.prompt)}[…]{safe(event.text)}".replace("\n", "⏎"), "dim", event, cut=True)
             case Saved():
-                self._saved = event
+                pass
             case Stopped():
                 self.stopped = event.signal
             case Resumed():
                 self._show_resumed(event)
             case _:
-                self._validated = event if isinstance(event, Validated) else self._validated
                 text, style = _line(event)
                 self._say(text, style, event)
 
@@ -136,39 +104,30 @@ class TrainingScreen:
             self._say(f"from here on not bit for bit as before: {', '.join(event.differs)}", "yellow", event)
 
     def _show_step(self, event: Stepped) -> None:
-        self._speeds = [*self._speeds[-50:], event.tokens_per_second]
-        known = sorted(self._speeds[FORGET_FIRST:])
-        usual = known[len(known) // 2] if known else self._plan.tokens / self._plan.seconds
-        left = (self._plan.steps - event.step) * self._plan.tokens_per_step / usual
-        facts = (
-            f"loss {event.loss:.3f}  {show_count(event.tokens_per_second)} tok/s  MFU {event.mfu:.0%}  "
-            f"{show_bytes(event.memory)}  {show_time(left)} left"
-        )
-        self._bar.update(self._task, completed=event.step, description=f"step {event.step:,}/{self._plan.steps:,}", facts=facts)
         due = time.monotonic() - self._last_line > PLAIN_LINE_EVERY
-        if not progress.is_terminal and (due or event.step in (1, self._plan.steps)):
+        if not self._alive and (due or event.step in (1, self.view.course.steps)):
             self._last_line = time.monotonic()
-            self._say(facts, "", event)
+            self._say(self.view.figures(event), "", event)
 
     def _say(self, text: str, style: str, event: Event, cut: bool = False) -> None:
         line = Text.assemble((f"{event.step:>7,} ", "dim"), (text, style))
-        if cut:
-            line.truncate(progress.width, overflow="ellipsis")
-        self._bar.console.print(line)
+        if cut:  # to the width that the terminal has when it is printed
+            line.no_wrap, line.overflow = True, "ellipsis"
+        if self._alive:
+            self.view.lines.append(line)
+        else:
+            progress.print(line)
 
     def _show_end(self) -> None:
-        name = self._folder.path.name
-        if self._resumed_at == self._plan.steps:
-            progress.print(f"{name} was done already: its {self._plan.tokens:,} tokens are trained.", markup=False)
-        elif self._saved:
-            what = f"{show_time(self._saved.seconds)} of training"
-            if self._validated:
-                what += (
-                    f", validation {self._validated.loss:.3f} nats per token, {self._validated.bits_per_byte:.3f} bits per byte"
-                )
-            show_table(
-                f"{name} is done", {"result": what, "checkpoint": f"{self._saved.path} (Hugging Face loads it as it is)"}
-            )
+        name, course, saved, validated = self.folder.path.name, self.view.course, self.view.saved, self.view.validated
+        if self._resumed_at == course.steps:
+            tokens = course.steps * course.tokens_per_step
+            progress.print(f"{name} was done already: its {tokens:,} tokens are trained.", markup=False)
+        elif saved:
+            what = f"{show_time(saved.seconds)} of training"
+            if validated:
+                what += f", validation {validated.loss:.3f} nats per token, {validated.bits_per_byte:.3f} bits per byte"
+            show_table(f"{name} is done", {"result": what, "checkpoint": f"{saved.path} (Hugging Face loads it as it is)"})
         show_next("llamactl plot-loss")
 
 

@@ -1,7 +1,8 @@
 """What happens in a run."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 
 @dataclass(frozen=True)
@@ -124,3 +125,16 @@ Event = Stepped | Skipped | Validated | Sampled | Saved | Resumed | Replayed | R
 def row(event: Event) -> dict[str, Any]:
     """An event as a line of metrics.jsonl."""
     return {"kind": event.kind, **asdict(event)}
+
+
+KINDS: dict[str, Callable[..., Event]] = {kind.kind: kind for kind in get_args(Event)}
+
+
+def read(row: Mapping[str, Any]) -> Event | None:
+    """The event of a line of metrics.jsonl or samples.jsonl; None for one that is none, or is of another version."""
+    kind = KINDS.get(row.get("kind", ""))
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items() if name != "kind"}
+    try:
+        return kind(**values) if kind else None
+    except TypeError:
+        return None

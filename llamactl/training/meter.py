@@ -4,25 +4,12 @@ import platform
 import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
+from llamactl.training.cards import recognise
 from llamactl.training.world import World
-
-# Dense bf16 tensor-core rates in FLOP/s, from the makers' data sheets (research: training.md, section 5).
-PEAKS = {
-    "A4000": 76.7e12,
-    "A5000": 111.1e12,
-    "A6000": 154.8e12,
-    "RTX 3090": 71e12,
-    "RTX 4090": 165.2e12,
-    "L4": 121e12,
-    "L40S": 362e12,
-    "A100": 312e12,
-    "H100": 989.4e12,
-    "H200": 989.4e12,
-    "B200": 2250e12,
-}
 
 
 def peak_rate(world: World) -> float:
@@ -34,9 +21,8 @@ def sheet_rate(world: World) -> float:
     """The rate on the data sheet of a known GPU, 0 for anything else."""
     if world.device.type != "cuda" or world.precision.dtype.itemsize != 2:
         return 0.0
-    name = torch.cuda.get_device_name(world.device)
-    known = [rate for card, rate in PEAKS.items() if card in name.split() or card in name]
-    return known[-1] if known else 0.0
+    card = recognise(torch.cuda.get_device_name(world.device))
+    return card.rate if card else 0.0
 
 
 def matrix_rate(world: World, tries: int = 5) -> float:
@@ -75,3 +61,12 @@ def peak_memory(world: World) -> int:
         return torch.cuda.max_memory_allocated(world.device)
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def resident() -> int:
+    """Bytes of main memory that this process holds now."""
+    try:
+        with Path("/proc/self/statm").open() as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:  # not Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

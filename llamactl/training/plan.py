@@ -1,25 +1,25 @@
 """What a run is about to do, worked out before its first step: sizes, steps, memory, time."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from llamactl.artifacts import Dataset, RunDir
-from llamactl.config import Config, Switch, TrainConfig
+from llamactl.config import Config, Switch, TrainConfig, build, preset
 from llamactl.corpus.batches import Windows
 from llamactl.durable import free_bytes
 from llamactl.errors import BadData, BadUsage, NoRoom
 from llamactl.model.llama import count, embeddings
+from llamactl.presets import PRESETS
+from llamactl.training.expectation import Expectation, expect
+from llamactl.training.forecast import Duration, Memory, Pace, duration, memory, pace
 from llamactl.training.optimizers import CONTINUED_RATE, EMBEDDING_SCALE, EMBEDDING_SCALE_TIED, peak_rate
 from llamactl.training.sizing import (
     checkpoint_bytes,
-    chunk_bytes,
     flops_per_token,
     free_memory,
     most_at_once,
     recomputing,
-    state_bytes,
-    update_flops,
-    window_bytes,
     windows_of,
 )  # fmt: skip
 from llamactl.training.world import World
@@ -34,7 +34,7 @@ SMOKE_TEST = 0.5  # tokens per parameter below which a run only shows that every
 
 @dataclass(frozen=True)
 class Plan:
-    """The receipt: everything about a run that can be known before it starts."""
+    """The receipt: all that can be known of a run before it starts. `loss` is None where nothing like it was measured."""
 
     parameters: int
     embedding_parameters: int
@@ -44,11 +44,12 @@ class Plan:
     micro_batch: int
     epochs: float
     flops: float
-    seconds: float
-    memory: int
+    duration: Duration
+    memory: Memory
     memory_free: int
     checkpoint: int
     disk: int
+    loss: Expectation | None
 
     @property
     def tokens_per_parameter(self) -> float:
@@ -99,7 +100,10 @@ def resolve(config: Config, dataset: Dataset, world: World) -> Config:
 
 
 def plan(config: Config, dataset: Dataset, world: World, rate: float) -> Plan:
-    """The receipt of a resolved config, on a device with a matrix rate of `rate` FLOP/s; raises BadData, NoRoom."""
+    """The receipt of a resolved config, on a device with a matrix rate of `rate` FLOP/s.
+
+    Raises BadData for a dataset without a single window.
+    """
     model, train = config.model, config.train
     available = len(Windows(dataset.train, model.context))
     if not available:
@@ -107,30 +111,75 @@ def plan(config: Config, dataset: Dataset, world: World, rate: float) -> Plan:
         raise BadData(f"The dataset {dataset.name} is too small.", why, "Prepare more text, or try: --set model.context=256")
     steps = -(-train.tokens // train.tokens_per_step)
     tokens = steps * train.tokens_per_step
+    epochs = tokens / (available * model.context)
     saved = checkpoint_bytes(model, config.optim.name) + len(dataset.tokenizer.description)
-    made = Plan(
+    return Plan(
         parameters=count(model),
         embedding_parameters=embeddings(model),
         steps=steps,
         tokens_per_step=train.tokens_per_step,
         tokens=tokens,
         micro_batch=train.micro_batch,
-        epochs=tokens / (available * model.context),
+        epochs=epochs,
         flops=tokens * flops_per_token(model),
-        seconds=(tokens * flops_per_token(model) + steps * update_flops(model, config.optim.name))
-        / (usual_efficiency(world) * rate),
-        memory=state_bytes(model, config.optim.name)
-        + train.micro_batch * window_bytes(model, train.recompute == "on", world)
-        + chunk_bytes(model, world),
-        memory_free=free_memory(world.device),
+        duration=duration(config, world, steps, pace(config, world, rate)),
+        memory=memory(config, world),
+        memory_free=free_memory(world),
         checkpoint=saved,
         disk=checkpoints_at_most(train, steps) * saved,
+        loss=expect(model, tokens, epochs, dataset) if config.optim.name == "muon" and not train.init_from else None,
     )
-    if made.memory > made.memory_free:
-        why = f"It needs about {made.memory / 1e9:.1f} GB; {made.memory_free / 1e9:.1f} GB are free."
-        fix = "Try: --set train.micro_batch=1" if train.micro_batch > 1 else "Try a smaller --preset."
-        raise NoRoom(f"{config.preset} does not fit into the memory of {world.device}.", why, fix)
-    return made
+
+
+def budgets(config: Config, dataset: Dataset, world: World, rate: float, measured: Pace | None = None) -> list[Plan]:
+    """Plans of a config that is not resolved: for its own budget, ten times that, and 20 tokens a parameter.
+
+    `measured` is the pace of the first; the others are as much faster or slower than estimated as that.
+    """
+    own = resolve(config, dataset, world)
+    faster = pace(own, world, rate).step / measured.step if measured else 1.0
+    enough = 20 * count(own.model)
+    plans = []
+    for tokens in sorted({own.train.tokens, min(10 * own.train.tokens, max(enough, own.train.tokens)), enough}):
+        resolved = resolve(_with(config, tokens=tokens), dataset, world)
+        made = plan(resolved, dataset, world, faster * rate)
+        if measured:
+            made = replace(made, duration=replace(made.duration, start=measured.start))
+        plans.append(made)
+    return plans
+
+
+def check_memory(plan: Plan, config: Config, world: World) -> None:
+    """Whether it fits; raises NoRoom with settings that would."""
+    if plan.memory.needed <= plan.memory_free:
+        return
+    why = f"It needs about {plan.memory.needed / 1e9:.1f} GB; {plan.memory_free / 1e9:.1f} GB are free."
+    ways = [way for way in _smaller(config) if _fits(way[1], world)]
+    fix = f"This would fit: {ways[0][0]}" if ways else "Train on a device with more memory."
+    raise NoRoom(f"{config.preset} does not fit into the memory of {world.device}.", why, fix)
+
+
+def _smaller(config: Config) -> Iterator[tuple[str, Config]]:
+    """Ways to need less memory, the gentlest first: fewer windows at once, activations again, a smaller model."""
+    micro_batch = config.train.micro_batch
+    while micro_batch > 1:
+        micro_batch = -(-micro_batch // 2)
+        yield f"--set train.micro_batch={micro_batch}", _with(config, micro_batch=micro_batch)
+    again = _with(config, micro_batch=1, recompute="on")
+    yield "--set train.micro_batch=1 --set train.recompute=on", again
+    vocab = {"model": {"vocab_size": config.model.vocab_size}}
+    for name in sorted(PRESETS, key=lambda name: -count(build([preset(name), vocab]).model)):
+        model = build([preset(name), vocab]).model
+        if count(model) < count(config.model):
+            yield f"--preset {name}", again.model_copy(update={"model": model, "preset": name})
+
+
+def _fits(config: Config, world: World) -> bool:
+    return memory(config, world).needed <= free_memory(world)
+
+
+def _with(config: Config, **train: object) -> Config:
+    return config.model_copy(update={"train": config.train.model_copy(update=train)})
 
 
 def checkpoints_at_most(train: TrainConfig, steps: int) -> int:
@@ -148,11 +197,6 @@ def check_disk(plan: Plan, config: Config, run: RunDir) -> None:
         why = f"They take up to {plan.disk / 1e9:.3g} GB, of {plan.checkpoint / 1e9:.3g} GB each; {free / 1e9:.3g} GB are free."
         fix = "Keep fewer with --set train.keep=1, take a smaller --preset, or set LLAMACTL_HOME to another disk."
         raise NoRoom(f"The checkpoints of {config.preset} do not fit into {run.path}.", why, fix)
-
-
-def usual_efficiency(world: World) -> float:
-    """The share of a device's matrix rate that a step reaches, as measured on two cores (docs/benchmarks.md)."""
-    return 0.75 if world.precision.dtype.itemsize == 4 else 0.5
 
 
 def _compile(wish: Switch, flops: float, world: World) -> Literal["on", "off"]:

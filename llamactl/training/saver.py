@@ -2,14 +2,12 @@
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import torch
-
 from llamactl import checkpoint
 from llamactl.artifacts import RunDir
 from llamactl.checkpoint import Snapshot, State
 from llamactl.config import Config
 from llamactl.tokenizer import Tokenizer
-from llamactl.training.sizing import free_memory
+from llamactl.training.sizing import free_main_memory
 
 
 class Saver:
@@ -26,7 +24,7 @@ class Saver:
 
         Where memory is too short for a copy, training waits for the disk.
         """
-        roomy = 2 * taken.nbytes < free_memory(torch.device("cpu"))
+        roomy = 2 * taken.nbytes < free_main_memory()
         self._flying = self._pool.submit(self._write, taken.copied() if roomy else taken, state)
         if not roomy:
             self._flying.exception()

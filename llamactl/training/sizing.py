@@ -1,6 +1,7 @@
 """How big a run's pieces are: FLOPs, bytes, the tokens of a step and how many of them are on the device at once."""
 
 import os
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -26,17 +27,32 @@ MICRO_TOKENS_ON_GPU = 32_768
 
 def flops_per_token(model: ModelConfig) -> float:
     """FLOPs of training on a token: 6 per weight of a matrix, and 12 L H E T for attention (PaLM, arXiv 2204.02311)."""
-    matrices = count(model) - embeddings(model) + model.vocab_size * model.width
-    return 6 * matrices + 12 * model.layers * model.heads * model.head_width * model.context
+    return 6 * matrix_weights(model) + 12 * model.layers * model.heads * model.head_width * model.context
+
+
+def matrix_weights(model: ModelConfig) -> int:
+    """Weights that tokens are multiplied with: the blocks' and the head's, but not the embedding's."""
+    return count(model) - embeddings(model) + model.vocab_size * model.width
 
 
 def update_flops(model: ModelConfig, optimizer: str) -> float:
     """FLOPs of moving the weights once: Muon's products, as AdamW has none."""
     if optimizer != "muon":
         return 0.0
-    query, key = (model.width, model.heads * model.head_width), (model.width, model.kv_heads * model.head_width)
-    shapes = [query, key, key, query, *3 * [(model.width, model.hidden)]]
-    return model.layers * sum(newton_schulz_flops(min(shape), max(shape)) for shape in shapes)
+    return model.layers * sum(newton_schulz_flops(min(shape), max(shape)) for shape in _matrices(model))
+
+
+def largest_stack(model: ModelConfig) -> int:
+    """Bytes of the matrices that Muon moves at once, all those of one shape, in fp32."""
+    shapes = _matrices(model)
+    return max(4 * model.layers * shapes.count(shape) * shape[0] * shape[1] for shape in shapes)
+
+
+def _matrices(model: ModelConfig) -> list[tuple[int, int]]:
+    """Rows and columns of a block's matrices, as they are stored: q, k, v, o, gate, up, down."""
+    query, key = model.heads * model.head_width, model.kv_heads * model.head_width
+    width, hidden = model.width, model.hidden
+    return [(query, width), (key, width), (key, width), (width, query), *2 * [(hidden, width)], (width, hidden)]
 
 
 def usual_step(tokens: int, model: ModelConfig, optimizer: str) -> float:
@@ -73,11 +89,29 @@ def chunk_bytes(model: ModelConfig, world: World) -> int:
     return CHUNK * (4 + 2 * width) * model.vocab_size + (4 + width) * model.vocab_size * model.width
 
 
-def free_memory(device: torch.device) -> int:
+def free_memory(world: World) -> int:
     """Bytes that can still be had on a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if device.type == "cpu" else 8 << 30
+    if world.room:
+        return world.room
+    if world.device.type == "cuda":
+        return torch.cuda.mem_get_info(world.device)[0]
+    return free_main_memory() if world.device.type == "cpu" else 8 << 30
+
+
+def free_main_memory() -> int:
+    """Bytes of main memory that can be had: what the system would give up its file cache for, within a container's limit."""
+    free = [int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable:")]
+    limit, used = (_lines(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    if limit and used and limit[0].isdigit():
+        free.append(int(limit[0]) - int(used[0]))
+    return min(free) if free else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
 
 
 def windows_of(train: TrainConfig, model: ModelConfig, optimizer: str, most: int) -> tuple[int, int]:
@@ -94,7 +128,7 @@ def windows_of(train: TrainConfig, model: ModelConfig, optimizer: str, most: int
 
 def most_at_once(model: ModelConfig, optimizer: str, recompute: Literal["on", "off"], world: World) -> int:
     """As many windows as memory and sense allow."""
-    room = 0.6 * free_memory(world.device) - state_bytes(model, optimizer) - chunk_bytes(model, world)
+    room = 0.6 * free_memory(world) - state_bytes(model, optimizer) - chunk_bytes(model, world)
     sense = MICRO_TOKENS.get(world.device.type, MICRO_TOKENS_ON_GPU) // model.context
     return max(1, min(sense, int(room // window_bytes(model, recompute == "on", world))))
 
@@ -104,4 +138,4 @@ def recomputing(wish: Switch, model: ModelConfig, optimizer: str, world: World) 
     if wish != "auto":
         return wish
     needed = state_bytes(model, optimizer) + chunk_bytes(model, world) + window_bytes(model, False, world)
-    return "off" if needed < 0.6 * free_memory(world.device) else "on"
+    return "off" if needed < 0.6 * free_memory(world) else "on"

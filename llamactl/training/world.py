@@ -15,12 +15,16 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 @dataclass(frozen=True)
 class World:
-    """One process of a run and what it computes on. A world of one is the usual case."""
+    """One process of a run and what it computes on. A world of one is the usual case.
+
+    `room` is the device's memory in bytes where that can't be asked for, as of a card that is somewhere else.
+    """
 
     device: torch.device
     precision: Precision
     rank: int = 0
     size: int = 1
+    room: int = 0
 
 
 def keep_freed_memory() -> None:

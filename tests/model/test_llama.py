@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from llamactl.config import PRESETS, ModelConfig, build, preset
+from llamactl.config import ModelConfig, build, preset
 from llamactl.model.device import Precision
 from llamactl.model.llama import Block, Llama, RMSNorm, count, embeddings, rotate, rotation
 from llamactl.model.objective import NextToken
+from llamactl.presets import PRESETS
 
 SMALL = ModelConfig(layers=3, width=48, heads=6, kv_heads=2, head_width=8, hidden=80, context=64, vocab_size=128)
 GPT2_VOCABULARY = 50_304

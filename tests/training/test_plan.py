@@ -1,6 +1,7 @@
 """The receipt: what is worked out before the first step."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from llamactl.errors import BadData, BadUsage, NoRoom
 from llamactl.model.llama import Llama, count, embeddings
 from llamactl.training import plan as planning
 from llamactl.training import sizing
+from llamactl.training.forecast import Pace, pace
 from llamactl.training.optimizers import CONTINUED_RATE, OPTIMIZERS
 from llamactl.training.plan import plan, resolve
 from llamactl.training.sizing import flops_per_token, state_bytes, update_flops
@@ -77,10 +79,27 @@ def test_flops_are_palms() -> None:
 def test_what_is_too_small_or_too_big_is_said_before_the_first_step(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadData, match="too small"):
         planned(dataset, {"model": {"context": 10**6}})
-    monkeypatch.setattr(planning, "free_memory", lambda device: 10**9)
+
+
+def fitting(config: Config, made: planning.Plan, world: World, room: int) -> str:
+    """What would fit into so much memory."""
+    small = replace(world, room=room)
     with pytest.raises(NoRoom, match="does not fit") as caught:
-        planned(dataset)
+        planning.check_memory(replace(made, memory_free=room), config, small)
     assert caught.value.code == 4
+    return caught.value.fix
+
+
+def test_what_does_not_fit_is_said_with_what_would(dataset: Dataset) -> None:
+    config, made = planned(dataset, {"train": {"micro_batch": 8}})
+    world = join(config.train)
+    planning.check_memory(made, config, world)
+    held = made.memory.weights + made.memory.gradients + made.memory.optimizer
+    assert fitting(config, made, world, made.memory.needed - 1).endswith("--set train.micro_batch=4")
+    assert fitting(config, made, world, held + made.memory.activations // 3).endswith("train.micro_batch=2")
+    assert fitting(config, made, world, held + made.memory.update).endswith("train.micro_batch=1")
+    assert fitting(config, made, world, 10**9).endswith("--preset 50m")
+    assert fitting(config, made, world, 10**6) == "Train on a device with more memory."
 
 
 def test_micro_batches_are_dealt_out_evenly(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,11 +130,10 @@ def test_activations_are_recomputed_where_they_would_not_fit(dataset: Dataset, m
     config, roomy = planned(dataset)
     assert config.train.recompute == "off"
     state = state_bytes(config.model, "muon")
-    for module in (planning, sizing):
-        monkeypatch.setattr(module, "free_memory", lambda device: int(1.9 * state))
+    monkeypatch.setattr(sizing, "free_memory", lambda world: int(1.9 * state))
     config, tight = planned(dataset)
     assert (config.train.recompute, config.train.micro_batch) == ("on", 1)
-    assert tight.memory < 1.9 * state < roomy.memory
+    assert tight.memory.activations < roomy.memory.activations / 2
 
 
 def test_a_step_is_worth_its_update(dataset: Dataset) -> None:
@@ -139,3 +157,26 @@ def test_update_flops_are_those_of_the_products(dataset: Dataset) -> None:
     with FlopCounterMode(display=False) as counter:
         muon.step()
     assert counter.get_total_flops() == pytest.approx(update_flops(config.model, "muon"), rel=1e-6)
+
+
+def test_three_budgets_grow_in_steps_time_and_what_they_teach(dataset: Dataset) -> None:
+    config = build([preset("tiny"), {"train": {"device": "cpu", "tokens": 100_000}}])
+    world = join(config.train)
+    found = planning.budgets(config, dataset, world, rate=1e12)
+    assert [plan.tokens // 100_000 for plan in found[:2]] == [1, 10]
+    assert found[2].tokens_per_parameter == pytest.approx(20, rel=0.01)
+    times = [plan.duration.total for plan in found]
+    assert times == sorted(times)
+    losses = [plan.loss.loss for plan in found if plan.loss]
+    assert losses == sorted(losses, reverse=True)
+    measured = Pace(2 * pace(resolve(config, dataset, world), world, 1e12).step, start=7.0)
+    slower = planning.budgets(config, dataset, world, 1e12, measured)
+    for estimated, probed in zip(found, slower, strict=True):
+        assert probed.duration.steps == pytest.approx(2 * estimated.duration.steps, rel=0.01)
+        assert probed.duration.start == 7.0
+
+
+def test_what_was_never_measured_gets_no_loss(dataset: Dataset) -> None:
+    assert planned(dataset, preset("tiny"))[1].loss
+    assert planned(dataset, preset("tiny"), {"optim": {"name": "adamw"}})[1].loss is None
+    assert planned(dataset, preset("tiny"), {"train": {"init_from": "a@1"}})[1].loss is None

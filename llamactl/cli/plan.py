@@ -1,0 +1,105 @@
+"""llamactl plan: the honest receipt, before anything is spent."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llamactl.cli.settings import (
+    MACHINE,
+    SAID,
+    ConfigFile,
+    Context,
+    DataName,
+    DeviceName,
+    InitFrom,
+    PrecisionName,
+    PresetName,
+    RopeScaling,
+    Settings,
+    Tokens,
+    continued,
+    fresh,
+    overrides,
+    positions,
+)
+
+if TYPE_CHECKING:
+    from llamactl.artifacts import Dataset
+    from llamactl.config import Config
+    from llamactl.training.forecast import Pace
+    from llamactl.training.world import World
+
+CARD_HELP = "Plan for a card that is not here, by its data sheet: a4000, rtx4090, a100, h100, ..."
+PROBE_HELP = "Take 20 real steps and go by them."
+PRICE_HELP = "What an hour or a kilowatt-hour costs: 2.50/h or 0.30/kWh."
+WATTS_HELP = "Power that the machine draws, in watts."
+PROBED = 20  # steps
+
+
+def plan(
+    data: DataName = "",
+    preset: PresetName = "",
+    tokens: Tokens = "",
+    config: ConfigFile = None,
+    settings: Settings = None,
+    init_from: InitFrom = "",
+    context: Context = None,
+    rope_scaling: RopeScaling = "",
+    device: DeviceName = "",
+    precision: PrecisionName = "",
+    card: Annotated[str, typer.Option(help=CARD_HELP, show_default="this machine", rich_help_panel=MACHINE)] = "",
+    probe: Annotated[bool, typer.Option("--probe", help=PROBE_HELP, rich_help_panel=MACHINE)] = False,
+    watts: Annotated[float, typer.Option(min=0, help=WATTS_HELP, show_default="the card's", rich_help_panel=MACHINE)] = 0.0,
+    price: Annotated[str, typer.Option(help=PRICE_HELP, show_default=False, rich_help_panel=SAID)] = "",
+    json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON on stdout.", rich_help_panel=SAID)] = False,
+) -> None:
+    """Say what a run takes, and what to expect of it, before it starts."""
+    from dataclasses import asdict
+    from json import dumps
+
+    from llamactl.artifacts import DatasetDir, RunDir
+    from llamactl.cli.receipt import Tariff, receipt, show_budgets, show_memory
+    from llamactl.cli.screen import output
+    from llamactl.errors import BadUsage
+    from llamactl.training.cards import find
+    from llamactl.training.meter import peak_rate
+    from llamactl.training.origin import anchored
+    from llamactl.training.plan import budgets, resolve
+    from llamactl.training.world import join
+
+    if card and probe:
+        raise BadUsage("--card and --probe exclude each other.", "A card that is not here can't take steps.")
+    typed = [*overrides(tokens, device, precision, data, settings or []), *positions(context, rope_scaling)]
+    chosen = continued(init_from, preset, config, typed) if init_from else fresh(preset, config, typed)
+    dataset = DatasetDir.named(chosen.data.name).open()
+    named = find(card) if card else None
+    tariff = Tariff.read(price, watts or (named.watts if named else 0.0))
+    world = named.world if named else join(chosen.train)
+    rate = named.rate if named else peak_rate(world)
+    chosen = anchored(chosen, dataset)
+    resolved = resolve(chosen, dataset, world)
+    made = receipt(resolved, dataset, world, rate, RunDir.fresh(resolved.preset))
+    pace = probed(resolved, dataset, world) if probe else None
+    show_memory(made.memory)
+    choices = budgets(chosen, dataset, world, rate, pace)
+    if json:
+        output.print(dumps([asdict(each) for each in choices]), markup=False)
+    else:
+        show_budgets(choices, tariff)
+
+
+def probed(config: "Config", dataset: "Dataset", world: "World") -> "Pace":
+    """The pace of real steps, said as it was measured."""
+    from llamactl.artifacts import RunDir
+    from llamactl.cli.screen import progress
+    from llamactl.quantities import show_bytes
+    from llamactl.training.bench import training
+    from llamactl.training.forecast import Pace
+
+    progress.print(f" Measuring {PROBED} steps …")
+    found = training(config, dataset, RunDir.fresh(config.preset), world, PROBED)
+    speed = config.train.tokens_per_step / found.step
+    progress.print(
+        f" {found.step:.3g} s a step, {speed:,.0f} tokens/s, {found.start:.1f} s to start, {show_bytes(found.memory)}"
+    )
+    return Pace(found.step, found.start)

@@ -1,0 +1,38 @@
+"""Cards that are not here."""
+
+import pytest
+
+from llamactl.artifacts import Dataset
+from llamactl.config import build, preset
+from llamactl.errors import BadUsage
+from llamactl.training.cards import CARDS, find, recognise
+from llamactl.training.plan import plan, resolve
+
+
+@pytest.mark.parametrize("name", ["rtx4090", "RTX 4090", "4090", "RTX-4090", "NVIDIA RTX 4090"])
+def test_names_as_people_write_them(name: str) -> None:
+    assert find(name) is CARDS["RTX 4090"]
+
+
+def test_a_card_that_is_none_names_the_nearest() -> None:
+    with pytest.raises(BadUsage, match="h1000") as caught:
+        find("h1000")
+    assert "H100" in caught.value.why
+
+
+def test_names_as_drivers_write_them() -> None:
+    assert recognise("NVIDIA A100-SXM4-80GB") is CARDS["A100"]
+    assert recognise("NVIDIA L40S") is CARDS["L40S"]
+    assert recognise("NVIDIA L4") is CARDS["L4"]
+    assert recognise("NVIDIA GeForce RTX 4090") is CARDS["RTX 4090"]
+    assert recognise("NVIDIA T4") is None
+
+
+def test_a_run_is_planned_for_a_card_without_one(dataset: Dataset) -> None:
+    """The notebook's own card: what it did in four to six hours takes one."""
+    config = build([preset("150m"), {"train": {"tokens": 181_000_000}}])
+    card = find("a4000")
+    made = plan(resolve(config, dataset, card.world), dataset, card.world, card.rate)
+    assert made.memory.total < card.memory
+    assert made.memory.saving == 0  # the copy is in main memory
+    assert 0.5 < made.duration.total / 3600 < 2
