@@ -3,19 +3,24 @@
     python benchmarks/plan.py DATASET [--only 10m]
 
 DATASET is a name under data/ (or LLAMACTL_HOME). Each run is `llamactl train` as people type it, in a process of its own.
-Its time counts from the receipt to the prompt, its memory is the most that the process ever held. Every second run is
-also planned with `--probe`, which takes 20 steps. Runs are removed afterwards.
+Its time counts from the receipt to the prompt, its memory is the most that the process ever held. The run is also planned
+with `--probe`, which takes 20 steps. Each process compiles from nothing, as the first run of a kind does. Runs are removed.
 """
 
 import argparse
 import json
+import math
 import os
 import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from llamactl import durable
 from llamactl.artifacts import RunDir
@@ -31,7 +36,7 @@ CONFIGURATIONS = (
     "--preset 10m --tokens 100k --set train.tokens_per_step=2048 --set train.micro_batch=1",
     "--preset 10m --tokens 200k --set train.tokens_per_step=8192",
     "--preset 10m --tokens 200k --set train.tokens_per_step=8192 --set train.micro_batch=16 --set optim.name=adamw",
-    "--preset 150m --tokens 100k",
+    "--preset 150m --tokens 40k --set train.tokens_per_step=4096",
 )
 
 
@@ -47,17 +52,23 @@ class Outcome:
 
 def measured(words: list[str]) -> Outcome:
     """Plan with a probe, then train, and compare."""
-    planning = subprocess.run([*LLAMACTL, "plan", "--probe", "--json", *words], check=True, capture_output=True, text=True)
-    tokens = words[words.index("--tokens") + 1]
-    probed = json.loads(planning.stdout)
-    process = subprocess.Popen([*LLAMACTL, "train", "--run", RUN, *words], stderr=subprocess.PIPE, text=True)
+    planning = [*LLAMACTL, "plan", "--probe", "--json", *words]
+    with fresh_cache() as surroundings:
+        probed = json.loads(subprocess.run(planning, check=True, capture_output=True, text=True, env=surroundings).stdout)
+    with fresh_cache() as surroundings:
+        return trained(words, probed, surroundings)
+
+
+def trained(words: list[str], probed: list[dict[str, Any]], surroundings: dict[str, str]) -> Outcome:
+    """Train, and hold what happened against what was expected."""
+    process = subprocess.Popen([*LLAMACTL, "train", "--run", RUN, *words], stderr=subprocess.PIPE, text=True, env=surroundings)
     assert process.stderr
     process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     ended = time.time()
     run = RunDir.named(RUN)
     if status:
-        raise SystemExit(f"llamactl train {shlex.join(words)} ended with {status}, {tokens} tokens")
+        raise SystemExit(f"llamactl train {shlex.join(words)} ended with {status}")
     plan, rows = run.plan(), run.rows()
     seconds = ended - run.plan_path.stat().st_mtime
     losses = [row["loss"] for row in rows if row["kind"] == "validation"]
@@ -65,10 +76,17 @@ def measured(words: list[str]) -> Outcome:
         memory=(total(plan["memory"]), usage.ru_maxrss * 1024),
         seconds=(sum(plan["duration"].values()), seconds),
         probed=sum(next(each for each in probed if each["tokens"] == plan["tokens"])["duration"].values()),
-        loss=(plan["loss"]["loss"], losses[-1]),
+        loss=(plan["loss"]["loss"] if plan["loss"] else math.nan, losses[-1]),
     )
     durable.remove(run.path)
     return outcome
+
+
+@contextmanager
+def fresh_cache() -> Iterator[dict[str, str]]:
+    """An environment in which nothing was compiled yet."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
 
 
 def total(memory: dict[str, int]) -> int:
@@ -93,17 +111,15 @@ def main() -> None:
         outcome = measured([*shlex.split(words), "--data", arguments.dataset])
         (memory, held), (planned, seconds), (expected, loss) = outcome.memory, outcome.seconds, outcome.loss
         ratios.append((memory / held, planned / seconds, outcome.probed / seconds, expected / loss))
-        apart = [f"{ratio - 1:+.0%}" for ratio in ratios[-1]]
+        apart = ["" if math.isnan(ratio) else f"{ratio - 1:+.0%}" for ratio in ratios[-1]]
         print(
             f"| `{words}` | {memory / 1e9:.2f} GB | {held / 1e9:.2f} | {apart[0]} | {planned:.0f} s | {outcome.probed:.0f} | "
             f"{seconds:.0f} | {apart[1]} | {apart[2]} | {expected:.2f} | {loss:.2f} | {apart[3]} |",
             flush=True,
         )
-    worst = [max(abs(ratio - 1) for ratio in column) for column in zip(*ratios, strict=True)]
-    medians = [statistics.median(abs(ratio - 1) for ratio in column) for column in zip(*ratios, strict=True)]
-    names = ("memory", "time", "time with --probe", "loss")
-    for name, most, usual in zip(names, worst, medians, strict=True):
-        print(f"{name}: {usual:.0%} off in the median, {most:.0%} at most")
+    for name, column in zip(("memory", "time", "time with --probe", "loss"), zip(*ratios, strict=True), strict=True):
+        apart_by = [abs(ratio - 1) for ratio in column if not math.isnan(ratio)]
+        print(f"{name}: {statistics.median(apart_by):.0%} off in the median, {max(apart_by):.0%} at most")
 
 
 if __name__ == "__main__":

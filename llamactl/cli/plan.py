@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from llamactl.training.world import World
 
 CARD_HELP = "Plan for a card that is not here, by its data sheet: a4000, rtx4090, a100, h100, ..."
-PROBE_HELP = "Take 20 real steps and go by them."
+PROBE_HELP = "Take 20 real steps, or as many as the run has, and go by them."
 PRICE_HELP = "What an hour or a kilowatt-hour costs: 2.50/h or 0.30/kWh."
 WATTS_HELP = "Power that the machine draws, in watts."
 PROBED = 20  # steps
@@ -79,7 +79,7 @@ def plan(
     chosen = anchored(chosen, dataset)
     resolved = resolve(chosen, dataset, world)
     made = receipt(resolved, dataset, world, rate, RunDir.fresh(resolved.preset))
-    pace = probed(resolved, dataset, world) if probe else None
+    pace = probed(resolved, dataset, world, min(PROBED, made.steps)) if probe else None
     show_memory(made.memory)
     choices = budgets(chosen, dataset, world, rate, pace)
     if json:
@@ -88,7 +88,7 @@ def plan(
         show_budgets(choices, tariff)
 
 
-def probed(config: "Config", dataset: "Dataset", world: "World") -> "Pace":
+def probed(config: "Config", dataset: "Dataset", world: "World", steps: int) -> "Pace":
     """The pace of real steps, said as it was measured."""
     from llamactl.artifacts import RunDir
     from llamactl.cli.screen import progress
@@ -96,8 +96,8 @@ def probed(config: "Config", dataset: "Dataset", world: "World") -> "Pace":
     from llamactl.training.bench import training
     from llamactl.training.forecast import Pace
 
-    progress.print(f" Measuring {PROBED} steps …")
-    found = training(config, dataset, RunDir.fresh(config.preset), world, PROBED)
+    progress.print(f" Measuring {steps} steps …")
+    found = training(config, dataset, RunDir.fresh(config.preset), world, steps)
     speed = config.train.tokens_per_step / found.step
     progress.print(
         f" {found.step:.3g} s a step, {speed:,.0f} tokens/s, {found.start:.1f} s to start, {show_bytes(found.memory)}"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from llamactl.config import Config, ModelConfig
+from llamactl.config import Config
 from llamactl.model.llama import count
 from llamactl.training.meter import resident
 from llamactl.training.sizing import (
@@ -16,15 +16,16 @@ from llamactl.training.sizing import (
 )  # fmt: skip
 from llamactl.training.world import World
 
-# The share of a device's matrix rate that steps reach is E w / (w + W) for a model of width w: small products are slow
-# beside it. E and W are of two cores, by bytes of the numbers that are multiplied (docs/benchmarks.md). Nothing was
-# measured on a GPU; half is what others report for models of this size.
-EFFICIENCY = {2: (0.92, 177.0), 4: (0.95, 51.0)}
+# The share of a device's matrix rate that compiled steps reach is E w / (w + W) for a model of width w: small products are
+# slow beside it. E and W are of two cores, by bytes of the numbers that are multiplied (docs/benchmarks.md), and so is what
+# is left of it without compiling. Nothing was measured on a GPU; half is what others report for models of this size.
+EFFICIENCY = {2: (0.83, 75.0), 4: (0.95, 51.0)}
+EAGER = {2: 0.7, 4: 0.85}
 ON_GPU = 0.5
 
-# Seconds: torch.compile of a block of a width of 0, and more for each 1,000 of it; a token of a sample, beside the reading
-# of the weights.
-COMPILING, COMPILING_WIDE, PER_TOKEN = 4.0, 16.0, 0.004
+# Seconds on two cores: the first compilation, and more for each 1,000 of width; a token of a sample, beside the reading of
+# the weights.
+COMPILING, COMPILING_WIDE, PER_TOKEN = 18.0, 10.0, 0.004
 READING = {"cpu": 20e9, "cuda": 4e11}  # bytes of weights a second, when decoding one token after the other
 CONTEXT_OF_CUDA = 500_000_000  # bytes that the driver and cuBLAS take
 LIBRARIES, COMPILER = 100_000_000, 100_000_000  # bytes that they take when they begin to work
@@ -97,18 +98,19 @@ def memory(config: Config, world: World) -> Memory:
     )
 
 
-def efficiency(model: ModelConfig, world: World) -> float:
+def efficiency(config: Config, world: World) -> float:
     """The share of the device's matrix rate that a step reaches."""
     if world.device.type != "cpu":
         return ON_GPU
-    best, half = EFFICIENCY[world.precision.dtype.itemsize]
-    return best * model.width / (model.width + half)
+    width, size = config.model.width, world.precision.dtype.itemsize
+    best, half = EFFICIENCY[size]
+    return best * width / (width + half) * (1.0 if config.train.compile == "on" else EAGER[size])
 
 
 def pace(config: Config, world: World, rate: float) -> Pace:
     """How fast a resolved config goes on a device of `rate` FLOP/s; `bench.training` measures it instead."""
     work = config.train.tokens_per_step * flops_per_token(config.model) + update_flops(config.model, config.optim.name)
-    step = work / (efficiency(config.model, world) * rate)
+    step = work / (efficiency(config, world) * rate)
     return Pace(step, COMPILING + COMPILING_WIDE * config.model.width / 1000 if config.train.compile == "on" else 0.0)
 
 
