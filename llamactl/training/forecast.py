@@ -23,9 +23,9 @@ EFFICIENCY = {2: (0.83, 75.0), 4: (0.95, 51.0)}
 EAGER = {2: 0.7, 4: 0.85}
 ON_GPU = 0.5
 
-# Seconds on two cores: the first compilation, and more for each 1,000 of width; a token of a sample, beside the reading of
-# the weights.
-COMPILING, COMPILING_WIDE, PER_TOKEN = 18.0, 10.0, 0.004
+# Seconds on two cores: loading the compiler; the first compilation, and more for each 1,000 of width; a token of a sample,
+# beside the reading of the weights.
+LOADING, COMPILING, COMPILING_WIDE, PER_TOKEN = 7.0, 18.0, 10.0, 0.003
 READING = {"cpu": 20e9, "cuda": 4e11}  # bytes of weights a second, when decoding one token after the other
 CONTEXT_OF_CUDA = 500_000_000  # bytes that the driver and cuBLAS take
 LIBRARIES, COMPILER = 100_000_000, 100_000_000  # bytes that they take when they begin to work
@@ -121,4 +121,5 @@ def duration(config: Config, world: World, steps: int, at: Pace) -> Duration:
     forward = train.eval_tokens / train.tokens_per_step * at.step / 3
     token = PER_TOKEN + 4 * count(config.model) / READING.get(world.device.type, READING["cpu"])
     samples = len(train.prompts) * train.sample_tokens * token
-    return Duration(steps * at.step, looks * (forward + samples), at.start)
+    loading = LOADING if train.compile == "on" else 0.0
+    return Duration(steps * at.step, looks * (forward + samples), at.start + loading)

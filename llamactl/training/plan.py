@@ -142,10 +142,9 @@ def budgets(config: Config, dataset: Dataset, world: World, rate: float, measure
     plans = []
     for tokens in sorted({own.train.tokens, min(10 * own.train.tokens, max(enough, own.train.tokens)), enough}):
         resolved = resolve(_with(config, tokens=tokens), dataset, world)
+        at = pace(resolved, world, faster * rate)
         made = plan(resolved, dataset, world, faster * rate)
-        if measured:
-            made = replace(made, duration=replace(made.duration, start=measured.start))
-        plans.append(made)
+        plans.append(replace(made, duration=duration(resolved, world, made.steps, Pace(at.step, (measured or at).start))))
     return plans
 
 

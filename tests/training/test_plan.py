@@ -12,7 +12,7 @@ from llamactl.errors import BadData, BadUsage, NoRoom
 from llamactl.model.llama import Llama, count, embeddings
 from llamactl.training import plan as planning
 from llamactl.training import sizing
-from llamactl.training.forecast import Pace, pace
+from llamactl.training.forecast import LOADING, Pace, pace
 from llamactl.training.optimizers import CONTINUED_RATE, OPTIMIZERS
 from llamactl.training.plan import plan, resolve
 from llamactl.training.sizing import flops_per_token, state_bytes, update_flops
@@ -173,7 +173,7 @@ def test_three_budgets_grow_in_steps_time_and_what_they_teach(dataset: Dataset) 
     slower = planning.budgets(config, dataset, world, 1e12, measured)
     for estimated, probed in zip(found, slower, strict=True):
         assert probed.duration.steps == pytest.approx(2 * estimated.duration.steps, rel=0.01)
-        assert probed.duration.start == 7.0
+        assert probed.duration.start in (7.0, 7.0 + LOADING)  # the compiler's, where the run is long enough for it
 
 
 def test_what_was_never_measured_gets_no_loss(dataset: Dataset) -> None:
