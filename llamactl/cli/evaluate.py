@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from llamactl.cli import completion
+from llamactl.cli.settings import SAID, DeviceName
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from llamactl.tokenizer import Tokenizer
 
 # Headings under which options stand in the help.
-TEXT, QUESTIONS, MODEL, SAID = "Which text", "Which questions", "The model", "What is said"
+TEXT, QUESTIONS, MODEL = "Which text", "Which questions", "The model"
 
 TEXT_HELP = "Text files (.txt, .jsonl, .parquet, also .gz and .zst), folders or globs, instead of a dataset."
 TASKS_HELP = "Tasks of lm-evaluation-harness, with commas between, or a task's .yaml: blimp,lambada_openai,sciq,piqa,arc_easy."
@@ -50,7 +51,7 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Questions of each task.", show_default="all", rich_help_panel=QUESTIONS)
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MODEL)] = "auto",
+    device: DeviceName = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.", rich_help_panel=SAID)] = False,
 ) -> None:
     """Loss, perplexity and bits per byte with standard errors; scores on questions."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from llamactl.cli import completion
+from llamactl.cli.settings import MACHINE, SAID, DeviceName
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from llamactl.tokenizer import Tokenizer
 
 # Headings under which options stand in the help.
-ASKED, DRAWN, MACHINE, SAID = "What is asked", "How tokens are drawn", "The machine", "What is said"
+ASKED, DRAWN = "What is asked", "How tokens are drawn"
 
 PROMPT_HELP = "Texts to go on from; with none, on a terminal, you are asked for one after another."
 WEIGHTS_HELP = "Format of the weights: smaller ones are faster, int8 is a little less exact."
@@ -60,7 +61,7 @@ def sample(
         bool, typer.Option("--raw-prompt", help="Keep spaces at the end of the prompt.", rich_help_panel=ASKED)
     ] = False,
     weights: Annotated[Literal["f32", "bf16", "int8"], typer.Option(help=WEIGHTS_HELP, rich_help_panel=MACHINE)] = "f32",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MACHINE)] = "auto",
+    device: DeviceName = "auto",
     log_probabilities: Annotated[
         bool, typer.Option("--log-probabilities", help="With --json: of each token.", rich_help_panel=SAID)
     ] = False,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llamactl.cli import completion
+from llamactl.cli.settings import DeviceName
 
 if TYPE_CHECKING:
     from llamactl.inference.surprise import Piece
@@ -29,7 +30,7 @@ def surprise(
         str, typer.Option(metavar="CHECKPOINT", help=COMPARE_HELP, show_default=False, autocompletion=completion.checkpoints)
     ] = "",
     out: Annotated[Path | None, typer.Option(help="Write an HTML page, with what was expected.", show_default=False)] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: DeviceName = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print each piece as a line of JSON.")] = False,
 ) -> None:
     """Colour a text by how surprised the model is at each of its pieces."""

@@ -26,7 +26,7 @@ ON_GPU = 0.5
 # Seconds on two cores: loading the compiler; the first compilation, and more for each 1,000 of width; a token of a sample,
 # beside the reading of the weights.
 LOADING, COMPILING, COMPILING_WIDE, PER_TOKEN = 7.0, 18.0, 10.0, 0.003
-READING = {"cpu": 20e9, "cuda": 4e11}  # bytes of weights a second, when decoding one token after the other
+READING = {"cpu": 20e9, "cuda": 4e11}  # bytes of weights a second when decoding; on a GPU assumed
 CONTEXT_OF_CUDA = 500_000_000  # bytes that the driver and cuBLAS take
 LIBRARIES, COMPILER = 100_000_000, 100_000_000  # bytes that they take when they begin to work
 COMPILED_KEEPS = 0.65  # the share of activations that compiled blocks keep: they fuse, and work out again what is cheap
