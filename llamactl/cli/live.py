@@ -11,6 +11,7 @@ from llamactl.plots import Curve, sketch
 from llamactl.quantities import show_bytes, show_count, show_time
 from llamactl.spelling import safe
 from llamactl.training.events import Event, Resumed, Sampled, Saved, Stepped, Validated
+from llamactl.training.wishes import STOPPING, Wishes
 
 MOST_POINTS = 2_000  # of the curve; a terminal shows some hundred
 MOST_LINES = 500
@@ -34,9 +35,9 @@ class Course:
 class View:
     """What there is to see of a run by now; rich draws it as high and as wide as the terminal is."""
 
-    def __init__(self, course: Course) -> None:
-        """Nothing has happened yet."""
-        self.course = course
+    def __init__(self, course: Course, wishes: Wishes | None = None) -> None:
+        """Nothing has happened yet; a wish to stop is shown for as long as it takes."""
+        self.course, self._wishes = course, wishes or Wishes()
         self.stepped: Stepped | None = None
         self.validated: Validated | None = None
         self.saved: Saved | None = None
@@ -95,7 +96,7 @@ class View:
         facts = self._facts()
         spare = height - len(facts) - 6
         chart = self._chart(min(WIDEST, width - AROUND), min(TALLEST, spare)) if spare >= 5 else []
-        lines = [Text(self.course.title, style="bold"), self._bar(width), Text(), *chart, *facts]
+        lines = [Text(self.course.title, style="bold"), self._bar(width), self._notice(), *chart, *facts]
         room = height - len(lines) - 1
         if room > 1 and self.lines:
             lines += [Text(), *list(self.lines)[-(room - 1) :]]
@@ -103,6 +104,9 @@ class View:
             line = line.copy()
             line.truncate(width - 1, overflow="ellipsis")
             yield line
+
+    def _notice(self) -> Text:
+        return Text(STOPPING if self._wishes.stop else "", style="yellow")
 
     def _bar(self, width: int) -> Text:
         step = self.stepped.step if self.stepped else 0

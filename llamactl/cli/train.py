@@ -122,7 +122,7 @@ def execute(config: "Config", folder: "RunDir", resume: bool, dry_run: bool, jso
         with durable.locked(folder.lock_path):
             folder.start(config, environment(config, dataset, world), again=resume)
             folder.keep_plan(asdict(planned))
-            screen = TrainingScreen(course_of(folder), folder, json)
+            screen = TrainingScreen(course_of(folder), folder, json, wishes)
             with screen, closing(run_training(config, dataset, folder, world, rate, wishes)) as events:
                 for event in alongside(tracked(record(events, folder), followers), data):
                     screen.show(event)

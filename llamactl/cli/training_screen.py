@@ -27,6 +27,7 @@ from llamactl.training.events import (
     Validated,
     row,
 )
+from llamactl.training.wishes import Wishes
 
 PLAIN_LINE_EVERY = 10.0  # seconds between lines where there is no terminal
 SMALLEST = (40, 12)  # cells of a terminal below which there are only lines
@@ -40,10 +41,10 @@ class TrainingScreen:
     on the first one afterwards.
     """
 
-    def __init__(self, course: Course, folder: RunDir, as_json: bool = False) -> None:
+    def __init__(self, course: Course, folder: RunDir, as_json: bool = False, wishes: Wishes | None = None) -> None:
         """Nothing is drawn before the context is entered."""
         self.folder, self._json = folder, as_json
-        self.view = View(course)
+        self.view = View(course, wishes)
         large = progress.width >= SMALLEST[0] and progress.height >= SMALLEST[1]
         self._live = Live(self.view, console=progress, screen=True, refresh_per_second=REFRESHED, redirect_stdout=False)
         self._alive = progress.is_terminal and not progress.is_dumb_terminal and large

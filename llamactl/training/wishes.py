@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SHOW_CURSOR = b"\x1b[?25h"  # a terminal's live line hides it
+STOPPING = "Stopping after this step, with a checkpoint. Once more to stop at once, without one."
+FIRST_SCREEN = b"\x1b[?1049l\x1b[?25h"  # the terminal as it was before a live screen, with its cursor
 
 
 class Wishes:
@@ -28,7 +29,7 @@ def listening() -> Iterator[Wishes]:
         if wishes.stop:
             _leave(number)
         wishes.stop = number
-        _say("Stopping after this step, with a checkpoint. Once more to stop at once, without one.")
+        _say(STOPPING)
 
     def save(*_: object) -> None:
         wishes.save = True
@@ -47,7 +48,7 @@ def listening() -> Iterator[Wishes]:
 def _leave(number: int) -> None:
     """End as the shell expects, with nothing else done: what is being written stays a draft."""
     if sys.stderr.isatty():
-        os.write(2, SHOW_CURSOR)
+        os.write(2, FIRST_SCREEN)
     os._exit(128 + number)
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from llamactl.cli.live import MOST_POINTS, Course, View
 from llamactl.training.events import Replayed, Resumed, Sampled, Saved, Stepped, Validated
+from llamactl.training.wishes import Wishes
 from tests.cli.test_cli import TINY, run
 from tests.conftest import make_dataset
 
@@ -66,6 +67,14 @@ def test_it_says_what_is_known_with_units() -> None:
     nothing = "\n".join(drawn(View(COURSE), 80, 24))
     assert "33m 20s left" in nothing  # as it was planned
     assert "none yet, the next at 100" in nothing
+
+
+def test_a_wish_to_stop_is_seen_until_it_is_done() -> None:
+    wishes = Wishes()
+    made = View(COURSE, wishes)
+    assert "Stopping" not in "\n".join(drawn(made, 120, 24))
+    wishes.stop = 2
+    assert "Stopping after this step" in "\n".join(drawn(made, 120, 24))
 
 
 def test_a_long_run_is_thinned_and_one_that_goes_back_is_drawn_once() -> None:
