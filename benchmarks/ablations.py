@@ -31,7 +31,6 @@ from llamactl.training import optimizers, trainer
 from llamactl.training.events import Validated
 from llamactl.training.muon import Muon
 from llamactl.training.trainer import Trainer
-from llamactl.training.world import World
 
 SEEDS = (0, 1, 2)
 Tree = dict[str, Any]
@@ -108,22 +107,21 @@ class Averaged(Trainer):
         yield from super().validate()
 
 
-def zero_outputs(config: Config, world: World) -> Llama:
-    """`build_model` with blocks that add nothing at first."""
-    model = BUILD(config, world)
+def zero_outputs(model: Llama, seed: int) -> None:
+    """`initialise` with blocks that add nothing at first."""
+    INITIALISE(model, seed)
     for name, parameter in model.named_parameters():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             nn.init.zeros_(parameter)
-    return model
 
 
-BUILD = trainer.build_model
+INITIALISE = trainer.initialise
 PATCHES: dict[str, Any] = {
     "Polar Express": patch("llamactl.training.muon.orthogonalise", polar_express),
     "cautious weight decay": patch.object(optimizers, "Muon", Cautious),
     "z-loss, 1e-4": patch.object(trainer, "NextToken", ZLoss),
     "EMA of the second half, 0.98 a step": patch.object(trainer, "Trainer", Averaged),
-    "o_proj and down_proj start at zero": patch.object(trainer, "build_model", zero_outputs),
+    "o_proj and down_proj start at zero": patch.object(trainer, "initialise", zero_outputs),
     "momentum without a warm-up": patch.object(trainer, "momentum", lambda step, target: target),
 }
 SETTINGS: dict[str, Tree] = {

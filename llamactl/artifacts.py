@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from llamactl import durable
 from llamactl.config import Config, build, dump, load
 from llamactl.errors import BadData, BadUsage, nearest
+from llamactl.mapping import Shards
 from llamactl.tokenizer import Tokenizer
 
 Split = Literal["train", "val"]
@@ -92,13 +93,13 @@ class DatasetInfo(Record):
 
 @dataclass(frozen=True)
 class Dataset:
-    """An open dataset: memory-mapped shards, nothing of which is in memory yet."""
+    """An open dataset: shards that are memory-mapped as they are read, nothing of which is in memory yet."""
 
     name: str
     info: DatasetInfo
     tokenizer: Tokenizer
-    train: tuple[np.ndarray, ...]
-    val: tuple[np.ndarray, ...]
+    train: Sequence[np.ndarray]
+    val: Sequence[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -157,24 +158,13 @@ class DatasetDir:
         return info
 
     def open(self) -> Dataset:
-        """Map the shards, checking every size, and the tokenizer's hash."""
+        """Check the size of every shard, and the tokenizer's hash."""
         info = self.info()
         if not self.tokenizer_path.exists() or durable.sha256(self.tokenizer_path) != info.tokenizer:
             raise BadData(f"{self.tokenizer_path} is not the one that made these tokens.", "", self._remake())
-        shards = {shard.file: self._map(shard, info.dtype) for shard in info.shards}
-        splits = [tuple(shards[s.file] for s in info.shards if s.split == split) for split in ("train", "val")]
-        return Dataset(self.path.name, info, Tokenizer(self.tokenizer_path.read_text("utf-8")), splits[0], splits[1])
-
-    def _map(self, shard: Shard, dtype: str) -> np.ndarray:
-        path = self.path / shard.file
-        try:
-            tokens: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise BadData(f"The shard {path} is missing or damaged.", str(error), self._remake()) from error
-        if tokens.shape != (shard.tokens,) or tokens.dtype != np.dtype(dtype):
-            why = f"It holds {tokens.shape} {tokens.dtype}; dataset.json says {shard.tokens} {dtype}."
-            raise BadData(f"The shard {path} has the wrong size.", why, self._remake())
-        return tokens
+        tokens = [{shard.file: shard.tokens for shard in info.shards if shard.split == split} for split in ("train", "val")]
+        train, val = (Shards(self.path, files, info.dtype) for files in tokens)
+        return Dataset(self.path.name, info, Tokenizer(self.tokenizer_path.read_text("utf-8")), train, val)
 
     def _remake(self) -> str:
         return f"Remove {self.path} and prepare it again."

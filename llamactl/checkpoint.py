@@ -4,7 +4,9 @@ No pickle: tensors are safetensors, the rest is JSON. state.json is written last
 """
 
 import hashlib
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,6 +25,8 @@ from llamactl.model.llama import Llama
 from llamactl.tokenizer import Tokenizer
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+INDEX = f"{WEIGHTS}.index.json"  # which tensor is in which file, where there are several
+LARGEST = 5_000_000_000  # bytes of weights in a file, as transformers' save_pretrained has it
 
 
 class State(Record):
@@ -51,6 +55,12 @@ class State(Record):
         """The text of the file."""
         return self.model_dump_json(indent=1) + "\n"
 
+    @property
+    def weights_digest(self) -> str:
+        """A sha256 that stands for the weights: that of their file, or of the digests of several; empty without any."""
+        several = [digest for name, digest in self.files.items() if name.startswith("model-")]
+        return hashlib.sha256("".join(several).encode()).hexdigest() if several else self.files.get(WEIGHTS, "")
+
 
 class Snapshot(NamedTuple):
     """The tensors of a checkpoint, by the names they have in it."""
@@ -59,9 +69,25 @@ class Snapshot(NamedTuple):
     optimizer: dict[str, Tensor]
 
     @property
+    def sharded(self) -> bool:
+        """Whether processes hold parts of them, so that all must take part in saving."""
+        return any(map(tensors.sharded, self.weights.values()))
+
+    @property
     def nbytes(self) -> int:
-        """Their size."""
-        return sum(tensor.nbytes for each in self for tensor in each.values())
+        """The size of what is here of them."""
+        return sum(tensors.local(tensor).nbytes for each in self for tensor in each.values())
+
+    def contents(self) -> Iterator[tuple[str, Iterable[bytes | memoryview]]]:
+        """The names of their files and the parts of each; of sharded ones a tensor is gathered when its turn comes."""
+        yield from weight_files(self.weights)
+        yield OPTIMIZER, tensors.parts(self.optimizer)
+
+    def gather(self) -> None:
+        """Take part in what another process writes."""
+        for _, content in self.contents():
+            for part in content:
+                del part
 
     def copied(self) -> "Snapshot":
         """The same in main memory, where training does not change it."""
@@ -69,8 +95,8 @@ class Snapshot(NamedTuple):
         return Snapshot(first, second)
 
     def finite(self) -> bool:
-        """Whether every number is one."""
-        norms = torch._foreach_norm([tensor for each in self for tensor in each.values()])
+        """Whether every number here is one."""
+        norms = torch._foreach_norm([tensors.local(tensor) for each in self for tensor in each.values()])
         return bool(torch.stack([norm.to(norms[0].device, non_blocking=True) for norm in norms]).isfinite().all())
 
 
@@ -88,48 +114,71 @@ def snapshot(model: Llama, optimizers: list[Optimizer]) -> Snapshot:
 def save(path: Path, taken: Snapshot, model: ModelConfig, tokenizer: Tokenizer, state: State) -> None:
     """Write a checkpoint folder, which appears complete or not at all."""
     with durable.filling(path) as draft:
-        draft.write(WEIGHTS, tensors.parts(taken.weights))
-        draft.write(OPTIMIZER, tensors.parts(taken.optimizer))
+        for file, parts in taken.contents():
+            draft.write(file, parts)
         for name, content in descriptions(model, tokenizer).items():
             draft.write(name, [content.encode()])
         sealed = state.model_copy(update={"files": dict(sorted(draft.hashes.items()))}).sealed()
         draft.write(STATE, [sealed.written().encode()])
 
 
-def restore(path: Path, model: Llama, optimizers: list[Optimizer]) -> State:
-    """Put a checkpoint's weights and optimizer state into place, in a model of the same shape; raises BadData."""
-    state = verified(path)
-    weights, found = _weights(path, model.config), tensors.load(path / OPTIMIZER)
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    states: dict[Tensor, dict[str, Tensor]] = {parameter: {} for parameter in names}
-    parameters = {name: parameter for parameter, name in names.items()}
-    for name, tensor in found.items():
+def weight_files(weights: dict[str, Tensor]) -> Iterator[tuple[str, Iterable[bytes | memoryview]]]:
+    """The names of the files that hold some weights, and the parts of each: one, or several and their index."""
+    groups = tensors.split(weights, LARGEST)
+    if len(groups) == 1:
+        yield WEIGHTS, tensors.parts(weights)
+        return
+    names = [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
+    for name, group in zip(names, groups, strict=True):
+        yield name, tensors.parts(group)
+    places = {tensor: name for name, group in zip(names, groups, strict=True) for tensor in group}
+    index = {"metadata": {"total_size": sum(map(tensors.size, weights.values()))}, "weight_map": places}
+    yield INDEX, [(json.dumps(index, indent=2) + "\n").encode()]
+
+
+def restore(path: Path, model: Llama, optimizers: list[Optimizer], trusted: bool = False) -> State:
+    """Put a checkpoint's weights and optimizer state into place, in a model of the same shape; raises BadData.
+
+    A tensor is read at a time, and of one that is sharded only the part that is here is kept. A `trusted` checkpoint is one
+    that `newest` has verified.
+    """
+    state = read(path / STATE, State) if trusted else verified(path)
+    parameters = dict(model.named_parameters())
+    for name, found in tensors.shapes(path / OPTIMIZER).items():
         parameter = parameters.get(name.rpartition(":")[0])
-        if parameter is None or tensor.shape not in (parameter.shape, parameter.shape[:1], ()):
-            raise BadData(f"{path / OPTIMIZER} does not fit this run.", f"{name} has the shape {list(tensor.shape)}.")
-        states[parameter][name.rpartition(":")[2]] = tensor.to(parameter.device, copy=True)
-    _put(weights, model, path)
+        if parameter is None or found not in (parameter.shape, parameter.shape[:1], ()):
+            raise BadData(f"{path / OPTIMIZER} does not fit this run.", f"{name} has the shape {list(found)}.")
+    _put(path, model)
     for optimizer in optimizers:
         optimizer.state.clear()
-        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
-            if states[parameter]:
-                optimizer.state[parameter] = states[parameter]
+    owners = {each: optimizer for optimizer in optimizers for group in optimizer.param_groups for each in group["params"]}
+    for name, tensor in tensors.each(path / OPTIMIZER):
+        parameter = parameters[name.rpartition(":")[0]]
+        laid_out = tensors.placed(tensor, parameter) if tensor.ndim else tensor.to(parameter.device, copy=True)
+        if parameter in owners:
+            owners[parameter].state[parameter][name.rpartition(":")[2]] = laid_out
     return state
 
 
 def restore_weights(path: Path, model: Llama) -> State:
     """Put a checkpoint's weights into place, and nothing else, in a model whose weights have the same shapes."""
     state = verified(path)
-    _put(_weights(path, model.config), model, path)
+    _put(path, model)
     return state
 
 
-def _put(weights: dict[str, Tensor], model: Llama, path: Path) -> None:
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
+def _put(path: Path, model: Llama) -> None:
+    """Nothing is changed unless all of it fits."""
+    alias = {"lm_head.weight"} if model.config.tied else set()
+    expected = {name: tensor for name, tensor in model.state_dict().items() if name not in alias}
+    files = _weight_paths(path)
+    found = {name: shape for file in files for name, shape in tensors.shapes(file).items()}
+    if found != {name: tuple(tensor.shape) for name, tensor in expected.items()}:
         why = "Its tensors have other names or shapes than this run's config asks for."
-        raise BadData(f"{path / WEIGHTS} does not fit this run.", why) from error
+        raise BadData(f"{path / WEIGHTS} does not fit this run.", why)
+    for file in files:
+        for name, tensor in tensors.each(file):
+            tensors.put(expected[name], tensor)
 
 
 def load_model(path: Path, device: torch.device) -> tuple[Llama, Tokenizer, State]:
@@ -226,8 +275,26 @@ def prune(run: RunDir, keep: int, every: int = 0) -> None:
             durable.remove(run.checkpoint(step))
 
 
+def weights(path: Path) -> dict[str, Tensor]:
+    """All weights of a checkpoint's folder, or of an exported one, as they are stored; raises BadData."""
+    return {name: tensor for file in _weight_paths(path) for name, tensor in tensors.each(file)}
+
+
+def _weight_paths(path: Path) -> list[Path]:
+    """The files of a folder that hold its weights; raises BadData when an index names something else."""
+    if not (path / INDEX).exists():
+        return [path / WEIGHTS]
+    try:
+        names = sorted(set(json.loads((path / INDEX).read_bytes())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadData(f"{path / INDEX} is damaged.", str(error)) from error
+    if not all(re.fullmatch(r"model-\d{5}-of-\d{5}\.safetensors", str(name)) for name in names):
+        raise BadData(f"{path / INDEX} is damaged.", "It names other files than weights.")
+    return [path / name for name in names]
+
+
 def _weights(path: Path, config: ModelConfig) -> dict[str, Tensor]:
-    weights = tensors.load(path / WEIGHTS)
-    if config.tied and "model.embed_tokens.weight" in weights:
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    return weights
+    found = weights(path)
+    if config.tied and "model.embed_tokens.weight" in found:
+        found["lm_head.weight"] = found["model.embed_tokens.weight"]
+    return found

@@ -101,6 +101,11 @@ class TrainConfig(Section):
     sample_tokens: int = Field(48, ge=1, description="tokens of each of those samples")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     precision: Literal["auto", "bf16", "fp32", "fp16"] = Field("auto", description="number format of the matrix products")
+    parallel: str = Field(
+        "auto", pattern=r"^(auto|ddp|fsdp|hsdp(:[1-9]\d*)?)$",
+        description="how processes share the work. ddp: each holds the model; fsdp: a part of it; hsdp: a part of a copy "
+        "that is spread over one machine, or over N processes with hsdp:N; auto: ddp where memory allows",
+    )  # fmt: skip
     deterministic: bool = Field(False, description="on a GPU: the same bits every time, at some cost in speed")
     compile: Switch = Field("auto", description="torch.compile of the blocks; auto: when the run is long enough to gain")
     recompute: Switch = Field("auto", description="activations again in the backward pass; auto: when memory asks for it")

@@ -111,6 +111,7 @@ class Filling:
             for part in parts:
                 digest.update(part)
                 file.write(part)
+                del part  # before the next one is made
         self.hashes[name] = digest.hexdigest()
 
 

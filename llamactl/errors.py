@@ -63,6 +63,12 @@ class InUse(UserError):
     code = 7
 
 
+class PeerLost(UserError):
+    """Another process of the same run is gone, so that this one can't go on."""
+
+    code = 8
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """A sentence that names the closest valid choice, or all of them when none is close."""
     known = sorted(choices)

@@ -24,6 +24,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "1b": {
         "model": dict(layers=24, width=2048, heads=16, kv_heads=4, head_width=128, hidden=5632, context=2048, tied=False),
     },
+    "7b": {
+        "model": dict(layers=32, width=4096, heads=32, kv_heads=8, head_width=128, hidden=14336, context=4096, tied=False),
+    },
     "notebook": {
         "model": dict(layers=16, width=800, heads=16, kv_heads=16, head_width=50, hidden=1600, context=256, tied=False),
         "optim": dict(name="adamw", lr=1e-4, beta2=0.999, eps=1e-8),

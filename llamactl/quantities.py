@@ -28,7 +28,7 @@ def show_count(value: float) -> str:
 
 def show_bytes(value: float) -> str:
     """Bytes in decimal units: 1.53 GB, 640 MB."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if abs(value) >= size:
             return f"{value / size:.3g} {unit}"
     return f"{value:.0f} B"

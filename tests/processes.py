@@ -1,9 +1,16 @@
 """Other processes of a test, forked off, so that they have this one's imports already."""
 
 import os
+import socket
+import traceback
 from collections.abc import Callable
+from functools import partial
+
+import torch
 
 from llamactl.errors import UserError
+from llamactl.training import world
+from llamactl.training.launch import launch
 
 
 def forked(work: Callable[[], object]) -> int:
@@ -24,3 +31,37 @@ def forked(work: Callable[[], object]) -> int:
 def status(pid: int) -> int:
     """How a process ended: its exit code, or the signal that killed it, negative."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def launched(size: int, work: Callable[[], object], neighbours: int = 0) -> list[int]:
+    """Processes that torchrun would start: each knows its rank and how many there are, and does the work with the others."""
+    port = free_port()
+    return [forked(partial(_take_part, rank, size, neighbours or size, port, work)) for rank in range(size)]
+
+
+def together(size: int, work: Callable[[], object], neighbours: int = 0) -> None:
+    """Launch processes and wait until each has ended well."""
+    processes = launched(size, work, neighbours)
+    assert [status(pid) for pid in processes] == [0] * size
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _take_part(rank: int, size: int, neighbours: int, port: int, work: Callable[[], object]) -> None:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+    values = (rank, size, rank % neighbours, neighbours, port)
+    os.environ.update({name: str(value) for name, value in zip(names, values, strict=True)}, MASTER_ADDR="127.0.0.1")
+    launch.cache_clear()
+    torch.set_num_threads(1)
+    try:
+        with world.together():
+            work()
+    except Exception:
+        traceback.print_exc()
+        raise

@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What each part may import of llamactl itself. Lower parts know nothing of higher ones.
 LOWEST = {"llamactl", "errors", "quantities", "spelling", "durable"}
-FOUNDATION = LOWEST | {"presets", "config", "knobs", "gpt2_vocabulary", "tokenizer", "encoders", "artifacts"}
+FOUNDATION = LOWEST | {"presets", "config", "knobs", "gpt2_vocabulary", "tokenizer", "encoders", "mapping", "artifacts"}
 MAY_IMPORT = {
     "llamactl": set[str](),
     "errors": set[str](),
@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "gpt2_vocabulary": {"errors", "durable"},
     "tokenizer": {"errors", "gpt2_vocabulary"},
     "encoders": {"errors", "tokenizer"},
-    "artifacts": {"errors", "durable", "config", "tokenizer"},
+    "mapping": {"errors"},
+    "artifacts": {"errors", "durable", "config", "tokenizer", "mapping"},
     "hugging_face": {"errors", "config", "tokenizer"},
     "tensors": {"errors"},
     "model": FOUNDATION - {"artifacts", "durable"},
@@ -39,7 +40,7 @@ MAY_IMPORT = {
     "follow": FOUNDATION,
     "report": FOUNDATION | {"plots", "runs"},
     "checkpoint": FOUNDATION | {"hugging_face", "tensors", "model"},
-    "training": FOUNDATION | {"hugging_face", "model", "checkpoint", "corpus.batches"},
+    "training": FOUNDATION | {"hugging_face", "tensors", "model", "checkpoint", "corpus.batches"},
     "inference": FOUNDATION | {"hugging_face", "tensors", "model", "checkpoint", "corpus.batches"},
     "cli": FOUNDATION
     | {"follow", "model", "checkpoint", "corpus", "references", "plots", "runs", "report", "training", "inference"},

@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import time
 import traceback
 from typing import Annotated
 
@@ -31,9 +32,13 @@ from llamactl.errors import NoRoom, UserError
 
 EPILOG = (
     "Exit codes: 0 done, 1 a bug of ours, 2 usage, 3 missing or damaged data or checkpoint, 4 does not fit or can't be written "
-    "(memory, disk), 5 network, 6 diverged, 7 in use by another process, 130 and 143 stopped by a signal with a checkpoint "
-    "saved, 141 nobody reads what is printed. Data and runs are kept in ./data and ./runs, or under LLAMACTL_HOME."
+    "(memory, disk), 5 network, 6 diverged, 7 in use by another process, 8 another process of the run is gone, 130 and 143 "
+    "stopped by a signal with a checkpoint saved, 141 nobody reads what is printed. "
+    "Data and runs are kept in ./data and ./runs, or under LLAMACTL_HOME."
 )
+
+# Seconds that others leave the first process to say what is wrong: when it is wrong for all, torchrun ends them meanwhile.
+PATIENCE = 2.0
 
 REFUSALS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE,
@@ -109,7 +114,12 @@ def _refused(error: OSError) -> None:
 
 def _fail(code: int, error: Exception | None, *lines: str) -> None:
     from llamactl.cli.screen import show_error
+    from llamactl.training.launch import launch
 
+    process = launch()
+    if not process.leads:
+        time.sleep(PATIENCE)
+        lines = (f"Process {process.rank} of {process.size}: {lines[0]}", *lines[1:])
     if error and os.environ.get("LLAMACTL_DEBUG"):
         traceback.print_exception(error)
     show_error(*lines)

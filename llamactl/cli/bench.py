@@ -48,7 +48,8 @@ def train(
     from llamactl.quantities import show_bytes, show_count
     from llamactl.training import bench
     from llamactl.training.meter import peak_rate
-    from llamactl.training.plan import check_memory, plan, resolve
+    from llamactl.training.plan import plan, resolve
+    from llamactl.training.room import check_memory
     from llamactl.training.world import join
 
     config = fresh(preset, None, overrides("", device, "", data, settings or []))

@@ -27,7 +27,7 @@ DataName = Annotated[
 PresetName = Annotated[
     str,
     typer.Option(
-        help="tiny, 10m, 50m, 150m, 350m, 1b, notebook.", show_default="150m", rich_help_panel=RUN,
+        help="tiny, 10m, 50m, 150m, 350m, 1b, 7b, notebook.", show_default="150m", rich_help_panel=RUN,
         autocompletion=completion.presets,
     ),
 ]  # fmt: skip
@@ -49,10 +49,11 @@ Context = Annotated[
 RopeScaling = Annotated[str, typer.Option(help=SCALING_HELP, show_default=False, rich_help_panel=START)]
 DeviceName = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", show_default="auto", rich_help_panel=MACHINE)]
 PrecisionName = Annotated[str, typer.Option(help="auto, bf16, fp32, fp16.", show_default="auto", rich_help_panel=MACHINE)]
+ParallelWay = Annotated[str, typer.Option(help="auto, ddp, fsdp, hsdp, hsdp:N.", show_default="auto", rich_help_panel=MACHINE)]
 
 # Settings of [train] that a resumed run may change: what it computes on, how, and how often it looks up.
 MAY_CHANGE = {
-    "device", "precision", "micro_batch", "compile", "recompute", "deterministic",
+    "device", "precision", "parallel", "micro_batch", "compile", "recompute", "deterministic",
     "eval_every", "save_every", "keep", "keep_every", "prompts", "sample_tokens",
 }  # fmt: skip
 

@@ -5,29 +5,37 @@ processes nor on the micro-batch. Each window is seen exactly once an epoch.
 """
 
 import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from llamactl.mapping import Shards
+
 ROUNDS = 4
 
 
 class Batch(NamedTuple):
-    """Windows of tokens, and for each token the one that follows it; both B T, int64."""
+    """Windows of tokens, and for each token the one that follows it; both B T, int64.
+
+    `share` is how much of a step they are: nothing, where a process has no window left but the others still have.
+    """
 
     inputs: Tensor
     targets: Tensor
+    share: float = 1.0
 
 
 class Windows:
     """Shards cut into windows of `context` tokens and their successors, numbered through."""
 
-    def __init__(self, shards: tuple[np.ndarray, ...], context: int) -> None:
+    def __init__(self, shards: Sequence[np.ndarray], context: int) -> None:
         """Windows do not cross shards; what is left at a shard's end is not used."""
         self._shards, self.context = shards, context
-        self._ends = np.cumsum([max(0, len(shard) - 1) // context for shard in shards], dtype=np.int64)
+        lengths = shards.lengths if isinstance(shards, Shards) else map(len, shards)  # known, without a file being read
+        self._ends = np.cumsum([max(0, length - 1) // context for length in lengths], dtype=np.int64)
 
     def __len__(self) -> int:
         """How many there are."""
@@ -85,7 +93,16 @@ class Batches:
         order = [shuffled(places[epochs == epoch] % total, total, f"{self._key} {epoch}") for epoch in np.unique(epochs)]
         return np.concatenate(order)
 
+    def mine(self, step: int) -> np.ndarray:
+        """The windows of a step that are this process's."""
+        return self.numbers(step)[self._rank :: self._size]
+
     def micro(self, step: int, most: int) -> list[Batch]:
-        """The share of a step that is this process's, in micro-batches of at most `most` windows."""
-        mine = self.numbers(step)[self._rank :: self._size]
-        return [self._windows.batch(mine[start : start + most]) for start in range(0, len(mine), most)]
+        """Its share of a step in micro-batches of at most `most` windows, as many of them as any other process has."""
+        mine = self.mine(step)
+        largest = -(-self._per_step // self._size)
+        parts = [mine[start : start + most] for start in range(0, largest, most)]
+        return [self._batch(part) if len(part) else self._batch(np.zeros(1, np.int64), 0.0) for part in parts]
+
+    def _batch(self, numbers: np.ndarray, counts: float = 1.0) -> Batch:
+        return self._windows.batch(numbers)._replace(share=counts * len(numbers) / self._per_step)

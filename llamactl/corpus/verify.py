@@ -10,6 +10,7 @@ import numpy as np
 from llamactl import durable
 from llamactl.artifacts import DatasetDir, Shard
 from llamactl.errors import BadData, UserError
+from llamactl.mapping import excuse
 
 T = TypeVar("T")
 
@@ -36,6 +37,7 @@ def _damage(folder: DatasetDir, shard: Shard, vocab_size: int) -> str:
             return "Its sha256 is not the one in dataset.json."
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
+        excuse(path, error)
         return f"It can't be read: {error}."
     ends = int(np.count_nonzero(tokens == vocab_size - 1))
     if tokens.shape != (shard.tokens,) or ends != shard.documents or int(tokens.max(initial=0)) >= vocab_size:
@@ -46,11 +48,11 @@ def _damage(folder: DatasetDir, shard: Shard, vocab_size: int) -> str:
 
 
 def alongside(events: Iterator[T], folder: DatasetDir) -> Iterator[T]:
-    """Pass events on while another thread reads every byte of a dataset; raises BadData when it finds damage.
+    """Pass events on while another thread reads every byte of a dataset; raises what it finds, BadData or NoRoom.
 
     Training starts at once that way: hashing OpenWebText's 18 GB takes most of a minute.
     """
-    found: SimpleQueue[BadData] = SimpleQueue()
+    found: SimpleQueue[UserError] = SimpleQueue()
     Thread(target=_report, args=(folder, found), daemon=True).start()
     for event in events:
         if not found.empty():
@@ -58,8 +60,11 @@ def alongside(events: Iterator[T], folder: DatasetDir) -> Iterator[T]:
         yield event
 
 
-def _report(folder: DatasetDir, found: "SimpleQueue[BadData]") -> None:
-    for name, damage in verify(folder):
-        if damage:
-            fix = f"Remove {folder.path} and prepare it again; what was trained on it is not to be trusted."
-            found.put(BadData(f"{folder.path / name} is damaged.", damage, fix))
+def _report(folder: DatasetDir, found: "SimpleQueue[UserError]") -> None:
+    try:
+        for name, damage in verify(folder):
+            if damage:
+                fix = f"Remove {folder.path} and prepare it again; what was trained on it is not to be trusted."
+                found.put(BadData(f"{folder.path / name} is damaged.", damage, fix))
+    except UserError as error:
+        found.put(error)

@@ -84,7 +84,7 @@ def stream(tokenizer: Tokenizer, texts: Iterable[str]) -> np.ndarray:
     return np.concatenate([end, *(part for text in texts for part in (tokenizer.encode(text), end))])
 
 
-def evaluate(model: Llama, tokenizer: Tokenizer, shards: tuple[np.ndarray, ...], rests: bool) -> Evaluation:
+def evaluate(model: Llama, tokenizer: Tokenizer, shards: Iterable[np.ndarray], rests: bool) -> Evaluation:
     """Read all windows of some token streams, in the format the model's weights are in.
 
     With `rests` also what is left at a stream's end, which training leaves out. The end-of-text token counts as a token, as in
@@ -93,7 +93,7 @@ def evaluate(model: Llama, tokenizer: Tokenizer, shards: tuple[np.ndarray, ...],
     objective, lengths = NextToken(model), torch.from_numpy(tokenizer.byte_lengths)
     tokens, text, seen = Ratio(), Ratio(), 0
     positions = np.zeros((2, model.config.context))
-    for inputs, targets in _batches(shards, model.config.context, rests):
+    for inputs, targets, _ in _batches(shards, model.config.context, rests):
         device = model.lm_head.weight.device
         losses = objective.per_token(inputs.to(device), targets.to(device)).cpu().double()
         # A token belongs to the document after the last end before it.
@@ -116,7 +116,7 @@ def evaluate(model: Llama, tokenizer: Tokenizer, shards: tuple[np.ndarray, ...],
     )
 
 
-def _batches(shards: tuple[np.ndarray, ...], context: int, rests: bool) -> Iterator[Batch]:
+def _batches(shards: Iterable[np.ndarray], context: int, rests: bool) -> Iterator[Batch]:
     """Windows in the order of the stream, some at once; rests alone, as they are shorter."""
     per_batch = max(1, AT_ONCE // context)
     for shard in shards:

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llamactl import checkpoint, durable, tensors
+from llamactl import checkpoint, durable
 from llamactl.artifacts import RunDir
-from llamactl.checkpoint import WEIGHTS, State
+from llamactl.checkpoint import State
 from llamactl.config import Config, ModelConfig
 from llamactl.errors import BadData, UserError
 from llamactl.hugging_face import descriptions, shape
@@ -28,7 +28,8 @@ def export(path: Path, into: Path, kind: str) -> Path:
     folder = into / f"{run.path.name}-step{state.step}-{kind}"
     weights = {name: trimmed(tensor, tokenizer.vocab_size, model.config).to(dtype) for name, tensor in _weights(model).items()}
     with durable.filling(folder) as draft:
-        draft.write(WEIGHTS, tensors.parts(weights))
+        for file, parts in checkpoint.weight_files(weights):
+            draft.write(file, parts)
         for name, content in descriptions(config, tokenizer, str(dtype).removeprefix("torch.")).items():
             draft.write(name, [content.encode()])
         if run.loss_path.exists():
@@ -46,7 +47,7 @@ def trimmed(tensor: Tensor, vocab_size: int, config: ModelConfig) -> Tensor:
 def check(folder: Path, model: Llama, dtype: torch.dtype, tokenizer: Tokenizer) -> None:
     """Load the folder, and hold its logits against those of the model with its weights rounded to the same format."""
     loaded = Llama(shape(folder))
-    found = {name: tensor.float() for name, tensor in tensors.load(folder / WEIGHTS).items()}
+    found = {name: tensor.float() for name, tensor in checkpoint.weights(folder).items()}
     if loaded.config.tied:
         found["lm_head.weight"] = found["model.embed_tokens.weight"]
     loaded.load_state_dict(found)

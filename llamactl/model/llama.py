@@ -5,6 +5,7 @@ Weights are fp32; whoever calls the model chooses, by autocast or a cast, what t
 """
 
 import math
+from collections.abc import Iterator
 from itertools import repeat
 from typing import NamedTuple
 
@@ -144,13 +145,16 @@ class Llama(nn.Module):
     """The language model: tokens in, a score for each next token out."""
 
     def __init__(self, config: ModelConfig) -> None:
-        """Weights are drawn from torch's generator: seed it first."""
+        """Weights are drawn from torch's generator: seed it first. Nothing is drawn for the device "meta"."""
         super().__init__()
         self.config = config
         self.model = Decoder(config)
         self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
-        self._initialise()
         self.tie()
+        if not self.lm_head.weight.is_meta:
+            with torch.no_grad():
+                for parameter, weights in self.initial_weights():
+                    parameter.copy_(weights)
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """Tokens B T, which stand after those in the cache, to logits B T V."""
@@ -165,12 +169,15 @@ class Llama(nn.Module):
         if self.config.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
 
-    def _initialise(self) -> None:
-        """Normal weights; what writes to the residual stream is smaller by the root of its writers (GPT-2)."""
+    def initial_weights(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Each parameter and what it starts as, one at a time: torch's generator on the CPU decides, so seed it first.
+
+        Normal weights; what writes to the residual stream is smaller by the root of its writers (GPT-2). Gains are ones.
+        """
         for name, parameter in self.named_parameters():
-            if parameter.ndim == 2:
-                writers = 2 * self.config.layers if name.endswith(("o_proj.weight", "down_proj.weight")) else 1
-                nn.init.normal_(parameter, std=INIT_STD / math.sqrt(writers))
+            writers = 2 * self.config.layers if name.endswith(("o_proj.weight", "down_proj.weight")) else 1
+            weights = torch.empty(parameter.shape, device="cpu")
+            yield parameter, weights.fill_(1.0) if parameter.ndim == 1 else weights.normal_(std=INIT_STD / math.sqrt(writers))
 
 
 def count(config: ModelConfig) -> int:

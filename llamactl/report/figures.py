@@ -86,10 +86,10 @@ def _number(plan: object, *names: str) -> float:
 
 
 def _at_once(parts: object) -> float:
-    """Bytes of the parts of memory together: activations and logits are gone when the optimizer's update needs room."""
+    """Bytes of the parts of memory together: what a micro-batch needs is gone when the optimizer's update needs room."""
     if not isinstance(parts, dict):
         return 0.0
-    passing = _number(parts, "activations") + _number(parts, "logits")
+    passing = _number(parts, "activations") + _number(parts, "logits") + _number(parts, "gathered")
     return sum(_number(parts, name) for name in parts) - min(passing, _number(parts, "update"))
 
 

@@ -11,31 +11,38 @@ from llamactl.training.world import World
 
 @dataclass(frozen=True)
 class Card:
-    """Dense bf16 tensor-core rate in FLOP/s, bytes of memory, and watts of the board."""
+    """Dense bf16 tensor-core rate in FLOP/s, bytes of memory, watts of the board, bytes a second that it sends to another."""
 
     rate: float
     memory: float
     watts: int
+    link: float
 
     @property
     def world(self) -> World:
         """A world of one such card, whose memory is the driver's but for half a gigabyte."""
-        return World(torch.device("cuda"), Precision(torch.bfloat16, "by its data sheet"), room=int(self.memory - 0.5e9))
+        precision = Precision(torch.bfloat16, "by its data sheet")
+        return World(torch.device("cuda"), precision, room=int(self.memory - 0.5e9), link=self.link)
 
+
+# Bytes a second in one direction. PCIe 4.0 has 31.5e9 on 16 lanes, of which copies reach about four fifths. NVLink's data
+# sheets have both directions together: A100 600 GB/s, H100 and H200 900, B200 1,800. The bridges that join two A5000, A6000
+# or RTX 3090 are left out.
+PCIE = 25e9
 
 # NVIDIA's data sheets; rates without sparsity.
 CARDS = {
-    "A4000": Card(76.7e12, 16e9, 140),
-    "A5000": Card(111.1e12, 24e9, 230),
-    "A6000": Card(154.8e12, 48e9, 300),
-    "RTX 3090": Card(71e12, 24e9, 350),
-    "RTX 4090": Card(165.2e12, 24e9, 450),
-    "L4": Card(121e12, 24e9, 72),
-    "L40S": Card(362e12, 48e9, 350),
-    "A100": Card(312e12, 80e9, 400),
-    "H100": Card(989.4e12, 80e9, 700),
-    "H200": Card(989.4e12, 141e9, 700),
-    "B200": Card(2250e12, 180e9, 1000),
+    "A4000": Card(76.7e12, 16e9, 140, PCIE),
+    "A5000": Card(111.1e12, 24e9, 230, PCIE),
+    "A6000": Card(154.8e12, 48e9, 300, PCIE),
+    "RTX 3090": Card(71e12, 24e9, 350, PCIE),
+    "RTX 4090": Card(165.2e12, 24e9, 450, PCIE),
+    "L4": Card(121e12, 24e9, 72, PCIE),
+    "L40S": Card(362e12, 48e9, 350, PCIE),
+    "A100": Card(312e12, 80e9, 400, 300e9),
+    "H100": Card(989.4e12, 80e9, 700, 450e9),
+    "H200": Card(989.4e12, 141e9, 700, 450e9),
+    "B200": Card(2250e12, 180e9, 1000, 900e9),
 }
 
 

@@ -23,7 +23,12 @@ CHOSEN = ("micro_batch", "compile", "recompute", "deterministic")  # settings th
 
 def environment(config: Config, dataset: Dataset, world: World) -> dict[str, Any]:
     """Everything that a run was made with beside its config."""
-    return {"command": shlex.join(["llamactl", *sys.argv[1:]]), "commit": _commit(), **computed_on(config, dataset, world)}
+    return {"command": command(), "commit": _commit(), **computed_on(config, dataset, world)}
+
+
+def command() -> str:
+    """What was typed to start this process."""
+    return shlex.join(["llamactl", *sys.argv[1:]])
 
 
 def computed_on(config: Config, dataset: Dataset, world: World) -> dict[str, Any]:
@@ -39,6 +44,8 @@ def computed_on(config: Config, dataset: Dataset, world: World) -> dict[str, Any
         "instructions": "" if cuda else torch.backends.cpu.get_cpu_capability(),
         "precision": world.precision.name,
         "threads": torch.get_num_threads(),
+        "processes": world.size,
+        "parallel": world.parallel,
         **chosen,
         "dataset": {"name": dataset.name, "digest": dataset.info.digest},
     }
@@ -46,7 +53,10 @@ def computed_on(config: Config, dataset: Dataset, world: World) -> dict[str, Any
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
     """What a checkpoint was made with, beside what it is gone on with, where they differ."""
-    names = ("llamactl", "python", "packages", "device", "instructions", "precision", "threads", *CHOSEN)
+    before = {"processes": 1, "parallel": "one", **before}  # checkpoints that are older than these names
+    names = (
+        "llamactl", "python", "packages", "device", "instructions", "precision", "threads", "processes", "parallel", *CHOSEN,
+    )  # fmt: skip
     pairs = {name: (before.get(name), now[name]) for name in names if name != "packages"}
     pairs |= {name: (before.get("packages", {}).get(name), now["packages"][name]) for name in now["packages"]}
     return tuple(f"{name} {old} -> {new}" for name, (old, new) in pairs.items() if old != new)

@@ -1,19 +1,23 @@
-"""What a run will take of a machine: bytes of memory, and seconds."""
+"""What a run will take of a machine: bytes of memory, checkpoints on its disk, and seconds."""
 
 from dataclasses import dataclass
 
-from llamactl.config import Config
+from llamactl.config import Config, ModelConfig, TrainConfig
 from llamactl.model.llama import count
 from llamactl.training.meter import resident
 from llamactl.training.sizing import (
     checkpoint_bytes,
     chunk_bytes,
     flops_per_token,
-    largest_stack,
+    gathered_bytes,
+    own_windows,
+    stacks,
     state_bytes,
+    update_bytes,
     update_flops,
     window_bytes,
 )  # fmt: skip
+from llamactl.training.traffic import buffers, overlaps, seconds, traffic
 from llamactl.training.world import World
 
 # The share of a device's matrix rate that compiled steps reach is E w / (w + W) for a model of width w: small products are
@@ -29,12 +33,17 @@ LOADING, COMPILING, COMPILING_WIDE, PER_TOKEN = 7.0, 18.0, 10.0, 0.003
 READING = {"cpu": 20e9, "cuda": 4e11}  # bytes of weights a second when decoding; on a GPU assumed
 CONTEXT_OF_CUDA = 500_000_000  # bytes that the driver and cuBLAS take
 LIBRARIES, COMPILER = 100_000_000, 100_000_000  # bytes that they take when they begin to work
+DISTRIBUTED = 90_000_000  # bytes that torch.distributed takes on a CPU, half of it when it is imported
 COMPILED_KEEPS = 0.65  # the share of activations that compiled blocks keep: they fuse, and work out again what is cheap
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the device at most. `saving` is the copy of weights and optimizer that is written while training goes on."""
+    """Bytes on the device of one process at most.
+
+    `saving` is the copy of weights and optimizer that is written while training goes on, `gathered` what is whole for a while
+    of weights that processes share, `exchange` what their communication holds.
+    """
 
     weights: int
     gradients: int
@@ -44,12 +53,14 @@ class Memory:
     update: int
     saving: int
     program: int
+    gathered: int = 0
+    exchange: int = 0
 
     @property
     def total(self) -> int:
-        """Activations and logits are gone when the optimizer needs room for its update."""
-        held = self.weights + self.gradients + self.optimizer + self.saving + self.program
-        return held + max(self.activations + self.logits, self.update)
+        """Activations and logits are gone when the optimizer needs room for its update, and weights no longer whole."""
+        held = self.weights + self.gradients + self.optimizer + self.saving + self.program + self.exchange
+        return held + max(self.activations + self.logits + self.gathered, self.update)
 
     @property
     def needed(self) -> int:
@@ -80,9 +91,9 @@ class Duration:
 
 
 def memory(config: Config, world: World) -> Memory:
-    """What a resolved config needs where the world's device is."""
-    model, optimizer, parameters = config.model, config.optim.name, 4 * count(config.model)
-    state = state_bytes(model, optimizer)
+    """What a resolved config needs of the device of one of the world's processes, the leading one where they differ."""
+    model, optimizer = config.model, config.optim.name
+    parameters, state = -(-4 * count(model) // world.shards), state_bytes(model, optimizer, world.shards)
     on_cpu = world.device.type == "cpu"
     compiled = config.train.compile == "on"
     kept = config.train.micro_batch * window_bytes(model, config.train.recompute == "on", world)
@@ -92,10 +103,26 @@ def memory(config: Config, world: World) -> Memory:
         optimizer=state - 2 * parameters,
         activations=int(kept * COMPILED_KEEPS) if compiled else kept,
         logits=chunk_bytes(model, world),
-        update=5 * largest_stack(model) if optimizer == "muon" else 0,
-        saving=checkpoint_bytes(model, optimizer) if on_cpu else 0,
-        program=resident() + LIBRARIES + compiled * COMPILER if on_cpu else CONTEXT_OF_CUDA,
+        update=update_bytes(model, optimizer, world),
+        saving=_saving(model, optimizer, world),
+        program=resident() + LIBRARIES + compiled * COMPILER + (world.size > 1) * DISTRIBUTED if on_cpu else CONTEXT_OF_CUDA,
+        gathered=gathered_bytes(model, world),
+        exchange=buffers(optimizer, world),
     )
+
+
+def _saving(model: ModelConfig, optimizer: str, world: World) -> int:
+    """Bytes of a copy in main memory, made by the one process that writes; of shared weights one tensor at a time is whole."""
+    if world.shards > 1:
+        return 4 * max(model.vocab_size * model.width, *(rows * columns for rows, columns in stacks(model)))
+    return checkpoint_bytes(model, optimizer) if world.device.type == "cpu" and world.leads else 0
+
+
+def checkpoints_at_most(train: TrainConfig, steps: int) -> int:
+    """Checkpoints that are on the disk at once: those that are kept, the best, and the one that is being written."""
+    made = -(-steps // train.save_every)
+    kept = steps // train.keep_every if train.keep_every else 0
+    return min(made, train.keep + 1 + kept) + 1
 
 
 def efficiency(config: Config, world: World) -> float:
@@ -108,10 +135,20 @@ def efficiency(config: Config, world: World) -> float:
 
 
 def pace(config: Config, world: World, rate: float) -> Pace:
-    """How fast a resolved config goes on a device of `rate` FLOP/s; `bench.training` measures it instead."""
-    work = config.train.tokens_per_step * flops_per_token(config.model) + update_flops(config.model, config.optim.name)
-    step = work / (efficiency(config, world) * rate)
-    return Pace(step, COMPILING + COMPILING_WIDE * config.model.width / 1000 if config.train.compile == "on" else 0.0)
+    """How fast a resolved config goes on devices of `rate` FLOP/s each; `bench.training` measures it instead.
+
+    The busiest process counts. On a GPU weights and gradients are on their way while it works, which is assumed; a CPU has the
+    same cores for both. What Muon sends is never hidden. Recomputing is a second forward pass, a third of the work.
+    """
+    model, train = config.model, config.train
+    reached = efficiency(config, world) * rate
+    own = own_windows(train.tokens_per_step // model.context, world.size)
+    again = 4 / 3 if train.recompute == "on" else 1.0
+    working = again * own * model.context * flops_per_token(model) / reached
+    sending, exchanging = seconds(traffic(config, world), world)
+    meanwhile = max(working, sending) if overlaps(world) else working + sending
+    step = meanwhile + update_flops(model, config.optim.name, world.size) / reached + exchanging
+    return Pace(step, COMPILING + COMPILING_WIDE * model.width / 1000 if train.compile == "on" else 0.0)
 
 
 def duration(config: Config, world: World, steps: int, at: Pace) -> Duration:

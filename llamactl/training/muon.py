@@ -3,12 +3,14 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from llamactl.config import OptimConfig
+from llamactl.tensors import local
 
 # Coefficients of the quintic Newton-Schulz step (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -55,6 +57,15 @@ def _through_gram(x: Tensor) -> Tensor:
     return product @ x
 
 
+Work = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Deal = Callable[[Work, Tensor, Tensor, int], tuple[Tensor, Tensor]]
+
+
+def alone(work: Work, matrices: Tensor, beside: Tensor, _: int) -> tuple[Tensor, Tensor]:
+    """All of the work done here: the deal of a world of one, of which `parallel.Deal` is the other kind."""
+    return work(matrices, beside)
+
+
 class Muon(Optimizer):
     """Momentum, orthogonalised (Jordan et al. 2024), with all matrices of a shape in one stack.
 
@@ -62,14 +73,20 @@ class Muon(Optimizer):
     weight decay serve both. With a `row_memory`, rows that have moved a lot move less, and the others more, at the same
     size of the whole (NorMuon, Li et al. 2025, arXiv 2510.05491). Without, it is equal to
     `torch.optim.Muon(..., adjust_lr_fn="match_rms_adamw")`, which goes matrix by matrix, and in bf16 also on a CPU without
-    bf16 instructions, where that takes six times as long.
+    bf16 instructions, where that takes six times as long. Of sharded matrices each process holds rows, and so it does of
+    their momentum.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], config: OptimConfig, dtype: torch.dtype = torch.float32) -> None:
-        """`params` are matrices; Nesterov momentum, decoupled weight decay, and Newton-Schulz in `dtype`."""
+    def __init__(
+        self, params: Iterable[nn.Parameter], config: OptimConfig, dtype: torch.dtype = torch.float32, deal: Deal = alone
+    ) -> None:
+        """`params` are matrices; Nesterov momentum, decoupled weight decay, and Newton-Schulz in `dtype`.
+
+        `deal` says which process orthogonalises which matrix.
+        """
         settings = ("lr", "weight_decay", "momentum", "row_memory")
         super().__init__(params, {name: getattr(config, name) for name in settings})
-        self._dtype = dtype
+        self._dtype, self._deal = dtype, deal
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -80,29 +97,38 @@ class Muon(Optimizer):
                 if parameter.grad is not None:
                     stacks[parameter.shape].append(parameter)
             for shape, parameters in stacks.items():
-                weights: list[Tensor] = list(parameters)
+                weights = [local(parameter) for parameter in parameters]
                 updates = self._updates(parameters, group["momentum"], group["row_memory"])
                 torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(weights, updates.unbind(), alpha=-group["lr"] * 0.2 * math.sqrt(max(shape)))
 
     def _updates(self, parameters: list[nn.Parameter], momentum: float, row_memory: float) -> Tensor:
         """The directions in which some matrices of one shape move, in a stack, each with singular values near 1."""
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        buffers = [self._remembered(parameter, "momentum", parameter.shape) for parameter in parameters]
+        gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+        buffers = [local(self._remembered(parameter, "momentum")) for parameter in parameters]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-        ahead = torch._foreach_lerp(gradients, buffers, momentum)
-        updates = orthogonalise(torch.stack(ahead), self._dtype)
-        if not row_memory:
-            return updates
-        squares = updates.square().mean(-1)
-        rows = [self._remembered(parameter, "rows", parameter.shape[:1]) for parameter in parameters]
-        torch._foreach_lerp_(rows, squares.unbind(), 1 - row_memory)
-        even = updates * torch.stack(rows).clamp(min=1e-10).rsqrt()[..., None]
-        return even * (updates.norm(dim=(-2, -1), keepdim=True) / even.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-10))
+        ahead = torch.stack(torch._foreach_lerp(gradients, buffers, momentum))
+        rows = [local(self._remembered(parameter, "rows")) for parameter in parameters] if row_memory else []
+        beside = torch.stack(rows)[..., None] if rows else ahead[..., :0]
+        updates, moved = self._deal(partial(self._directions, row_memory=row_memory), ahead, beside, parameters[0].shape[0])
+        if rows:
+            torch._foreach_copy_(rows, moved[..., 0].unbind())
+        return updates
 
-    def _remembered(self, parameter: nn.Parameter, name: str, shape: torch.Size) -> Tensor:
+    def _directions(self, matrices: Tensor, rows: Tensor, row_memory: float) -> tuple[Tensor, Tensor]:
+        """Where matrices move, and how much each of their rows has moved lately, in a column."""
+        updates = orthogonalise(matrices, self._dtype)
+        if not row_memory:
+            return updates, rows
+        rows = rows.lerp(updates.square().mean(-1, keepdim=True), 1 - row_memory)
+        even = updates * rows.clamp(min=1e-10).rsqrt()
+        size, now = (each.norm(dim=(-2, -1), keepdim=True) for each in (updates, even))
+        return even * (size / now.clamp(min=1e-10)), rows
+
+    def _remembered(self, parameter: nn.Parameter, name: str) -> Tensor:
+        """A number for each weight, or for each row, laid out as the parameter is."""
         state = self.state[parameter]
         if name not in state:
-            state[name] = torch.zeros(shape, device=parameter.device)
+            state[name] = torch.zeros_like(parameter if name == "momentum" else parameter[:, 0])
         found: Tensor = state[name]
         return found

@@ -10,10 +10,10 @@ from torch.optim import AdamW, Optimizer
 
 from llamactl.config import OptimConfig
 from llamactl.model.llama import Llama
-from llamactl.training.muon import Muon
+from llamactl.training.muon import Deal, Muon, alone
 
 
-def muon(model: Llama, config: OptimConfig, dtype: torch.dtype = torch.float32) -> list[Optimizer]:
+def muon(model: Llama, config: OptimConfig, dtype: torch.dtype = torch.float32, deal: Deal = alone) -> list[Optimizer]:
     """Muon, with its products in `dtype`, for the matrices inside blocks; AdamW for embedding, head and norms.
 
     The embedding moves `embedding_scale` times as fast: a row has a gradient only where its token occurs.
@@ -24,10 +24,10 @@ def muon(model: Llama, config: OptimConfig, dtype: torch.dtype = torch.float32) 
         {"params": [embedding], "rate_scale": config.embedding_scale},
         {"params": [parameter for parameter in rest if parameter is not embedding]},
     ]
-    return [Muon(matrices, config, dtype), _adamw(groups, config)]
+    return [Muon(matrices, config, dtype, deal), _adamw(groups, config)]
 
 
-def adamw(model: Llama, config: OptimConfig, dtype: torch.dtype = torch.float32) -> list[Optimizer]:
+def adamw(model: Llama, config: OptimConfig, dtype: torch.dtype = torch.float32, deal: Deal = alone) -> list[Optimizer]:
     """AdamW for all, which has no products to take a `dtype`; only the matrices inside blocks decay."""
     matrices, rest = split(model)
     return [_adamw([{"params": rest}, {"params": matrices, "weight_decay": config.weight_decay}], config)]
@@ -53,7 +53,7 @@ def set_pace(optimizers: list[Optimizer], lr: float, momentum: float) -> None:
             group["momentum"] = momentum
 
 
-OPTIMIZERS: dict[str, Callable[[Llama, OptimConfig, torch.dtype], list[Optimizer]]] = {"muon": muon, "adamw": adamw}
+OPTIMIZERS: dict[str, Callable[..., list[Optimizer]]] = {"muon": muon, "adamw": adamw}
 
 # Peak learning rates at width 768. They fall with the root of the width, as nanochat's for AdamW do.
 PEAK_AT_768 = {"muon": 3.6e-3, "adamw": 1.8e-3}

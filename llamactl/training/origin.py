@@ -35,7 +35,7 @@ def anchored(config: Config, dataset: Dataset) -> Config:
     path = checkpoint.locate(config.train.init_from)
     state = checkpoint.verified(path)
     _check(config, dataset, path, state)
-    found = {"init_from": _lasting_name(path, state.step), "init_sha256": state.files.get(checkpoint.WEIGHTS, "")}
+    found = {"init_from": _lasting_name(path, state.step), "init_sha256": state.weights_digest}
     return config.model_copy(update={"train": config.train.model_copy(update=found)})
 
 
@@ -59,7 +59,7 @@ def _check(config: Config, dataset: Dataset, path: Path, state: checkpoint.State
     if differ:
         why = f"Only {' and '.join(f'model.{key}' for key in sorted(FREE))} may differ: no weight depends on them."
         raise BadUsage(f"A run from the checkpoint {path} can't change {differ}.", why, "Leave it as it was, or start afresh.")
-    if config.train.init_sha256 not in ("", state.files.get(checkpoint.WEIGHTS)):
+    if config.train.init_sha256 not in ("", state.weights_digest):
         what = f"{path} no longer holds the weights that this run starts from."
         raise BadData(what, "Its run was made again.", f"Start a new run: llamactl train --init-from {config.train.init_from}")
 

@@ -1,27 +1,26 @@
 """What a run is about to do, worked out before its first step: sizes, steps, memory, time."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from llamactl.artifacts import Dataset, RunDir
-from llamactl.config import Config, Switch, TrainConfig, build, preset
+from llamactl.artifacts import Dataset
+from llamactl.config import Config, ModelConfig, Switch
 from llamactl.corpus.batches import Windows
-from llamactl.durable import free_bytes
-from llamactl.errors import BadData, BadUsage, NoRoom
+from llamactl.errors import BadData, BadUsage
 from llamactl.model.llama import count, embeddings
-from llamactl.presets import PRESETS
 from llamactl.training.expectation import Expectation, expect
-from llamactl.training.forecast import Duration, Memory, Pace, duration, memory, pace
+from llamactl.training.forecast import Duration, Memory, checkpoints_at_most, duration, memory, pace
 from llamactl.training.optimizers import CONTINUED_RATE, EMBEDDING_SCALE, EMBEDDING_SCALE_TIED, peak_rate
 from llamactl.training.sizing import (
     checkpoint_bytes,
     flops_per_token,
     free_memory,
+    micro_batch_of,
     most_at_once,
     recomputing,
     windows_of,
 )  # fmt: skip
+from llamactl.training.traffic import traffic
 from llamactl.training.world import World
 
 # FLOPs of a run below which compiling takes longer than it saves: about a minute of work on each.
@@ -34,7 +33,10 @@ SMOKE_TEST = 0.5  # tokens per parameter below which a run only shows that every
 
 @dataclass(frozen=True)
 class Plan:
-    """The receipt: all that can be known of a run before it starts. `loss` is None where nothing like it was measured."""
+    """The receipt: all that can be known of a run before it starts. `loss` is None where nothing like it was measured.
+
+    Memory, the micro-batch and the bytes `sent` in a step are those of one of the `processes`.
+    """
 
     parameters: int
     embedding_parameters: int
@@ -42,6 +44,9 @@ class Plan:
     tokens_per_step: int
     tokens: int
     micro_batch: int
+    processes: int
+    parallel: str
+    sent: int
     epochs: float
     flops: float
     duration: Duration
@@ -62,16 +67,56 @@ class Plan:
         return self.tokens_per_parameter < SMOKE_TEST
 
 
+def arranged(config: Config, dataset: Dataset, world: World) -> World:
+    """The world with as many `shards` as the config, which need not be resolved, wishes for; a world of one stays as it is.
+
+    `auto` shares a copy of the model only where one process has no room for it, and then within a machine if that suffices.
+    What is free differs between processes, so one of them decides (`world.led`). Raises BadUsage for a wish that can't be.
+    """
+    wish, _, number = config.train.parallel.partition(":")
+    if world.size == 1:
+        return world
+    if wish == "auto":
+        return replace(world, shards=_shards(config, dataset, world))
+    shards = {"ddp": 1, "fsdp": world.size, "hsdp": int(number or world.neighbours)}[wish]
+    if world.size % shards:
+        fitting = ", ".join(str(each) for each in range(2, world.size) if world.size % each == 0)
+        fix = f"Numbers that do: {fitting}" if fitting else "Try: --parallel ddp"
+        raise BadUsage(f"{world.size} processes can't be groups of {shards}.", "Each group holds one copy of the model.", fix)
+    if shards > 1 and _half(config, world):
+        why = "Processes that share a copy of the model would scale its gradients differently."
+        raise BadUsage(f"fp16 can't be had with {wish}.", why, "Try: --precision bf16, or --parallel ddp")
+    return replace(world, shards=shards)
+
+
+def sharings(config: Config, world: World) -> list[int]:
+    """The numbers of processes that can hold one copy of the model between them: one, those of a machine, and all."""
+    machine = [world.neighbours] if world.size % world.neighbours == 0 else []
+    return [1] if _half(config, world) else sorted({1, *machine, world.size})
+
+
+def _shards(config: Config, dataset: Dataset, world: World) -> int:
+    """The fewest that have room for the model between them; all of them if none have."""
+    choices = sharings(config, world)
+    for shards in choices[:-1]:
+        shared = replace(world, shards=shards)
+        if memory(resolve(config, dataset, shared), shared).needed <= free_memory(shared):
+            return shards
+    return choices[-1]
+
+
+def _half(config: Config, world: World) -> bool:
+    return "fp16" in (config.train.precision, world.precision.name)
+
+
 def resolve(config: Config, dataset: Dataset, world: World) -> Config:
-    """Replace each 0 ("work it out") by its value for this dataset and device."""
-    model, optim, train = config.model, config.optim, config.train
-    padded = -(-dataset.info.vocab_size // 128) * 128
-    model = model.model_copy(update={"vocab_size": model.vocab_size or padded})
-    if model.vocab_size < dataset.info.vocab_size:
-        why = f"The dataset {dataset.name} has {dataset.info.vocab_size} token ids."
-        raise BadUsage(f"model.vocab_size={model.vocab_size} is too small.", why, "Leave it out: it follows the dataset.")
+    """Replace each 0 ("work it out") by its value for this dataset and device.
+
+    A step has the tokens that it would have in a world of one such device, which many processes share.
+    """
+    model, optim, train = _for_ids(config.model, dataset), config.optim, config.train
     recompute = recomputing(train.recompute, model, optim.name, world)
-    windows, micro_batch = windows_of(train, model, optim.name, most_at_once(model, optim.name, recompute, world))
+    windows, micro_batch = _batch(config.model_copy(update={"model": model}), world)
     steps = -(-train.tokens // (windows * model.context))
     eval_every = train.eval_every or max(1, -(-steps // (10 if steps >= 100 else 3)))
     resolved = {
@@ -99,8 +144,29 @@ def resolve(config: Config, dataset: Dataset, world: World) -> Config:
     )
 
 
+def _for_ids(model: ModelConfig, dataset: Dataset) -> ModelConfig:
+    """The shape with a row for each token id; raises BadUsage when it has fewer."""
+    rows = model.vocab_size or -(-dataset.info.vocab_size // 128) * 128
+    if rows < dataset.info.vocab_size:
+        why = f"The dataset {dataset.name} has {dataset.info.vocab_size} token ids."
+        raise BadUsage(f"model.vocab_size={rows} is too small.", why, "Leave it out: it follows the dataset.")
+    return model.model_copy(update={"vocab_size": rows})
+
+
+def _batch(config: Config, world: World) -> tuple[int, int]:
+    """Windows of a step, and of a process's micro-batch."""
+    model, name, train = config.model, config.optim.name, config.train
+
+    def most(where: World) -> int:
+        return most_at_once(model, name, recomputing(train.recompute, model, name, where), where)
+
+    alone = replace(world, rank=0, size=1, neighbours=1, shards=1)
+    windows, micro_batch = windows_of(train, model, name, most(alone))
+    return windows, micro_batch if world.size == 1 else micro_batch_of(windows, train.micro_batch, most(world), world.size)
+
+
 def plan(config: Config, dataset: Dataset, world: World, rate: float) -> Plan:
-    """The receipt of a resolved config, on a device with a matrix rate of `rate` FLOP/s.
+    """The receipt of a resolved config, on devices with a matrix rate of `rate` FLOP/s each.
 
     Raises BadData for a dataset without a single window.
     """
@@ -120,6 +186,9 @@ def plan(config: Config, dataset: Dataset, world: World, rate: float) -> Plan:
         tokens_per_step=train.tokens_per_step,
         tokens=tokens,
         micro_batch=train.micro_batch,
+        processes=world.size,
+        parallel=world.parallel,
+        sent=traffic(config, world).total,
         epochs=epochs,
         flops=tokens * flops_per_token(model),
         duration=duration(config, world, steps, pace(config, world, rate)),
@@ -129,73 +198,6 @@ def plan(config: Config, dataset: Dataset, world: World, rate: float) -> Plan:
         disk=checkpoints_at_most(train, steps) * saved,
         loss=expect(model, tokens, epochs, dataset) if config.optim.name == "muon" and not train.init_from else None,
     )
-
-
-def budgets(config: Config, dataset: Dataset, world: World, rate: float, measured: Pace | None = None) -> list[Plan]:
-    """Plans of a config that is not resolved: for its own budget, ten times that, and 20 tokens a parameter.
-
-    `measured` is the pace of the first; the others are as much faster or slower than estimated as that.
-    """
-    own = resolve(config, dataset, world)
-    faster = pace(own, world, rate).step / measured.step if measured else 1.0
-    enough = 20 * count(own.model)
-    plans = []
-    for tokens in sorted({own.train.tokens, min(10 * own.train.tokens, max(enough, own.train.tokens)), enough}):
-        resolved = resolve(_with(config, tokens=tokens), dataset, world)
-        at = pace(resolved, world, faster * rate)
-        made = plan(resolved, dataset, world, faster * rate)
-        plans.append(replace(made, duration=duration(resolved, world, made.steps, Pace(at.step, (measured or at).start))))
-    return plans
-
-
-def check_memory(plan: Plan, config: Config, world: World) -> None:
-    """Whether it fits; raises NoRoom with settings that would."""
-    if plan.memory.needed <= plan.memory_free:
-        return
-    why = f"It needs about {plan.memory.needed / 1e9:.1f} GB; {plan.memory_free / 1e9:.1f} GB are free."
-    ways = [way for way in _smaller(config) if _fits(way[1], world)]
-    fix = f"This would fit: {ways[0][0]}" if ways else "Train on a device with more memory."
-    raise NoRoom(f"{config.preset} does not fit into the memory of {world.device}.", why, fix)
-
-
-def _smaller(config: Config) -> Iterator[tuple[str, Config]]:
-    """Ways to need less memory, the gentlest first: fewer windows at once, activations again, a smaller model."""
-    micro_batch = config.train.micro_batch
-    while micro_batch > 1:
-        micro_batch = -(-micro_batch // 2)
-        yield f"--set train.micro_batch={micro_batch}", _with(config, micro_batch=micro_batch)
-    again = _with(config, micro_batch=1, recompute="on")
-    yield "--set train.micro_batch=1 --set train.recompute=on", again
-    vocab = {"model": {"vocab_size": config.model.vocab_size}}
-    for name in sorted(PRESETS, key=lambda name: -count(build([preset(name), vocab]).model)):
-        model = build([preset(name), vocab]).model
-        if count(model) < count(config.model):
-            yield f"--preset {name}", again.model_copy(update={"model": model, "preset": name})
-
-
-def _fits(config: Config, world: World) -> bool:
-    return memory(config, world).needed <= free_memory(world)
-
-
-def _with(config: Config, **train: object) -> Config:
-    return config.model_copy(update={"train": config.train.model_copy(update=train)})
-
-
-def checkpoints_at_most(train: TrainConfig, steps: int) -> int:
-    """Checkpoints that are on the disk at once: those that are kept, the best, and the one that is being written."""
-    made = -(-steps // train.save_every)
-    kept = steps // train.keep_every if train.keep_every else 0
-    return min(made, train.keep + 1 + kept) + 1
-
-
-def check_disk(plan: Plan, config: Config, run: RunDir) -> None:
-    """Whether the checkpoints to come fit onto the disk; raises NoRoom."""
-    there = sum(file.stat().st_size for file in run.checkpoints.glob("*/*"))
-    free = free_bytes(run.path)
-    if plan.disk > free + there:
-        why = f"They take up to {plan.disk / 1e9:.3g} GB, of {plan.checkpoint / 1e9:.3g} GB each; {free / 1e9:.3g} GB are free."
-        fix = "Keep fewer with --set train.keep=1, take a smaller --preset, or set LLAMACTL_HOME to another disk."
-        raise NoRoom(f"The checkpoints of {config.preset} do not fit into {run.path}.", why, fix)
 
 
 def _compile(wish: Switch, flops: float, world: World) -> Literal["on", "off"]:

@@ -13,17 +13,26 @@ from llamactl.training.sizing import free_main_memory
 class Saver:
     """One checkpoint in flight at most; what went wrong with it surfaces at the next question."""
 
-    def __init__(self, run: RunDir, config: Config, tokenizer: Tokenizer) -> None:
-        """Save `run`, whose config and tokenizer are in every checkpoint."""
-        self._run, self._config, self._tokenizer = run, config, tokenizer
+    def __init__(self, run: RunDir, config: Config, tokenizer: Tokenizer, leads: bool = True) -> None:
+        """Save `run`, whose config and tokenizer are in every checkpoint. Of several processes the one that `leads` writes."""
+        self._run, self._config, self._tokenizer, self._leads = run, config, tokenizer, leads
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._flying: Future[State] | None = None
 
     def save(self, taken: Snapshot, state: State) -> None:
         """Start to write a checkpoint; the one before must have been asked for with `landed(wait=True)`.
 
-        Where memory is too short for a copy, training waits for the disk.
+        Where memory is too short for a copy, training waits for the disk. It also does where processes hold parts of the
+        tensors: they gather one at a time, and no process ever holds more than its own part and one tensor.
         """
+        if not self._leads:
+            if taken.sharded:
+                taken.gather()
+            return
+        if taken.sharded:
+            self._flying = Future()
+            self._flying.set_result(self._write(taken, state))
+            return
         roomy = 2 * taken.nbytes < free_main_memory()
         self._flying = self._pool.submit(self._write, taken.copied() if roomy else taken, state)
         if not roomy:

@@ -1,6 +1,7 @@
 """How big a run's pieces are: FLOPs, bytes, the tokens of a step and how many of them are on the device at once."""
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -35,24 +36,38 @@ def matrix_weights(model: ModelConfig) -> int:
     return count(model) - embeddings(model) + model.vocab_size * model.width
 
 
-def update_flops(model: ModelConfig, optimizer: str) -> float:
-    """FLOPs of moving the weights once: Muon's products, as AdamW has none."""
+def update_flops(model: ModelConfig, optimizer: str, processes: int = 1) -> float:
+    """FLOPs of moving the weights once, on the busiest of some processes: Muon's products, as AdamW has none."""
     if optimizer != "muon":
         return 0.0
-    return model.layers * sum(newton_schulz_flops(min(shape), max(shape)) for shape in _matrices(model))
+    dealt = {shape: -(-number // processes) for shape, number in stacks(model).items()}
+    return sum(number * newton_schulz_flops(min(shape), max(shape)) for shape, number in dealt.items())
 
 
-def largest_stack(model: ModelConfig) -> int:
-    """Bytes of the matrices that Muon moves at once, all those of one shape, in fp32."""
-    shapes = _matrices(model)
-    return max(4 * model.layers * shapes.count(shape) * shape[0] * shape[1] for shape in shapes)
+def update_bytes(model: ModelConfig, optimizer: str, world: World) -> int:
+    """Bytes that an update takes beside what is there anyway: Muon's, which moves all matrices of one shape at once, in fp32.
+
+    Where processes share the work, each has its rows of all matrices twice, and the whole ones that it was dealt: received, put
+    together and worked on. Later the replicas' own replace those.
+    """
+    if optimizer != "muon":
+        return 0
+    if world.size == 1:
+        return 5 * max(4 * number * rows * columns for (rows, columns), number in stacks(model).items())
+    needed = []
+    for (rows, columns), number in stacks(model).items():
+        parts = -(-4 * number * rows * columns // world.shards)
+        dealt = 4 * -(-number // world.size) * rows * columns
+        needed.append(2 * parts + max(6 * dealt, parts + dealt if world.replicas > 1 else 0))
+    return max(needed)
 
 
-def _matrices(model: ModelConfig) -> list[tuple[int, int]]:
-    """Rows and columns of a block's matrices, as they are stored: q, k, v, o, gate, up, down."""
+def stacks(model: ModelConfig) -> Counter[tuple[int, int]]:
+    """How many matrices of each shape, rows and columns as they are stored, the blocks have: q, k, v, o, gate, up, down."""
     query, key = model.heads * model.head_width, model.kv_heads * model.head_width
     width, hidden = model.width, model.hidden
-    return [(query, width), (key, width), (key, width), (width, query), *2 * [(hidden, width)], (width, hidden)]
+    shapes = [(query, width), (key, width), (key, width), (width, query), *2 * [(hidden, width)], (width, hidden)]
+    return Counter(model.layers * shapes)
 
 
 def usual_step(tokens: int, model: ModelConfig, optimizer: str) -> float:
@@ -62,11 +77,36 @@ def usual_step(tokens: int, model: ModelConfig, optimizer: str) -> float:
     return max(worthwhile, min(LARGEST_STEP, size * (tokens / at) ** STEP_EXPONENT))
 
 
-def state_bytes(model: ModelConfig, optimizer: str) -> int:
-    """Bytes of weights, gradients and optimizer state, all fp32: Muon keeps one number a weight, AdamW two."""
+def state_bytes(model: ModelConfig, optimizer: str, shards: int = 1) -> int:
+    """Bytes of weights, gradients and optimizer state, all fp32: Muon keeps one number a weight, AdamW two.
+
+    Each of `shards` processes has its part of everything.
+    """
     total = count(model)
     matrices = total - embeddings(model) - (2 * model.layers + 1) * model.width
-    return 4 * (2 * total + (2 * total - matrices if optimizer == "muon" else 2 * total))
+    return -(-4 * (2 * total + (2 * total - matrices if optimizer == "muon" else 2 * total)) // shards)
+
+
+def block_weights(model: ModelConfig) -> int:
+    """Parameters of a block."""
+    return (count(model) - embeddings(model) - model.width) // model.layers
+
+
+def root_weights(model: ModelConfig) -> int:
+    """Parameters that are in no block: embedding, final norm and head."""
+    return embeddings(model) + model.width
+
+
+def gathered_bytes(model: ModelConfig, world: World) -> int:
+    """Bytes of weights that are whole for a while though each process has but a part of them, and of their gradients.
+
+    Two blocks, as the next one is fetched early, and a gradient in the format of products with its copy in fp32 that is added
+    up; embedding and head in fp32 with their gradients, for as long as a micro-batch takes.
+    """
+    if world.shards == 1:
+        return 0
+    width = world.precision.dtype.itemsize
+    return block_weights(model) * (3 * width + 4) + 8 * root_weights(model)
 
 
 def checkpoint_bytes(model: ModelConfig, optimizer: str) -> int:
@@ -90,12 +130,12 @@ def chunk_bytes(model: ModelConfig, world: World) -> int:
 
 
 def free_memory(world: World) -> int:
-    """Bytes that can still be had on a device."""
+    """Bytes that a process can still have on its device; of a CPU's memory all processes of the machine have a share."""
     if world.room:
         return world.room
     if world.device.type == "cuda":
         return torch.cuda.mem_get_info(world.device)[0]
-    return free_main_memory() if world.device.type == "cpu" else 8 << 30
+    return free_main_memory() // world.neighbours if world.device.type == "cpu" else 8 << 30
 
 
 def free_main_memory() -> int:
@@ -126,9 +166,21 @@ def windows_of(train: TrainConfig, model: ModelConfig, optimizer: str, most: int
     return rounds * micro_batch, micro_batch
 
 
+def own_windows(windows: int, processes: int) -> int:
+    """Windows of a step that the busiest process has."""
+    return -(-windows // processes)
+
+
+def micro_batch_of(windows: int, wish: int, most: int, processes: int) -> int:
+    """Windows at once where several processes share a step's: as many as were asked for, else all micro-batches alike."""
+    own = own_windows(windows, processes)
+    rounds = -(-own // most)
+    return min(own, wish or -(-own // rounds))
+
+
 def most_at_once(model: ModelConfig, optimizer: str, recompute: Literal["on", "off"], world: World) -> int:
-    """As many windows as memory and sense allow."""
-    room = 0.6 * free_memory(world) - state_bytes(model, optimizer) - chunk_bytes(model, world)
+    """As many windows as memory and sense allow a process."""
+    room = 0.6 * free_memory(world) - _held(model, optimizer, world)
     sense = MICRO_TOKENS.get(world.device.type, MICRO_TOKENS_ON_GPU) // model.context
     return max(1, min(sense, int(room // window_bytes(model, recompute == "on", world))))
 
@@ -137,5 +189,10 @@ def recomputing(wish: Switch, model: ModelConfig, optimizer: str, world: World) 
     """Recomputing costs a third more work, so it is for windows that would not fit without."""
     if wish != "auto":
         return wish
-    needed = state_bytes(model, optimizer) + chunk_bytes(model, world) + window_bytes(model, False, world)
+    needed = _held(model, optimizer, world) + window_bytes(model, False, world)
     return "off" if needed < 0.6 * free_memory(world) else "on"
+
+
+def _held(model: ModelConfig, optimizer: str, world: World) -> int:
+    """Bytes that are there whatever the micro-batch."""
+    return state_bytes(model, optimizer, world.shards) + chunk_bytes(model, world) + gathered_bytes(model, world)

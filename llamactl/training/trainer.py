@@ -14,10 +14,11 @@ from llamactl import checkpoint, durable
 from llamactl.artifacts import Dataset, RunDir
 from llamactl.config import Config
 from llamactl.corpus.batches import Batch, Batches, Windows
-from llamactl.errors import Diverged
+from llamactl.errors import Diverged, NoRoom
 from llamactl.model.device import out_of_memory
 from llamactl.model.llama import Llama
 from llamactl.model.objective import NextToken
+from llamactl.tensors import put, whole
 from llamactl.training.ahead import Ahead
 from llamactl.training.compilation import compile_blocks, eagerly
 from llamactl.training.environment import computed_on, differences, same_data
@@ -36,12 +37,13 @@ from llamactl.training.events import (
 from llamactl.training.meter import peak_memory
 from llamactl.training.optimizers import OPTIMIZERS, set_pace
 from llamactl.training.origin import inherit
+from llamactl.training.parallel import accumulating, deal, gathered, replicated, shard
 from llamactl.training.saver import Saver
 from llamactl.training.schedule import momentum, scale
 from llamactl.training.sizing import flops_per_token
 from llamactl.training.validation import sample, validate
 from llamactl.training.wishes import Wishes
-from llamactl.training.world import World
+from llamactl.training.world import World, led
 
 MOST_SKIPPED = 8  # steps in a row without a finite gradient before the run goes back to a checkpoint
 MOST_ROLLBACKS = 2
@@ -56,11 +58,11 @@ def train(
     `config` is resolved (`plan.resolve`); `rate` is the device's FLOP/s, for MFU. Stop by a wish, which saves, or by closing
     the generator, which does not. The caller holds the run's lock.
     """
-    wishes = wishes or Wishes()
+    wishes, asked = wishes or Wishes(), [0, 0]
     with closing(Trainer(config, dataset, run, world, rate)) as trainer:
         yield from trainer.resume()
         yield from trainer.compile()
-        while trainer.step < trainer.steps and not wishes.stop:
+        while trainer.step < trainer.steps and not (asked := world.most(wishes.stop, wishes.save))[0]:
             event = trainer.advance()
             yield event
             yield from trainer.landed()
@@ -71,15 +73,15 @@ def train(
                 continue
             if trainer.is_due(config.train.eval_every):
                 yield from trainer.validate()
-            if trainer.is_due(config.train.save_every) or trainer.owes_save or wishes.save:
-                wishes.save = False
+            if trainer.is_due(config.train.save_every) or trainer.owes_save or asked[1]:
+                wishes.save = wishes.save and not asked[1]
                 yield from trainer.save()
         stopped = trainer.step < trainer.steps
         if stopped and trainer.step != trainer.saved_step:
             yield from trainer.save(anyway=True)
         yield from trainer.landed(wait=True)
         if stopped:
-            yield Stopped(*trainer.now, wishes.stop)
+            yield Stopped(*trainer.now, asked[0])
 
 
 class Trainer:
@@ -88,10 +90,11 @@ class Trainer:
     def __init__(self, config: Config, dataset: Dataset, run: RunDir, world: World, rate: float) -> None:
         """Build everything at step 0."""
         self.config, self.dataset, self.run, self.world, self.rate = config, dataset, run, world, rate
-        self.model = build_model(config, world)
+        self.objective = build_objective(config, world)
+        self.model = self.objective.model
         self.model.model.recompute = config.train.recompute == "on"
-        self.objective = NextToken(self.model)
-        self.optimizers = OPTIMIZERS[config.optim.name](self.model, config.optim, world.precision.dtype)
+        self.forward = replicated(self.objective, world)
+        self.optimizers = OPTIMIZERS[config.optim.name](self.model, config.optim, world.precision.dtype, deal(world))
         self.per_step = config.train.tokens_per_step // config.model.context
         key = f"{dataset.info.digest} {config.data.seed}"
         self.batches = Batches(Windows(dataset.train, config.model.context), self.per_step, key, world.rank, world.size)
@@ -99,7 +102,7 @@ class Trainer:
         self.ahead = Ahead(self._micro_batches)
         # fp16's smallest numbers are too large for gradients, which are scaled up; the other formats need none of it.
         self.scaler = torch.amp.GradScaler(world.device.type, init_scale=2.0**12, enabled=world.precision.name == "fp16")
-        self.saver = Saver(run, config, dataset.tokenizer)
+        self.saver = Saver(run, config, dataset.tokenizer, world.leads)
         self.environment = computed_on(config, dataset, world)
         self.steps = -(-config.train.tokens // config.train.tokens_per_step)
         self.step = self.skipped = self.rollbacks = self.jumped = 0
@@ -116,8 +119,7 @@ class Trainer:
 
     def resume(self) -> Iterator[Event]:
         """Go to the newest sound checkpoint, or start with the weights of another run's, where there is one."""
-        durable.sweep(self.run.checkpoints)
-        path, damaged = checkpoint.newest(self.run)
+        path, damaged = led(self._newest)
         if path is None:
             inherit(self.config, self.dataset, self.model)
             if damaged:
@@ -127,8 +129,12 @@ class Trainer:
         self.rollbacks, self.jumped = state.rollbacks, state.jumped
         yield Resumed(*self.now, damaged, differences(state.environment, self.environment))
 
+    def _newest(self) -> tuple[Path | None, tuple[str, ...]]:
+        durable.sweep(self.run.checkpoints)
+        return checkpoint.newest(self.run)
+
     def _restore(self, path: Path) -> checkpoint.State:
-        state = checkpoint.restore(path, self.model, self.optimizers)
+        state = checkpoint.restore(path, self.model, self.optimizers, trusted=True)
         same_data(state.environment, self.environment)
         self.step, self.seconds, self.validation_loss = state.step, state.seconds, state.validation_loss
         self.skipped, self.saved_step = state.skipped, state.step
@@ -145,7 +151,7 @@ class Trainer:
             what = f"Training diverged at step {failed}, after {MOST_ROLLBACKS} times back to a checkpoint."
             fix = f"Start again with a smaller rate: --set optim.lr={self.config.optim.lr / 2:.2g}"
             raise Diverged(what, f"The last rows: {'; '.join(self.latest)}. Earlier checkpoints are good.", fix)
-        path, _ = checkpoint.newest(self.run)
+        path, _ = led(self._newest)
         if path is None:
             self._begin_again()
         else:
@@ -157,7 +163,7 @@ class Trainer:
 
     def _begin_again(self) -> None:
         """As at step 0, in the model that is there, which may be compiled."""
-        self.model.load_state_dict(build_model(self.config, self.world).state_dict())
+        initialise(self.model, self.config.train.seed)
         inherit(self.config, self.dataset, self.model)
         for optimizer in self.optimizers:
             optimizer.state.clear()
@@ -190,16 +196,19 @@ class Trainer:
             return Skipped(*self.now, loss, norm)
         self.skipped = 0
         speed = self.config.train.tokens_per_step / elapsed
-        mfu = speed * flops_per_token(self.config.model) / self.rate
+        mfu = speed * flops_per_token(self.config.model) / (self.rate * self.world.size)
         return Stepped(*self.now, loss, lr, norm, speed, mfu, peak_memory(self.world))
 
     def gradients(self, micro_batches: list[Batch]) -> Tensor | Slowed:
         """The loss of a step's windows, and its gradients; a full memory halves the micro-batch, not the step."""
         try:
-            return accumulate(self.objective, micro_batches, self.world, self.scaler)
+            return accumulate(self.forward, micro_batches, self.world, self.scaler)
         except RuntimeError as error:
             if self.micro_batch == 1 or not out_of_memory(error):
                 raise
+            if self.world.size > 1:  # the others are in the midst of it
+                fix = f"Add --set train.micro_batch={-(-self.micro_batch // 2)}"
+                raise NoRoom(f"The memory of {self.world.device} is full.", "", fix) from error
         # Outside the except block, whose error holds on to what filled the memory.
         self.model.zero_grad()
         torch.cuda.empty_cache()
@@ -216,7 +225,7 @@ class Trainer:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip)
-        loss, size = torch.stack([total, norm]).tolist()
+        loss, size = torch.stack([total, whole(norm)]).tolist()
         for optimizer in self.optimizers if math.isfinite(loss) and math.isfinite(size) else []:
             self.scaler.step(optimizer)
         self.scaler.update()
@@ -229,10 +238,14 @@ class Trainer:
 
     def _micro_batches(self, step: int) -> list[Batch]:
         """A step's share of windows on the device, in micro-batches."""
-        batches = self.batches.micro(step, self.micro_batch)
-        if self.world.device.type == "cuda":
-            batches = [Batch(*(part.pin_memory() for part in batch)) for batch in batches]
-        return [Batch(*(part.to(self.world.device, non_blocking=True) for part in batch)) for batch in batches]
+        return [
+            batch._replace(inputs=self._moved(batch.inputs), targets=self._moved(batch.targets))
+            for batch in self.batches.micro(step, self.micro_batch)
+        ]
+
+    def _moved(self, tokens: Tensor) -> Tensor:
+        pinned = tokens.pin_memory() if self.world.device.type == "cuda" else tokens
+        return pinned.to(self.world.device, non_blocking=True)
 
     def validate(self) -> Iterator[Validated | Sampled]:
         """The loss on the same held-out windows each time, then the same prompts with the same seed."""
@@ -242,8 +255,9 @@ class Trainer:
                 measured = validate(self.objective, windows, self.dataset, self.config, self.world)
             self.validation_loss = measured[0]
             yield Validated(*self.now, *measured)
-        for number, prompt in enumerate(self.config.train.prompts):
-            with eagerly():
+        takes_part = self.world.leads or self.world.shards > 1  # whoever holds a part of the model
+        for number, prompt in enumerate(self.config.train.prompts if takes_part else ()):
+            with eagerly(), gathered(self.objective, self.world):
                 text = sample(self.model, prompt, self.config.train.seed + number, self.dataset, self.config)
             yield Sampled(*self.now, prompt, text)
 
@@ -257,7 +271,7 @@ class Trainer:
             return
         yield from self.landed(wait=True)
         taken = checkpoint.snapshot(self.model, self.optimizers)
-        if not taken.finite():
+        if any(self.world.most(not taken.finite())):
             yield from self.roll_back()
             return
         step, tokens, _, seconds = self.now
@@ -289,19 +303,33 @@ class Trainer:
         self.ahead.close()
 
 
-def build_model(config: Config, world: World) -> Llama:
-    """A model with fp32 weights that its seed decides, whatever the device."""
-    torch.manual_seed(config.train.seed)
-    return Llama(config.model).to(world.device)
+def build_objective(config: Config, world: World) -> NextToken:
+    """A model and its loss, with fp32 weights that its seed decides, whatever the device and however many share it."""
+    with torch.device("meta"):
+        objective = NextToken(Llama(config.model))
+    if world.shards > 1:
+        shard(objective, world)
+    objective.to_empty(device=world.device)
+    objective.model.tie()
+    initialise(objective.model, config.train.seed)
+    return objective
 
 
-def accumulate(objective: NextToken, micro_batches: list[Batch], world: World, scaler: torch.amp.GradScaler) -> Tensor:
-    """Add up the gradients of a step's micro-batches; the result is the loss over all of their windows."""
-    windows = sum(len(batch.inputs) for batch in micro_batches)
+def initialise(model: Llama, seed: int) -> None:
+    """Put a seed's weights into place, whole ones one at a time."""
+    torch.manual_seed(seed)
+    for parameter, weights in model.initial_weights():
+        put(parameter, weights)
+
+
+def accumulate(forward: nn.Module, micro_batches: list[Batch], world: World, scaler: torch.amp.GradScaler) -> Tensor:
+    """Add up the gradients of a step's micro-batches; the result is the loss over all windows of all processes."""
     total = torch.zeros((), device=world.device)
-    for inputs, targets in micro_batches:
-        with world.precision.compute(world.device):
-            loss = objective(inputs, targets) * (len(inputs) / windows)
-        scaler.scale(loss).backward()
+    for number, (inputs, targets, share) in enumerate(micro_batches, start=1):
+        with accumulating(forward, last=number == len(micro_batches)):
+            with world.precision.compute(world.device):
+                loss = forward(inputs, targets) * share
+            # What processes add up is divided by their number.
+            scaler.scale(loss * world.size).backward()
         total += loss.detach()
-    return total
+    return world.sum(total)

@@ -24,14 +24,14 @@ def validate(objective: NextToken, windows: Windows, dataset: Dataset, config: C
     number = max(1, min(len(windows), config.train.eval_tokens // config.model.context))
     numbers = np.linspace(0, len(windows) - 1, number).round().astype(np.int64)
     lengths = torch.from_numpy(dataset.tokenizer.byte_lengths)
-    nats = text_nats = text_bytes = 0.0
-    for start in range(0, number, config.train.micro_batch):
-        inputs, targets = windows.batch(numbers[start : start + config.train.micro_batch])
+    sums = torch.zeros(3, dtype=torch.float64)  # nats, nats of text, bytes of text
+    for start, counts in world.share(range(0, number, config.train.micro_batch)):
+        inputs, targets, _ = windows.batch(numbers[start : start + config.train.micro_batch])
         with world.precision.compute(world.device):
             losses = objective.per_token(inputs.to(world.device), targets.to(world.device)).cpu().double()
-        nats += losses.sum().item()
-        text_nats += losses[targets != dataset.tokenizer.end].sum().item()
-        text_bytes += lengths[targets].sum().item()
+        text = losses[targets != dataset.tokenizer.end]
+        sums += counts * torch.stack([losses.sum(), text.sum(), lengths[targets].sum()])
+    nats, text_nats, text_bytes = world.sum(sums).tolist()
     return nats / (number * windows.context), text_nats / math.log(2) / max(1.0, text_bytes)
 
 

@@ -3,11 +3,15 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from llamactl.training.launch import launch
+
 STOPPING = "Stopping after this step, with a checkpoint. Once more to stop at once, without one."
+ECHO = 5.0  # seconds in which a launcher passes on the signal that its processes have had from the terminal already
 FIRST_SCREEN = b"\x1b[?1049l\x1b[?25h"  # the terminal as it was before a live screen, with its cursor
 
 
@@ -23,13 +27,17 @@ class Wishes:
 @contextmanager
 def listening() -> Iterator[Wishes]:
     """Turn SIGINT and SIGTERM into a wish to stop, a second one into an end at once, and SIGUSR1 into a wish to save."""
-    wishes = Wishes()
+    wishes, until = Wishes(), 0.0
 
     def stop(number: int, _: FrameType | None) -> None:
+        nonlocal until
         if wishes.stop:
-            _leave(number)
-        wishes.stop = number
-        _say(STOPPING)
+            if time.monotonic() > until:
+                _leave(number)
+            return
+        wishes.stop, until = number, time.monotonic() + (ECHO if launch().size > 1 else 0.0)
+        if launch().leads:
+            _say(STOPPING)
 
     def save(*_: object) -> None:
         wishes.save = True

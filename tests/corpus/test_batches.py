@@ -19,8 +19,9 @@ def windows() -> Windows:
 
 def test_windows_are_cut_within_shards(windows: Windows) -> None:
     assert len(windows) == 62 + 0 + 32 + 3 + 4
-    inputs, targets = windows.batch(np.arange(len(windows)))
+    inputs, targets, share = windows.batch(np.arange(len(windows)))
     assert inputs.dtype == torch.int64
+    assert share == 1
     assert (targets == inputs + 1).all()
     starts = inputs[:, 0].tolist()
     assert starts == [*range(0, 992, 16), *range(1003, 1515, 16), *range(1520, 1568, 16), *range(1584, 1648, 16)]
@@ -63,6 +64,18 @@ def test_a_step_is_the_same_for_any_processes_and_micro_batches(windows: Windows
     assert (whole == parts).all()
     ranks = torch.cat([Batches(windows, 12, key="k", rank=r, size=3).micro(5, most=4)[0].inputs for r in range(3)])
     assert sorted(ranks[:, 0].tolist()) == sorted(whole[:, 0].tolist())
+
+
+@pytest.mark.parametrize(("per_step", "size", "most"), [(12, 5, 2), (3, 4, 1), (1, 4, 8), (13, 3, 2)])
+def test_processes_have_as_many_micro_batches_and_all_shares_make_one_step(
+    windows: Windows, per_step: int, size: int, most: int
+) -> None:
+    ranks = [Batches(windows, per_step, "k", rank, size).micro(5, most) for rank in range(size)]
+    assert len({len(batches) for batches in ranks}) == 1
+    assert sum(batch.share for batches in ranks for batch in batches) == pytest.approx(1)
+    counted = torch.cat([batch.inputs for batches in ranks for batch in batches if batch.share])
+    whole = Batches(windows, per_step, "k").micro(5, per_step)[0].inputs
+    assert sorted(counted[:, 0].tolist()) == sorted(whole[:, 0].tolist())
 
 
 def test_a_step_needs_no_history(windows: Windows) -> None:

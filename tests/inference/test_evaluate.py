@@ -16,7 +16,7 @@ from llamactl.corpus.batches import Windows
 from llamactl.inference.evaluate import Ratio, evaluate, stream
 from llamactl.model.llama import Llama
 from llamactl.model.objective import NextToken
-from llamactl.training.trainer import build_model
+from llamactl.training.trainer import build_objective
 from llamactl.training.validation import validate
 from llamactl.training.world import World
 
@@ -34,7 +34,7 @@ def model(vocab_size: int, context: int = 32, uniform: bool = False) -> Llama:
 
 def test_it_is_trainings_validation_loss(configured: Configured, dataset: Dataset) -> None:
     config, world = configured(train={"eval_tokens": 10**9})
-    made = build_model(config, world)
+    made = build_objective(config, world).model
     expected = validate(NextToken(made), Windows(dataset.val, 32), dataset, config, world)
     found = evaluate(made, dataset.tokenizer, dataset.val, rests=False)
     assert (found.loss, found.bits_per_byte) == pytest.approx(expected, abs=1e-6)

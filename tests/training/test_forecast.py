@@ -10,7 +10,7 @@ from llamactl.checkpoint import snapshot
 from llamactl.config import Config
 from llamactl.training.forecast import Pace, duration, memory, pace
 from llamactl.training.optimizers import OPTIMIZERS
-from llamactl.training.trainer import build_model
+from llamactl.training.trainer import build_objective
 from llamactl.training.world import World
 
 Configured = Callable[..., tuple[Config, World]]
@@ -19,7 +19,7 @@ Configured = Callable[..., tuple[Config, World]]
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_weights_and_optimizer_are_what_they_are(optimizer: str, configured: Configured) -> None:
     config, world = configured(optim={"name": optimizer})
-    model = build_model(config, world)
+    model = build_objective(config, world).model
     optimizers = OPTIMIZERS[optimizer](model, config.optim, torch.float32)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)

@@ -17,7 +17,7 @@ from llamactl.model.llama import Llama
 from llamactl.training.events import Stepped
 from llamactl.training.origin import anchored, continuation, inherit
 from llamactl.training.plan import resolve
-from llamactl.training.trainer import Trainer, build_model, train
+from llamactl.training.trainer import Trainer, build_objective, train
 from llamactl.training.world import World, join
 from tests.conftest import TINY
 
@@ -104,9 +104,9 @@ def test_the_first_weights_are_the_checkpoints_and_the_rest_is_fresh(
 
 def test_without_a_checkpoint_the_seed_decides(configured: Configured, dataset: Dataset) -> None:
     config, world = configured()
-    model = build_model(config, world)
+    model = build_objective(config, world).model
     inherit(config, dataset, model)
-    assert same(model.state_dict(), build_model(config, world).state_dict())
+    assert same(model.state_dict(), build_objective(config, world).model.state_dict())
     assert anchored(config, dataset) == config
 
 

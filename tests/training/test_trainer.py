@@ -28,7 +28,7 @@ from llamactl.model.objective import NextToken
 from llamactl.training import trainer
 from llamactl.training.events import Event, Resumed, Sampled, Saved, Skipped, Slowed, Stepped, Validated
 from llamactl.training.log import record
-from llamactl.training.trainer import Trainer, accumulate, build_model, train
+from llamactl.training.trainer import Trainer, accumulate, build_objective, train
 from llamactl.training.validation import validate
 from llamactl.training.world import World
 
@@ -112,9 +112,9 @@ def test_accumulation_changes_nothing_but_rounding(configured: Configured, datas
 def test_the_loss_is_the_mean_over_all_tokens_of_the_step(configured: Configured, dataset: Dataset) -> None:
     """The notebook counted padding; here every window is full of text, and every token counts once."""
     config, world = configured(train={"micro_batch": 3})
-    model = build_model(config, world)
+    model = build_objective(config, world).model
     batches = Batches(Windows(dataset.train, 32), 8, f"{dataset.info.digest} 0")
-    inputs, targets = batches.micro(0, 8)[0]
+    inputs, targets, _ = batches.micro(0, 8)[0]
     assert inputs.shape == targets.shape == (8, 32)
     assert targets.max() < dataset.info.vocab_size
     expected = -model(inputs).log_softmax(-1).gather(-1, targets[..., None]).mean()
@@ -124,10 +124,10 @@ def test_the_loss_is_the_mean_over_all_tokens_of_the_step(configured: Configured
 
 def test_validation_by_hand(configured: Configured, dataset: Dataset) -> None:
     config, world = configured(train={"eval_tokens": 10**9})
-    model = build_model(config, world)
+    model = build_objective(config, world).model
     windows = Windows(dataset.val, 32)
     loss, bits = validate(NextToken(model), windows, dataset, config, world)
-    inputs, targets = windows.batch(np.arange(len(windows)))
+    inputs, targets, _ = windows.batch(np.arange(len(windows)))
     with torch.no_grad():
         nats = F.cross_entropy(model(inputs).flatten(0, 1).double(), targets.flatten(), reduction="none")
     text = targets.flatten() != dataset.tokenizer.end
@@ -138,7 +138,7 @@ def test_validation_by_hand(configured: Configured, dataset: Dataset) -> None:
 
 def test_a_uniform_model_has_its_known_bits_per_byte(configured: Configured, dataset: Dataset) -> None:
     config, world = configured(train={"eval_tokens": 10**9})
-    model = build_model(config, world)
+    model = build_objective(config, world).model
     nn.init.zeros_(model.lm_head.weight)
     windows = Windows(dataset.val, 32)
     loss, bits = validate(NextToken(model), windows, dataset, config, world)

@@ -1,0 +1,278 @@
+"""Many processes, one run: the same losses, whichever way they share the work, and one of them that speaks."""
+
+import hashlib
+import json
+import os
+import signal
+import time
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from llamactl import checkpoint
+from llamactl.artifacts import Dataset, RunDir
+from llamactl.config import Config, build
+from llamactl.corpus.batches import Batch
+from llamactl.errors import BadData, PeerLost
+from llamactl.model.device import choose_precision
+from llamactl.training import trainer
+from llamactl.training.events import Sampled, Stepped, Validated
+from llamactl.training.plan import arranged, resolve
+from llamactl.training.trainer import Trainer, accumulate, train
+from llamactl.training.world import World, join, led
+from tests import processes
+from tests.conftest import TINY
+from tests.processes import together
+
+RATE = 1e11
+WAYS = ("ddp", "fsdp", "hsdp:2")
+
+
+def prepared(dataset: Dataset, **over: Any) -> tuple[Config, World]:
+    """Config and world as `llamactl train` works them out, in each process."""
+    # At the rate of TINY, rounding alone moves the losses of AdamW by 0.02 in twenty steps, also in a world of one.
+    config = build([TINY, {"optim": {"lr": 0.0}}, over])
+    world = arranged(config, dataset, join(config.train))
+    return resolve(config, dataset, world), world
+
+
+def run_to_the_end(dataset: Dataset, name: str, **over: Any) -> list[Any]:
+    """Train, and in the leading process leave the losses in a file."""
+    config, world = prepared(dataset, **over)
+    events = list(train(config, dataset, RunDir.named(name), world, RATE))
+    if world.leads:
+        told = {
+            "losses": [event.loss for event in events if isinstance(event, Stepped)],
+            "validation": [event.loss for event in events if isinstance(event, Validated)],
+            "samples": [event.text for event in events if isinstance(event, Sampled)],
+        }
+        (RunDir.named(name).path / "told.json").write_text(json.dumps(told))
+    return events
+
+
+def told(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RunDir.named(name).path / "told.json").read_text())
+    return found
+
+
+OPTIMIZERS = ("muon", "adamw")
+ROUNDS = (1, 4)  # micro-batches of each process a step, of 8 windows, or 16, over 4 processes
+
+
+def settings(optimizer: str, way: str, rounds: int) -> dict[str, Any]:
+    return {
+        "optim": {"name": optimizer},
+        "train": {"parallel": way, "tokens_per_step": 512, "tokens": 20 * 512, "micro_batch": 4 // rounds, "save_every": 20},
+    }
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset) -> Path:
+    """A home with a run of one process for each optimizer, and runs of four for each way and number of micro-batches."""
+    home = tmp_path_factory.mktemp("world")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("LLAMACTL_HOME", str(home))
+    torch.set_num_threads(1)
+
+    def all_ways() -> None:
+        for optimizer, way, rounds in product(OPTIMIZERS, WAYS, ROUNDS):
+            run_to_the_end(dataset, f"{optimizer}-{way[:4]}-{rounds}", **settings(optimizer, way, rounds))
+
+    for optimizer in OPTIMIZERS:
+        run_to_the_end(dataset, f"{optimizer}-one", **settings(optimizer, "auto", 1))
+    together(4, all_ways)
+    patch.undo()
+    return home
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("optimizer", "way", "rounds"), list(product(OPTIMIZERS, ("ddp", "fsdp", "hsdp"), ROUNDS)))
+def test_twenty_losses_are_those_of_one_process(
+    optimizer: str, way: str, rounds: int, everything: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMACTL_HOME", str(everything))
+    alone, many = told(f"{optimizer}-one"), told(f"{optimizer}-{way}-{rounds}")
+    assert len(many["losses"]) == 20
+    assert many["losses"] == pytest.approx(alone["losses"], abs=1e-5)
+    assert many["validation"] == pytest.approx(alone["validation"], abs=1e-5)
+    assert many["samples"] == alone["samples"]
+
+
+@pytest.mark.slow
+def test_every_checkpoint_loads_in_every_other_world(
+    everything: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is restored by four processes in each way, which save it again: the same bytes."""
+    monkeypatch.setenv("LLAMACTL_HOME", str(everything))
+    names = [f"{optimizer}-{way}-4" for optimizer, way in product(OPTIMIZERS, ("one", "ddp", "fsdp", "hsdp"))]
+    names = [name.replace("one-4", "one") for name in names]
+
+    def again() -> None:
+        for name, way in product(names, WAYS):
+            config, world = prepared(dataset, **settings(name.split("-")[0], way, 4))
+            made = Trainer(config, dataset, RunDir.named(f"again-{name}-{way[:4]}"), world, RATE)
+            checkpoint.restore(RunDir.named(name).checkpoint(20), made.model, made.optimizers)
+            made.step = 20
+            list(made.save())
+            list(made.landed(wait=True))
+            made.close()
+
+    together(4, again)
+    for name, way in product(names, ("ddp", "fsdp", "hsdp")):
+        first, second = (RunDir.named(each).checkpoint(20) for each in (name, f"again-{name}-{way}"))
+        for file in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER):
+            assert (first / file).read_bytes() == (second / file).read_bytes(), (name, way, file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["ddp", "fsdp", "hsdp"])
+def test_hugging_face_loads_it(way: str, everything: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import LlamaForCausalLM
+
+    monkeypatch.setenv("LLAMACTL_HOME", str(everything))
+    path = RunDir.named(f"muon-{way}-4").checkpoint(20)
+    theirs = LlamaForCausalLM.from_pretrained(path)
+    ours, *_ = checkpoint.load_model(path, torch.device("cpu"))
+    tokens = torch.arange(40)[None]
+    with torch.no_grad():
+        assert torch.allclose(theirs(tokens).logits, ours(tokens), atol=1e-4)
+
+
+def watched(dataset: Dataset, name: str, stop: int, killed: int | None = None, **over: Any) -> None:
+    """Train to a step, and write down after each what each process has computed on; then one dies, or all leave off."""
+    config, world = prepared(dataset, **over)
+    run = RunDir.named(name)
+    used: list[str] = []
+
+    def noting(forward: nn.Module, batches: list[Batch], *rest: Any) -> torch.Tensor:
+        rows = [row for batch in batches if batch.share for row in batch.inputs.tolist()]
+        used[:] = [hashlib.sha256(json.dumps(row).encode()).hexdigest() for row in rows]
+        return accumulate(forward, batches, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "accumulate", noting)
+        for event in train(config, dataset, run, world, RATE):
+            if isinstance(event, Stepped):
+                with (run.path / f"seen-{world.size}-{world.rank}.jsonl").open("a") as log:
+                    log.write(json.dumps([event.step, event.loss, used]) + "\n")
+                if event.step == stop and killed == world.rank:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if event.step == stop and killed is None:
+                    return
+
+
+def seen(name: str, size: int) -> dict[int, tuple[float, list[str]]]:
+    """The loss of each step, and what all processes together computed on."""
+    steps: dict[int, tuple[float, list[str]]] = {}
+    for rank in range(size):
+        for line in (RunDir.named(name).path / f"seen-{size}-{rank}.jsonl").read_text().splitlines():
+            step, loss, used = json.loads(line)
+            steps[step] = (loss, sorted([*steps.get(step, (0.0, []))[1], *used]))
+    return steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ways", [("ddp", "ddp"), ("hsdp:2", "fsdp")])
+def test_a_run_whose_process_was_killed_goes_on_with_fewer(ways: tuple[str, str], dataset: Dataset) -> None:
+    """Four processes, one of which is killed after ten steps, then two to step 15, then one: all on the same windows."""
+    over = {"tokens_per_step": 7 * 32, "tokens": 20 * 7 * 32, "save_every": 4, "keep": 9, "micro_batch": 1}
+    for name in ("alone", "many"):
+        RunDir.named(name).path.mkdir(parents=True)
+    watched(dataset, "alone", 20, train=over)
+    pids = processes.launched(4, lambda: watched(dataset, "many", 10, killed=2, train={**over, "parallel": ways[0]}))
+    began = time.monotonic()
+    ended = [processes.status(pid) for pid in pids]
+    assert ended[2] == -signal.SIGKILL
+    assert [code for rank, code in enumerate(ended) if rank != 2] == [PeerLost.code] * 3
+    assert time.monotonic() - began < 60
+    together(2, lambda: watched(dataset, "many", 15, train={**over, "parallel": ways[1]}))
+    assert RunDir.named("many").steps()[-1] == 12
+    watched(dataset, "many", 20, train=over)
+    alone, first, second, third = seen("alone", 1), seen("many", 4), seen("many", 2), seen("many", 1)
+    assert min(second) == 9
+    assert min(third) == 13
+    many = first | second | third
+    assert {step: used for step, (_, used) in many.items()} == {step: used for step, (_, used) in alone.items()}
+    assert len({window for _, used in many.values() for window in used}) == 7 * 20
+    assert [many[step][0] for step in range(1, 21)] == pytest.approx([alone[step][0] for step in range(1, 21)], abs=1e-5)
+
+
+def test_all_learn_what_the_first_works_out(home: Path) -> None:
+    def ask() -> None:
+        answer = led(lambda: os.getpid())
+        (home / f"{os.environ['RANK']}").write_text(f"{answer}")
+
+    together(3, ask)
+    assert len({(home / f"{rank}").read_text() for rank in range(3)}) == 1
+
+
+def test_what_is_wrong_for_the_first_ends_all_and_only_it_says_so(home: Path) -> None:
+    def fail() -> None:
+        def wrong() -> None:
+            raise BadData("It is damaged.")
+
+        try:
+            led(wrong)
+        except BadData:
+            (home / f"said by {os.environ['RANK']}").touch()
+            raise
+        except SystemExit as silent:
+            raise BadData(f"{silent.code}") from silent
+
+    ended = [processes.status(pid) for pid in processes.launched(3, fail)]
+    assert ended == [BadData.code] * 3
+    assert [path.name for path in home.glob("said by *")] == ["said by 0"]
+
+
+def test_all_decide_alike(home: Path) -> None:
+    def decide() -> None:
+        rank = int(os.environ["RANK"])
+        world = join(build([TINY]).train)
+        assert world.most(rank, -rank) == [2, 0]
+        assert world.sum(torch.tensor([1.0, rank])).tolist() == [3.0, 3.0]
+        assert led(lambda: "first" if rank == 0 else "") == "first"
+
+    together(3, decide)
+
+
+@pytest.mark.parametrize(("items", "size"), [(7, 3), (3, 4), (8, 4), (1, 1)])
+def test_shares_are_of_one_length_and_each_item_counts_once(items: int, size: int) -> None:
+    worlds = [World(torch.device("cpu"), choose_precision("fp32", torch.device("cpu")), rank, size) for rank in range(size)]
+    shares = [world.share(range(items)) for world in worlds]
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(item for share in shares for item, counts in share if counts) == list(range(items))
+
+
+def test_ways_have_names() -> None:
+    cpu = torch.device("cpu")
+    names = [World(cpu, choose_precision("fp32", cpu), 0, 8, shards=shards).parallel for shards in (1, 8, 2)]
+    assert names == ["ddp", "fsdp", "hsdp"]
+    assert World(cpu, choose_precision("fp32", cpu)).parallel == "one"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("over", [
+    {"train": {"precision": "bf16", "recompute": "on"}},
+    {"model": {"tied": True}, "train": {"compile": "on"}},
+    {"model": {"width": 36, "heads": 3, "kv_heads": 1, "head_width": 10, "hidden": 62}},
+], ids=["bf16, recomputed", "tied, compiled", "shapes that divide by nothing"])  # fmt: skip
+def test_the_same_run_in_every_way(over: dict[str, Any], dataset: Dataset) -> None:
+    """To the rounding of its format: bf16 sums have three digits."""
+    usual = {"tokens_per_step": 7 * 32, "tokens": 6 * 7 * 32, "micro_batch": 2}
+
+    def with_way(way: str) -> dict[str, Any]:
+        return {**over, "train": {**usual, **over.get("train", {}), "parallel": way}}
+
+    def each_way() -> None:
+        for way in WAYS:
+            run_to_the_end(dataset, way[:4], **with_way(way))
+
+    run_to_the_end(dataset, "one", **with_way("auto"))
+    together(4, each_way)
+    exact = over.get("train", {}).get("precision") != "bf16"
+    for way in ("ddp", "fsdp", "hsdp"):
+        assert told(way)["losses"] == pytest.approx(told("one")["losses"], abs=3e-5 if exact else 1e-2)
