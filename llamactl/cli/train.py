@@ -51,7 +51,11 @@ def train(
     data: DataName = "",
     run: Annotated[
         str,
-        typer.Option(help="Name of the run.", show_default="date-preset", rich_help_panel=RUN, autocompletion=completion.runs),
+        # torchrun takes --run for an option of its own, --run-path.
+        typer.Option(
+            "--run", "--name", help="Name of the run.", show_default="date-preset", rich_help_panel=RUN,
+            autocompletion=completion.runs,
+        ),  # fmt: skip
     ] = "",
     preset: PresetName = "",
     tokens: Tokens = "",

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -101,15 +102,28 @@ def together() -> Iterator[None]:
     if launch().size == 1:
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
+        _meet()
         yield
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
             raise
-        why = str(error).strip().splitlines()[0]
-        raise PeerLost("Another process of this run is gone.", why, "Go on: the same command with train --resume") from error
+        why = re.sub(r"^(\[.*?\] )*", "", str(error).strip().splitlines()[0]).partition(". ")[0]
+        raise PeerLost("Another process of this run is gone.", why, "Its checkpoints are good: train --resume") from error
     dist.destroy_process_group()
+
+
+def _meet() -> None:
+    """Find the others. On one machine torchrun keeps its notes when it starts again, with the addresses of those who are gone.
+
+    (github.com/pytorch/pytorch/issues/167288; on several machines docs/scale.md says what helps.)
+    """
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if launch().neighbours < launch().size:
+        dist.init_process_group(backend)
+        return
+    store, rank, size = next(dist.rendezvous("env://"))
+    dist.init_process_group(backend, store=dist.PrefixStore(str(launch().restarts), store), rank=rank, world_size=size)
 
 
 def keep_freed_memory() -> None:
