@@ -79,7 +79,7 @@ class Snapshot(NamedTuple):
         return sum(tensors.local(tensor).nbytes for each in self for tensor in each.values())
 
     def contents(self) -> Iterator[tuple[str, Iterable[bytes | memoryview]]]:
-        """The names of their files and the parts of each; of sharded ones a tensor is gathered when its turn comes."""
+        """The names of their files and the parts of each; the rows of a sharded tensor are gathered when its turn comes."""
         yield from weight_files(self.weights)
         yield OPTIMIZER, tensors.parts(self.optimizer)
 

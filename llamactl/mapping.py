@@ -5,11 +5,12 @@ systems let a process have 1,024.
 """
 
 import errno
+import mmap
 import resource
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import overload
+from typing import cast, overload
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -77,4 +78,5 @@ def _mapped(folder: Path, dtype: str, file: str, length: int) -> np.ndarray:
     if tokens.shape != (length,) or tokens.dtype != np.dtype(dtype):
         why = f"It holds {tokens.shape} {tokens.dtype}; dataset.json says {length} {dtype}."
         raise BadData(f"The shard {path} has the wrong size.", why, fix)
+    cast(mmap.mmap, tokens.base).madvise(mmap.MADV_RANDOM)  # or up to megabytes around each window would be read with it
     return tokens

@@ -44,7 +44,8 @@ def parts(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     written += b" " * (-len(written) % ALIGNMENT)
     yield len(written).to_bytes(8, "little") + written
     for name in names:
-        yield whole(tensors[name]).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        for piece in pieces(tensors[name]):
+            yield piece.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def split(tensors: Mapping[str, Tensor], most: int) -> list[dict[str, Tensor]]:
@@ -97,6 +98,31 @@ def local(tensor: Tensor) -> Tensor:
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor; of one that is sharded its processes must ask together."""
     return cast("DTensor", tensor).full_tensor() if sharded(tensor) else tensor
+
+
+def pieces(tensor: Tensor) -> Iterator[Tensor]:
+    """The rows of a tensor, on the first of the processes that hold parts of them; the others send theirs and get nothing.
+
+    Not `whole`: where gloo gathers for all, each process holds the tensor twice.
+    """
+    if not sharded(tensor):
+        yield tensor
+        return
+    import torch.distributed as dist
+
+    part, mesh = cast("DTensor", tensor), cast("DTensor", tensor).device_mesh
+    place = next(number for number, placement in enumerate(part.placements) if placement.is_shard())
+    coordinates = [mesh.get_local_rank(number) for number in range(mesh.ndim)]
+    own = coordinates.pop(place)
+    if any(coordinates):
+        return  # another copy, of which the first has its own
+    most = -(-len(tensor) // mesh.size(place))
+    mine = part.to_local()
+    sent = torch.cat([mine, mine.new_zeros(most - len(mine), *mine.shape[1:])]) if len(mine) < most else mine.contiguous()
+    received = [torch.empty_like(sent) for _ in range(mesh.size(place))] if own == 0 else None
+    dist.gather(sent, received, group=mesh.get_group(place), group_dst=0)
+    for number, rows in enumerate(received or ()):
+        yield rows[: max(0, len(tensor) - number * most)]
 
 
 def sharded(tensor: Tensor) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from llamactl import checkpoint, durable, hugging_face, tokenizer
+from llamactl import checkpoint, durable, hugging_face, tensors, tokenizer
 from llamactl.artifacts import RunDir, read
 from llamactl.checkpoint import State
 from llamactl.config import ModelConfig, OptimConfig, build, preset
@@ -315,3 +315,78 @@ def test_old_checkpoints_go_but_not_the_best(home: Path) -> None:
 def test_other_users_may_read_what_the_folder_lets_them(saved: tuple[Path, Llama]) -> None:
     path, _ = saved
     assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {path.stat().st_mode & 0o666}
+
+
+@pytest.fixture
+def several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Llama]:
+    """A checkpoint whose weights are in more than one file, as those of more than 5 GB are."""
+    monkeypatch.setattr(checkpoint, "LARGEST", 60_000)
+    path = tmp_path / "step-00000003"
+    return path, save(path, SMALL)
+
+
+def test_large_weights_are_in_several_files_which_hugging_face_loads(several: tuple[Path, Llama]) -> None:
+    path, ours = several
+    files = sorted(path.glob("model-*.safetensors"))
+    assert len(files) > 2
+    assert not (path / checkpoint.WEIGHTS).exists()
+    largest = max(tensor.nbytes for tensor in ours.state_dict().values())
+    assert all(file.stat().st_size < max(60_000, largest) + 10_000 for file in files)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
+    theirs, report = loaded
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    tokens = torch.randint(0, 257, (2, 60))
+    with torch.no_grad():
+        assert (ours(tokens) - theirs(tokens).logits).abs().max() < LOGIT_TOLERANCE
+
+
+def test_the_index_is_the_one_that_transformers_writes(several: tuple[Path, Llama], tmp_path: Path) -> None:
+    path, _ = several
+    LlamaForCausalLM.from_pretrained(path).save_pretrained(tmp_path / "theirs", max_shard_size="60kB")
+    ours, theirs = (json.loads((folder / checkpoint.INDEX).read_text()) for folder in (path, tmp_path / "theirs"))
+    assert ours["metadata"]["total_size"] == theirs["metadata"]["total_size"]
+    assert ours["weight_map"].keys() == theirs["weight_map"].keys()
+    assert ours["weight_map"].keys() == {name for file in path.glob("model-*") for name in tensors.shapes(file)}
+    for name, file in ours["weight_map"].items():
+        assert name in tensors.shapes(path / file)
+
+
+def test_several_files_come_back_bit_for_bit(several: tuple[Path, Llama]) -> None:
+    path, model = several
+    loaded, *_ = checkpoint.load_model(path, torch.device("cpu"))
+    other = Llama(SMALL)
+    checkpoint.restore(path, other, OPTIMIZERS["muon"](other, OptimConfig(), torch.float32))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+        assert torch.equal(other.state_dict()[name], tensor)
+
+
+def test_damage_to_one_of_several_files_is_found(several: tuple[Path, Llama]) -> None:
+    path, _ = several
+    for file in (*sorted(path.glob("model-*.safetensors")), path / checkpoint.INDEX):
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+        refused(path, file.name)
+        file.unlink()
+        refused(path, file.name)
+        file.write_bytes(whole)
+    checkpoint.verified(path)
+    digests = read(path / checkpoint.STATE, State).weights_digest
+    assert len(digests) == 64
+
+
+def test_an_index_that_names_other_files_is_refused(several: tuple[Path, Llama]) -> None:
+    path, _ = several
+    for names in ({"a": "../outside.safetensors"}, {"a": 3}, "model", {"a": "optimizer.safetensors"}):
+        (path / checkpoint.INDEX).write_text(json.dumps({"weight_map": names}))
+        with pytest.raises(BadData, match="index"):
+            checkpoint.weights(path)
+
+
+def test_nothing_is_changed_by_a_checkpoint_that_does_not_fit(tmp_path: Path) -> None:
+    save(tmp_path / "a", SMALL.model_copy(update={"layers": 3}))
+    model = Llama(SMALL)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(BadData, match="does not fit"):
+        checkpoint.restore_weights(tmp_path / "a", model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

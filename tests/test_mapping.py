@@ -1,6 +1,7 @@
 """Shards as arrays: what opening checks, what reading checks, and how many files that takes."""
 
 import resource
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -74,3 +75,12 @@ def test_more_shards_than_a_process_may_have_files(folder: Path) -> None:
 
 def test_no_room_for_a_file_is_no_damage(folder: Path) -> None:
     assert status(forked(lambda: limited(3, folder))) == NoRoom.code
+
+
+def test_what_is_around_a_window_is_not_read_with_it(folder: Path) -> None:
+    """The kernel knows that the map is read here and there (rr); it would read megabytes for a window of 2 kB."""
+    shard = Shards(folder, LENGTHS, "uint16")[7]
+    maps = Path("/proc/self/smaps").read_text().split("VmFlags:")
+    (flags,) = [after.split("\n")[0].split() for before, after in pairwise(maps) if "train/00007.npy" in before]
+    assert "rr" in flags
+    assert len(shard) == 17

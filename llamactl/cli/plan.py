@@ -26,7 +26,9 @@ from llamactl.cli.settings import (
 
 if TYPE_CHECKING:
     from llamactl.artifacts import Dataset
+    from llamactl.cli.choices import Tariff
     from llamactl.config import Config
+    from llamactl.training.cards import Card
     from llamactl.training.forecast import Pace
     from llamactl.training.world import World
 
@@ -59,60 +61,70 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON on stdout.", rich_help_panel=SAID)] = False,
 ) -> None:
     """Say what a run takes, and what to expect of it, before it starts."""
-    from dataclasses import asdict
-    from json import dumps
-
-    from llamactl.artifacts import DatasetDir, RunDir
-    from llamactl.cli.choices import Tariff, show_budgets, show_ways
-    from llamactl.cli.receipt import receipt, show_memory
-    from llamactl.cli.screen import output
+    from llamactl.artifacts import DatasetDir
+    from llamactl.cli.choices import Tariff
     from llamactl.errors import BadUsage
     from llamactl.training.cards import find
-    from llamactl.training.choices import budgets, ways
-    from llamactl.training.meter import peak_rate
     from llamactl.training.origin import anchored
-    from llamactl.training.plan import arranged, resolve
-    from llamactl.training.world import join
+    from llamactl.training.plan import arranged
 
     if card and probe:
         raise BadUsage("--card and --probe exclude each other.", "A card that is not here can't take steps.")
     if gpus > 1 and probe:
-        raise BadUsage(
-            "--gpus and --probe exclude each other.", "Only one device can be tried from here.", "Leave --probe out."
-        )
+        raise BadUsage("--gpus and --probe exclude each other.", "One process can't take the steps of many.")
     typed = [*overrides(tokens, device, precision, data, settings or []), *positions(context, rope_scaling)]
     typed += [{"train": {"parallel": parallel}}] if parallel else []
     chosen = continued(init_from, preset, config, typed) if init_from else fresh(preset, config, typed)
     dataset = DatasetDir.named(chosen.data.name).open()
     named = find(card) if card else None
     tariff = Tariff.read(price, watts or (gpus * named.watts if named else 0.0))
-    world = named.world if named else join(chosen.train)
-    rate = named.rate if named else peak_rate(world) / (gpus if world.device.type == "cpu" else 1)
+    world, rate = devices(chosen, named, gpus)
     chosen = anchored(chosen, dataset)
-    world = arranged(chosen, dataset, many(world, gpus))
-    shared = ways(chosen, dataset, world, rate) if gpus > 1 else []
-    if shared and not json:
+    show(chosen, dataset, arranged(chosen, dataset, world), rate, None if json else tariff, probe)
+
+
+def devices(config: "Config", card: "Card | None", number: int) -> "tuple[World, float]":
+    """So many devices that are not arranged yet, and the FLOP/s of each: cards, or what is here, of which a CPU is divided.
+
+    GPUs are thought on machines of 8 or, where that does not come out even, of fewer.
+    """
+    from dataclasses import replace
+
+    from llamactl.training.meter import peak_rate
+    from llamactl.training.world import join
+
+    world = card.world if card else join(config.train)
+    divided = world.device.type == "cpu"
+    neighbours = number if divided else next(each for each in range(min(A_MACHINE, number), 0, -1) if number % each == 0)
+    rate = card.rate if card else peak_rate(world) / (number if divided else 1)
+    return replace(world, size=number, neighbours=neighbours), rate
+
+
+def show(config: "Config", dataset: "Dataset", world: "World", rate: float, tariff: "Tariff | None", probe: bool) -> None:
+    """The receipt and other choices, these as tables or, without a tariff, as JSON; raises NoRoom when it does not fit."""
+    from dataclasses import asdict
+    from json import dumps
+
+    from llamactl.artifacts import RunDir
+    from llamactl.cli.choices import show_budgets, show_ways
+    from llamactl.cli.receipt import receipt, show_memory
+    from llamactl.cli.screen import output
+    from llamactl.training.choices import budgets, ways
+    from llamactl.training.plan import resolve
+
+    shared = ways(config, dataset, world, rate) if world.size > 1 else []
+    if shared and tariff:
         show_ways(shared, world)
-    resolved = resolve(chosen, dataset, world)
+    resolved = resolve(config, dataset, world)
     made = receipt(resolved, dataset, world, rate, RunDir.fresh(resolved.preset))
     pace = probed(resolved, dataset, world, min(PROBED, made.steps)) if probe else None
     show_memory(made.memory)
-    choices = budgets(chosen, dataset, world, rate, pace)
-    if json:
-        made_of = [asdict(each) for each in choices]
-        ways_of = {"ways": [asdict(each) for each in shared], "budgets": made_of}
-        output.print(dumps(ways_of if shared else made_of), markup=False)
-    else:
-        show_budgets(choices, tariff)
-
-
-def many(world: "World", gpus: int) -> "World":
-    """So many devices like a world's: GPUs on machines of 8 or, where that does not come out even, of fewer; a CPU is one."""
-    from dataclasses import replace
-
-    most = A_MACHINE if world.device.type == "cuda" else gpus
-    neighbours = next(each for each in range(min(most, gpus), 0, -1) if gpus % each == 0)
-    return replace(world, size=gpus, neighbours=neighbours)
+    plans = budgets(config, dataset, world, rate, pace)
+    if tariff:
+        show_budgets(plans, tariff)
+        return
+    written = [asdict(each) for each in plans]
+    output.print(dumps({"ways": [asdict(way) for way in shared], "budgets": written} if shared else written), markup=False)
 
 
 def probed(config: "Config", dataset: "Dataset", world: "World", steps: int) -> "Pace":

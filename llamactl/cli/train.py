@@ -53,9 +53,13 @@ def train(
         str,
         # torchrun takes --run for an option of its own, --run-path.
         typer.Option(
-            "--run", "--name", help="Name of the run.", show_default="date-preset", rich_help_panel=RUN,
+            "--run",
+            "--name",
+            help="Name of the run.",
+            show_default="date-preset",
+            rich_help_panel=RUN,
             autocompletion=completion.runs,
-        ),  # fmt: skip
+        ),
     ] = "",
     preset: PresetName = "",
     tokens: Tokens = "",

@@ -122,8 +122,9 @@ def _meet() -> None:
     if launch().neighbours < launch().size:
         dist.init_process_group(backend)
         return
-    store, rank, size = next(dist.rendezvous("env://"))
-    dist.init_process_group(backend, store=dist.PrefixStore(str(launch().restarts), store), rank=rank, world_size=size)
+    store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+    own = dist.PrefixStore(str(launch().restarts), store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=own, rank=rank, world_size=size)
 
 
 def keep_freed_memory() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from llamactl import checkpoint
+from llamactl import checkpoint, tensors
 from llamactl.artifacts import Dataset, RunDir
 from llamactl.config import Config, build
 from llamactl.corpus.batches import Batch
@@ -276,3 +276,42 @@ def test_the_same_run_in_every_way(over: dict[str, Any], dataset: Dataset) -> No
     exact = over.get("train", {}).get("precision") != "bf16"
     for way in ("ddp", "fsdp", "hsdp"):
         assert told(way)["losses"] == pytest.approx(told("one")["losses"], abs=3e-5 if exact else 1e-2)
+
+
+def held(name: str) -> int:
+    """Bytes of main memory of this process: VmRSS now, VmHWM at most since `forget_the_most`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def forget_the_most() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["fsdp", "hsdp:2"])
+def test_saving_takes_no_more_memory_than_one_tensor(way: str, dataset: Dataset, home: Path) -> None:
+    """A process's own part of weights and optimizer, the largest tensor, and a tenth."""
+    shape = {"layers": 4, "width": 512, "heads": 4, "kv_heads": 4, "head_width": 128, "hidden": 2048, "vocab_size": 20_000}
+
+    def measure() -> None:
+        config, world = prepared(dataset, model=shape, train={"parallel": way, "tokens_per_step": 4 * 32, "tokens": 4 * 32})
+        made = Trainer(config, dataset, RunDir.named("a"), world, RATE)
+        made.advance()
+        taken = checkpoint.snapshot(made.model, made.optimizers)
+        own = taken.nbytes
+        largest = max(tensors.size(tensor) for each in taken for tensor in each.values())
+        before = held("VmRSS")
+        forget_the_most()
+        list(made.save())
+        more = held("VmHWM") - before
+        assert list(made.landed(wait=True)) or not world.leads
+        made.close()
+        (home / f"{world.rank}.json").write_text(json.dumps([own, largest, more]))
+
+    together(4, measure)
+    for rank in range(4):
+        own, largest, more = json.loads((home / f"{rank}.json").read_text())
+        assert own > 2 * largest
+        assert own + more <= 1.1 * (own + largest), (rank, own, largest, more)
+    assert RunDir.named("a").steps() == [1]
