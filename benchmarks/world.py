@@ -53,12 +53,15 @@ def launched(processes: int, words: list[str]) -> None:
     """Have as many processes work as are asked for, each with its share of the cores."""
     threads = max(1, (os.cpu_count() or 1) // processes)
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    subprocess.run([sys.executable, *torchrun, *words], check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+    surroundings = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run([sys.executable, *torchrun, *words], stderr=subprocess.PIPE, text=True, check=False, env=surroundings)
+    if done.returncode:
+        raise SystemExit(done.stderr)
 
 
 def trained(way: str, arguments: argparse.Namespace) -> Outcome:
     """A whole run in a way to share it."""
-    words = ["-m", "llamactl", "train", "--run", RUN, "--data", arguments.dataset, "--preset", arguments.preset]
+    words = ["-m", "llamactl", "train", "--name", RUN, "--data", arguments.dataset, "--preset", arguments.preset]
     words += ["--tokens", str(arguments.tokens), "--parallel", "auto" if way == "one" else way]
     words += [word for setting in arguments.set for word in ("--set", setting)]
     launched(1 if way == "one" else arguments.processes, words)

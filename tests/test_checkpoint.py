@@ -23,6 +23,7 @@ from llamactl.training.optimizers import OPTIMIZERS
 
 SMALL = ModelConfig(layers=2, width=48, heads=6, kv_heads=2, head_width=8, hidden=80, context=64, vocab_size=384)
 DEEPEST = 2  # blocks of a preset that are compared; they are all alike, and 24 of `1b` would take 10 GB
+WIDEST = 2048  # channels of one; two blocks of `7b` would take as much
 LOGIT_TOLERANCE = 1e-4
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -62,7 +63,9 @@ def saved(tmp_path: Path) -> tuple[Path, Llama]:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_hugging_face_gives_the_same_logits(name: str, tmp_path: Path) -> None:
     config = build([preset("150m"), {"model": {**VARIANTS[name], "vocab_size": 384}}]).model
-    config = config.model_copy(update={"layers": min(DEEPEST, config.layers)})
+    narrower = max(1, config.width // WIDEST)
+    sizes = {size: getattr(config, size) // narrower for size in ("width", "heads", "kv_heads", "hidden")}
+    config = config.model_copy(update={**sizes, "layers": min(DEEPEST, config.layers)})
     ours = save(tmp_path / "checkpoint", config, optimizer="adamw")
     loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint", output_loading_info=True)
     theirs, report = loaded

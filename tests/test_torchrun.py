@@ -20,7 +20,8 @@ from tests.processes import free_port
 
 pytestmark = pytest.mark.slow
 
-SHAPE = [f"--set=model.{name}={value}" for name, value in TINY["model"].items()]
+MODEL: Any = TINY["model"]
+SHAPE = [f"--set=model.{name}={value}" for name, value in MODEL.items()]
 TRAIN = [
     "-m", "llamactl", "train", "--name=a", "--data=addresses", "--tokens=102400", *SHAPE, "--device=cpu", "--precision=fp32",
     "--set=train.tokens_per_step=256", "--set=train.save_every=10", "--set=train.eval_every=200", "--set=train.compile=off",

@@ -125,7 +125,7 @@ PARTS = {
     "logits": "logits and their gradient",
     "update": "an update, when the activations are gone",
     "saving": "a copy that is being saved",
-    "gathered": "weights that are whole for a while, with their gradients",
+    "gathered": "weights and gradients, whole for a while",
     "exchange": "buffers of NCCL",
     "program": "Python and PyTorch",
 }

@@ -150,6 +150,15 @@ def begun_before(name: str) -> str:
     return next((run.path.name for run in runs if run.config_path.exists() and run.environment()["command"] == command()), "")
 
 
+def same_everywhere(dataset: "Dataset", digest: str) -> None:
+    """Whether this machine's copy of the data is the first one's; raises BadData."""
+    from llamactl.errors import BadData
+
+    if dataset.info.digest != digest:
+        fix = f"Copy data/{dataset.name} from the first machine, then: llamactl verify data/{dataset.name}"
+        raise BadData(f"The dataset {dataset.name} is not the same on all machines.", "Its digest is another one here.", fix)
+
+
 def settle(chosen: Chosen, dataset: "Dataset", world: "World") -> "tuple[int, Config]":
     """How many processes share one copy of the model, and the config with everything worked out."""
     from llamactl.training.origin import anchored
@@ -178,6 +187,7 @@ def execute(chosen: Chosen, dry_run: bool, json: bool, track: list[str]) -> None
     with listening() as wishes:
         data, world = DatasetDir.named(chosen.config.data.name), join(chosen.config.train)
         dataset = data.open()
+        same_everywhere(dataset, led(lambda: dataset.info.digest))
         shards, config = led(lambda: settle(chosen, dataset, world))
         world = replace(world, shards=shards)
         rate = led(lambda: peak_rate(world))

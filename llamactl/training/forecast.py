@@ -17,7 +17,7 @@ from llamactl.training.sizing import (
     update_flops,
     window_bytes,
 )  # fmt: skip
-from llamactl.training.traffic import buffers, overlaps, seconds, traffic
+from llamactl.training.traffic import buffers, overlaps, rounds, seconds, traffic
 from llamactl.training.world import World
 
 # The share of a device's matrix rate that compiled steps reach is E w / (w + W) for a model of width w: small products are
@@ -33,7 +33,7 @@ LOADING, COMPILING, COMPILING_WIDE, PER_TOKEN = 7.0, 18.0, 10.0, 0.003
 READING = {"cpu": 20e9, "cuda": 4e11}  # bytes of weights a second when decoding; on a GPU assumed
 CONTEXT_OF_CUDA = 500_000_000  # bytes that the driver and cuBLAS take
 LIBRARIES, COMPILER = 100_000_000, 100_000_000  # bytes that they take when they begin to work
-DISTRIBUTED = 90_000_000  # bytes that torch.distributed takes on a CPU, half of it when it is imported
+DISTRIBUTED = 150_000_000  # bytes that torch.distributed and gloo take, a third of it when they are imported
 COMPILED_KEEPS = 0.65  # the share of activations that compiled blocks keep: they fuse, and work out again what is cheap
 
 
@@ -41,8 +41,8 @@ COMPILED_KEEPS = 0.65  # the share of activations that compiled blocks keep: the
 class Memory:
     """Bytes on the device of one process at most.
 
-    `saving` is the copy of weights and optimizer that is written while training goes on, `gathered` what is whole for a while
-    of weights that processes share, `exchange` what their communication holds.
+    `saving` is the copy of weights and optimizer that is written while training goes on, `gathered` what is there twice or
+    whole for a while of weights and gradients that processes share, `exchange` what their communication holds.
     """
 
     weights: int
@@ -97,6 +97,8 @@ def memory(config: Config, world: World) -> Memory:
     on_cpu = world.device.type == "cpu"
     compiled = config.train.compile == "on"
     kept = config.train.micro_batch * window_bytes(model, config.train.recompute == "on", world)
+    # DDP adds up the gradients of all but the last micro-batch beside the buckets that it sends them from.
+    twice = world.parallel == "ddp" and rounds(config, world) > 1
     return Memory(
         weights=parameters,
         gradients=parameters,
@@ -106,16 +108,18 @@ def memory(config: Config, world: World) -> Memory:
         update=update_bytes(model, optimizer, world),
         saving=_saving(model, optimizer, world),
         program=resident() + LIBRARIES + compiled * COMPILER + (world.size > 1) * DISTRIBUTED if on_cpu else CONTEXT_OF_CUDA,
-        gathered=gathered_bytes(model, world),
+        gathered=gathered_bytes(model, world) + twice * parameters,
         exchange=buffers(optimizer, world),
     )
 
 
 def _saving(model: ModelConfig, optimizer: str, world: World) -> int:
     """Bytes of a copy in main memory, made by the one process that writes; of shared weights one tensor at a time is whole."""
+    if not world.leads:
+        return 0
     if world.shards > 1:
         return 4 * max(model.vocab_size * model.width, *(rows * columns for rows, columns in stacks(model)))
-    return checkpoint_bytes(model, optimizer) if world.device.type == "cpu" and world.leads else 0
+    return checkpoint_bytes(model, optimizer) if world.device.type == "cpu" else 0
 
 
 def checkpoints_at_most(train: TrainConfig, steps: int) -> int:

@@ -101,12 +101,12 @@ def gathered_bytes(model: ModelConfig, world: World) -> int:
     """Bytes of weights that are whole for a while though each process has but a part of them, and of their gradients.
 
     Two blocks, as the next one is fetched early, and a gradient in the format of products with its copy in fp32 that is added
-    up; embedding and head in fp32 with their gradients, for as long as a micro-batch takes.
+    up; embedding and head in fp32 for as long as a micro-batch takes, with the head's gradient.
     """
     if world.shards == 1:
         return 0
     width = world.precision.dtype.itemsize
-    return block_weights(model) * (3 * width + 4) + 8 * root_weights(model)
+    return block_weights(model) * (3 * width + 4) + 4 * (root_weights(model) + model.vocab_size * model.width)
 
 
 def checkpoint_bytes(model: ModelConfig, optimizer: str) -> int:

@@ -48,18 +48,22 @@ def traffic(config: Config, world: World) -> Traffic:
     gradients in fp32; replicas add up what they have once a step.
     """
     model, shards, replicas = config.model, world.shards, world.replicas
-    own = own_windows(config.train.tokens_per_step // model.context, world.size)
-    rounds = -(-own // config.train.micro_batch)
-    others, weights = (shards - 1) / shards, count(model)
+    times, others, weights = rounds(config, world), (shards - 1) / shards, count(model)
     once = 2 * world.precision.dtype.itemsize * model.layers * block_weights(model) + 4 * root_weights(model)
     dealt = _dealt(config, world)
     return Traffic(
-        weights=round(rounds * others * once),
-        gradients=round(rounds * others * 4 * weights),
+        weights=round(times * others * once),
+        gradients=round(times * others * 4 * weights),
         dealt=round(2 * others * dealt),
         copies=round(2 * (replicas - 1) / replicas * 4 * weights / shards),
         updates=(replicas - 1) * dealt,
     )
+
+
+def rounds(config: Config, world: World) -> int:
+    """Micro-batches of a step, of which every process has the same number."""
+    own = own_windows(config.train.tokens_per_step // config.model.context, world.size)
+    return -(-own // config.train.micro_batch)
 
 
 def _dealt(config: Config, world: World) -> int:

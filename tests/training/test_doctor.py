@@ -165,7 +165,7 @@ def test_memory_names_the_largest_preset_that_fits() -> None:
         return doctor.memory(World(CPU.device, CPU.precision, room=int(room)))
 
     assert roomy(1e6).verdict == "wrong"
-    assert "preset 1b " in roomy(1e12).what
+    assert "preset 7b " in roomy(1e12).what
     needs = {name: doctor._needed(trials.usual(name), CPU) for name in PRESETS}
     assert "preset 50m " in roomy((needs["50m"] + min(needs["150m"], needs["notebook"])) / 2).what
 

@@ -12,9 +12,11 @@ from llamactl.errors import BadData, BadUsage, NoRoom
 from llamactl.model.llama import Llama, count, embeddings
 from llamactl.training import plan as planning
 from llamactl.training import sizing
+from llamactl.training.choices import budgets
 from llamactl.training.forecast import LOADING, Pace, pace
 from llamactl.training.optimizers import CONTINUED_RATE, OPTIMIZERS
 from llamactl.training.plan import plan, resolve
+from llamactl.training.room import check_memory
 from llamactl.training.sizing import flops_per_token, state_bytes, update_flops
 from llamactl.training.world import World, join
 
@@ -85,7 +87,7 @@ def fitting(config: Config, made: planning.Plan, world: World, room: int) -> str
     """What would fit into so much memory."""
     small = replace(world, room=room)
     with pytest.raises(NoRoom, match="does not fit") as caught:
-        planning.check_memory(replace(made, memory_free=room), config, small)
+        check_memory(replace(made, memory_free=room), config, small)
     assert caught.value.code == 4
     return caught.value.fix
 
@@ -93,7 +95,7 @@ def fitting(config: Config, made: planning.Plan, world: World, room: int) -> str
 def test_what_does_not_fit_is_said_with_what_would(dataset: Dataset) -> None:
     config, made = planned(dataset, {"train": {"micro_batch": 8}})
     world = join(config.train)
-    planning.check_memory(made, config, world)
+    check_memory(made, config, world)
     held = made.memory.weights + made.memory.gradients + made.memory.optimizer
     assert fitting(config, made, world, made.memory.needed - 1).endswith("--set train.micro_batch=4")
     assert fitting(config, made, world, held + made.memory.activations // 3).endswith("train.micro_batch=2")
@@ -162,7 +164,7 @@ def test_update_flops_are_those_of_the_products(dataset: Dataset) -> None:
 def test_three_budgets_grow_in_steps_time_and_what_they_teach(dataset: Dataset) -> None:
     config = build([preset("tiny"), {"train": {"device": "cpu", "tokens": 100_000}}])
     world = join(config.train)
-    found = planning.budgets(config, dataset, world, rate=1e12)
+    found = budgets(config, dataset, world, rate=1e12)
     assert [plan.tokens // 100_000 for plan in found[:2]] == [1, 10]
     assert found[2].tokens_per_parameter == pytest.approx(20, rel=0.01)
     times = [plan.duration.total for plan in found]
@@ -170,7 +172,7 @@ def test_three_budgets_grow_in_steps_time_and_what_they_teach(dataset: Dataset) 
     losses = [plan.loss.loss for plan in found if plan.loss]
     assert losses == sorted(losses, reverse=True)
     measured = Pace(2 * pace(resolve(config, dataset, world), world, 1e12).step, start=7.0)
-    slower = planning.budgets(config, dataset, world, 1e12, measured)
+    slower = budgets(config, dataset, world, 1e12, measured)
     for estimated, probed in zip(found, slower, strict=True):
         assert probed.duration.steps == pytest.approx(2 * estimated.duration.steps, rel=0.01)
         assert probed.duration.start in (7.0, 7.0 + LOADING)  # the compiler's, where the run is long enough for it
