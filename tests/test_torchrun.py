@@ -158,3 +158,20 @@ def test_two_machines_are_one_run_and_end_together(alone: list[float]) -> None:
     assert time.monotonic() - began < PATIENCE
     assert "2 x 2" in "".join(screens) or "hsdp" in "".join(screens)
     assert [row["loss"] for row in steps()[:30]] == pytest.approx(alone[:30], abs=1e-5)
+
+
+def test_a_command_that_joins_its_own_job_goes_on_with_its_run_and_another_job_does_not() -> None:
+    """As a machine that comes back, or a container that is started anew: the same --rdzv-id and the same words."""
+    job = ["--nnodes=1", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--rdzv-id=mine"]
+    with torchrun(*job, *TRAIN) as process:
+        until(lambda: len(steps()) > 15)
+        os.kill(process.pid, signal.SIGTERM)
+        process.communicate(timeout=PATIENCE)
+    stopped = len(steps())
+    with torchrun(*job, *TRAIN) as process:
+        _, screen = process.communicate(timeout=120)
+    assert process.returncode == 0, screen
+    assert [row["step"] for row in RunDir.named("a").rows() if row["kind"] == "resumed"] == [stopped]
+    with torchrun(*job[:-1], "--rdzv-id=other", *TRAIN) as process:
+        _, screen = process.communicate(timeout=PATIENCE)
+    assert "The run a is there already." in screen

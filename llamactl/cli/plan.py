@@ -93,7 +93,7 @@ def devices(config: "Config", card: "Card | None", number: int) -> "tuple[World,
     from llamactl.training.meter import peak_rate
     from llamactl.training.world import join
 
-    world = card.world if card else join(config.train)
+    world = card.asked(config.train.precision) if card else join(config.train)
     divided = world.device.type == "cpu"
     neighbours = number if divided else next(each for each in range(min(A_MACHINE, number), 0, -1) if number % each == 0)
     rate = card.rate if card else peak_rate(world) / (number if divided else 1)

@@ -95,9 +95,9 @@ def train(
     typed += [{"train": {"deterministic": True}}] if deterministic else []
 
     def choose() -> Chosen:
-        restarted = launch().restarts and begun_before(run)
-        if resume or restarted:
-            return gone_on(restarted or to_resume or run, typed)
+        begun = begun_before(run)
+        if resume or begun:
+            return gone_on(begun or to_resume or run, typed)
         chosen = continued(init_from, preset, config, typed) if init_from else fresh(preset, config, typed)
         return Chosen(chosen, new(run or chosen, dry_run), False)
 
@@ -142,12 +142,17 @@ def new(name: "str | Config", dry_run: bool) -> "RunDir":
 
 
 def begun_before(name: str) -> str:
-    """The run that this very command began before torchrun started it again; empty when it came to none."""
+    """The run that this very command began in this very job before torchrun started it again; empty when there is none."""
     from llamactl.artifacts import RunDir
     from llamactl.training.environment import command
+    from llamactl.training.launch import launch
 
-    runs = [RunDir.named(name)] if name else RunDir.all()
-    return next((run.path.name for run in runs if run.config_path.exists() and run.environment()["command"] == command()), "")
+    if not launch().job and not launch().restarts:
+        return ""
+    runs = [run for run in ([RunDir.named(name)] if name else RunDir.all()) if run.config_path.exists()]
+    made = {run.path.name: run.environment() for run in runs}
+    begun = (command(), launch().job)
+    return next((run for run, by in made.items() if (by.get("command"), by.get("job")) == begun), "")
 
 
 def same_everywhere(dataset: "Dataset", digest: str) -> None:

@@ -1,6 +1,6 @@
 """Cards by name, as their makers' data sheets have them, to plan for one that is not here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -23,6 +23,13 @@ class Card:
         """A world of one such card, whose memory is the driver's but for half a gigabyte."""
         precision = Precision(torch.bfloat16, "by its data sheet")
         return World(torch.device("cuda"), precision, room=int(self.memory - 0.5e9), link=self.link)
+
+    def asked(self, precision: str) -> World:
+        """The same with products in the format that is asked for, auto or one of 16 bits; raises BadUsage for fp32."""
+        if precision == "fp32":
+            why = "Our table has a card's rate for formats of 16 bits."
+            raise BadUsage("--card can't be planned for with fp32 products.", why, "Add: --precision bf16")
+        return replace(self.world, precision=Precision(torch.float16, "as asked")) if precision == "fp16" else self.world
 
 
 # Bytes a second in one direction. PCIe 4.0 has 31.5e9 on 16 lanes, of which copies reach about four fifths. NVLink's data

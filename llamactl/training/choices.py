@@ -28,7 +28,7 @@ class Way:
 
 def ways(config: Config, dataset: Dataset, world: World, rate: float) -> list[Way]:
     """What each way takes of an arranged world's devices, of `rate` FLOP/s each, for a config that is not resolved."""
-    choices = sorted({*sharings(config, world), world.shards})
+    choices = sorted({*sharings(world), world.shards})
     return [_way(config, dataset, replace(world, shards=shards), rate, shards == world.shards) for shards in choices]
 
 

@@ -15,6 +15,7 @@ from llamactl import __version__
 from llamactl.artifacts import Dataset
 from llamactl.config import Config
 from llamactl.errors import BadData
+from llamactl.training.launch import launch
 from llamactl.training.world import World
 
 PACKAGES = ("torch", "numpy", "safetensors", "tiktoken", "pyarrow")
@@ -23,7 +24,7 @@ CHOSEN = ("micro_batch", "compile", "recompute", "deterministic")  # settings th
 
 def environment(config: Config, dataset: Dataset, world: World) -> dict[str, Any]:
     """Everything that a run was made with beside its config."""
-    return {"command": command(), "commit": _commit(), **computed_on(config, dataset, world)}
+    return {"command": command(), "job": launch().job, "commit": _commit(), **computed_on(config, dataset, world)}
 
 
 def command() -> str:

@@ -9,13 +9,15 @@ from functools import cache
 class Launch:
     """One process among those of a run; a process that nobody launched is alone.
 
-    `place` is its number on its machine, where `neighbours` processes are; `restarts` counts how often all were started again.
+    `place` is its number on its machine, where `neighbours` processes are. `job` is what torchrun calls all of them
+    (--rdzv-id), empty where it has no name for them; `restarts` counts how often it has started them again.
     """
 
     rank: int = 0
     size: int = 1
     place: int = 0
     neighbours: int = 1
+    job: str = ""
     restarts: int = 0
 
     @property
@@ -31,4 +33,5 @@ def launch() -> Launch:
         return Launch()
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
     rank, size, place, neighbours, restarts = (int(os.environ.get(name, "0")) for name in names)
-    return Launch(rank, size, place, neighbours or size, restarts)
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return Launch(rank, size, place, neighbours or size, "" if job == "none" else job, restarts)

@@ -83,30 +83,26 @@ def arranged(config: Config, dataset: Dataset, world: World) -> World:
         fitting = ", ".join(str(each) for each in range(2, world.size) if world.size % each == 0)
         fix = f"Numbers that do: {fitting}" if fitting else "Try: --parallel ddp"
         raise BadUsage(f"{world.size} processes can't be groups of {shards}.", "Each group holds one copy of the model.", fix)
-    if shards > 1 and _half(config, world):
+    if shards > 1 and world.precision.name == "fp16":
         why = "Processes that share a copy of the model would scale its gradients differently."
         raise BadUsage(f"fp16 can't be had with {wish}.", why, "Try: --precision bf16, or --parallel ddp")
     return replace(world, shards=shards)
 
 
-def sharings(config: Config, world: World) -> list[int]:
+def sharings(world: World) -> list[int]:
     """The numbers of processes that can hold one copy of the model between them: one, those of a machine, and all."""
     machine = [world.neighbours] if world.size % world.neighbours == 0 else []
-    return [1] if _half(config, world) else sorted({1, *machine, world.size})
+    return [1] if world.precision.name == "fp16" else sorted({1, *machine, world.size})
 
 
 def _shards(config: Config, dataset: Dataset, world: World) -> int:
     """The fewest that have room for the model between them; all of them if none have."""
-    choices = sharings(config, world)
+    choices = sharings(world)
     for shards in choices[:-1]:
         shared = replace(world, shards=shards)
         if memory(resolve(config, dataset, shared), shared).needed <= free_memory(shared):
             return shards
     return choices[-1]
-
-
-def _half(config: Config, world: World) -> bool:
-    return "fp16" in (config.train.precision, world.precision.name)
 
 
 def resolve(config: Config, dataset: Dataset, world: World) -> Config:

@@ -34,7 +34,7 @@ def check_memory(plan: Plan, config: Config, world: World) -> None:
 
 def _shared(config: Config, world: World) -> Iterator[tuple[str, Config, World]]:
     """The same processes with more of them to a copy of the model."""
-    for shards in sharings(config, world):
+    for shards in sharings(world):
         if shards > world.shards:
             shared = replace(world, shards=shards)
             yield f"--parallel {way_name(shared)}", config, shared
@@ -63,7 +63,7 @@ def _more(config: Config, world: World) -> list[str]:
     size = 2 * world.size
     while world.device.type == "cuda" and size <= MOST_GPUS:
         larger = replace(world, size=size, neighbours=min(size, 8), shards=size)
-        if len(sharings(config, larger)) > 1 and _fits(_tightest(config), larger):
+        if len(sharings(larger)) > 1 and _fits(_tightest(config), larger):
             return [f"{size} such GPUs with --parallel fsdp"]
         size *= 2
     return []

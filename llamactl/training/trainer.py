@@ -80,6 +80,7 @@ def train(
         if stopped and trainer.step != trainer.saved_step:
             yield from trainer.save(anyway=True)
         yield from trainer.landed(wait=True)
+        world.most(0)  # nobody leaves before the checkpoint is on the disk: torchrun would end who writes it
         if stopped:
             yield Stopped(*trainer.now, asked[0])
 

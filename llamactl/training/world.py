@@ -92,6 +92,7 @@ def led(work: Callable[[], T]) -> T:
             raise
     dist.broadcast_object_list(answers, device=torch.device("cpu"))
     if isinstance(answers[1], int):
+        dist.destroy_process_group()  # its threads else abort a process that ends
         raise SystemExit(answers[1])
     return cast(T, answers[0])
 

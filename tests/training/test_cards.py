@@ -36,3 +36,17 @@ def test_a_run_is_planned_for_a_card_without_one(dataset: Dataset) -> None:
     assert made.memory.total < card.memory
     assert made.memory.saving == 0  # the copy is in main memory
     assert 0.5 < made.duration.total / 3600 < 2
+
+
+def test_a_cards_rate_is_that_of_16_bits() -> None:
+    card = find("h100")
+    assert [card.asked(precision).precision.name for precision in ("auto", "bf16", "fp16")] == ["bf16", "bf16", "fp16"]
+    with pytest.raises(BadUsage, match="fp32"):
+        card.asked("fp32")
+
+
+def test_links_are_those_of_one_direction() -> None:
+    """NVLink's data sheets count both; all others are in a slot of PCIe 4.0, whose 16 lanes have 31.5 GB/s."""
+    assert {name: card.link / 1e9 for name, card in CARDS.items() if card.link > 31.5e9} == {
+        "A100": 300, "H100": 450, "H200": 450, "B200": 900,
+    }  # fmt: skip

@@ -1,17 +1,25 @@
 """What a run takes: parts that add up, and that are what PyTorch takes where that can be counted."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.profiler import ProfilerActivity, profile
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from llamactl.artifacts import Dataset
 from llamactl.checkpoint import snapshot
-from llamactl.config import Config
-from llamactl.training.forecast import Pace, duration, memory, pace
+from llamactl.config import Config, build
+from llamactl.corpus.batches import Batch
+from llamactl.model.device import Precision
+from llamactl.training.forecast import Memory, Pace, duration, memory, pace
 from llamactl.training.optimizers import OPTIMIZERS
-from llamactl.training.trainer import build_objective
+from llamactl.training.parallel import deal
+from llamactl.training.trainer import accumulate, build_objective
 from llamactl.training.world import World
+from tests.processes import forked, status
 
 Configured = Callable[..., tuple[Config, World]]
 
@@ -62,3 +70,87 @@ def test_a_faster_device_is_faster(dataset: Dataset, configured: Configured) -> 
     assert pace(config, world, 1e12).start == 0
     compiled, _ = configured(train={"compile": "on"})
     assert pace(compiled, world, 1e12).start > 0
+
+
+def many(config: Config, shards: int, size: int = 8) -> tuple[Memory, Memory]:
+    """What one process needs, and one of many."""
+    alone = World(torch.device("cpu"), Precision(torch.float32, ""))
+    return memory(config, alone), memory(config, replace(alone, size=size, neighbours=size, shards=shards))
+
+
+def test_parts_of_the_state_are_held_and_what_is_whole_for_a_while_is_counted(configured: Configured) -> None:
+    """The small model has blocks of 9,280 weights (32 x 96 in attention, 3 x 32 x 64 and 64), and 512 rows of 32 twice."""
+    config, _ = configured(train={"micro_batch": 2, "tokens_per_step": 512})
+    alone, parts = many(config, 8)
+    for name in ("weights", "gradients", "optimizer"):
+        assert getattr(parts, name) == pytest.approx(getattr(alone, name) / 8, abs=8)
+    assert alone.gathered == 0
+    assert parts.gathered == 9_280 * (3 * 4 + 4) + 4 * (2 * 512 * 32 + 32) + 4 * 512 * 32
+    assert parts.saving == 4 * 512 * 32
+    assert parts.total == (
+        parts.weights + parts.gradients + parts.optimizer + parts.saving + parts.program + parts.exchange
+        + max(parts.activations + parts.logits + parts.gathered, parts.update)
+    )  # fmt: skip
+    _, copies = many(config, 1)
+    assert (copies.weights, copies.saving, copies.gathered) == (alone.weights, alone.saving, 0)
+    assert copies.program == pytest.approx(alone.program + 150e6, rel=0.05)
+    often, _ = configured(train={"micro_batch": 1, "tokens_per_step": 512})
+    assert many(often, 1)[1].gathered == alone.gradients
+    others = World(torch.device("cpu"), Precision(torch.float32, ""), rank=3, size=8, neighbours=8)
+    assert memory(config, others).saving == 0
+
+
+def test_updates_take_room_for_what_a_process_was_dealt(configured: Configured) -> None:
+    """The largest stack is gate and up of both blocks: four matrices of 64 x 32 numbers, 8,192 bytes each."""
+    config, _ = configured()
+    alone, parts = many(config, 8)
+    assert alone.update == 5 * 4 * 8192
+    assert parts.update == 2 * 4 * 8192 / 8 + 6 * 8192
+    _, copies = many(config, 1)
+    assert copies.update == 2 * 4 * 8192 + 6 * 8192
+    _, groups = many(config, 4)
+    assert groups.update == 2 * 8192 + 6 * 8192
+
+
+def peak(work: Callable[[], object]) -> int:
+    """Bytes of tensors on the CPU at most, beside those that were there."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        work()
+    now = most = 0
+    for event in found.profiler.kineto_results.events():
+        now += event.nbytes() if event.name() == "[memory]" else 0
+        most = max(most, now)
+    return most
+
+
+@pytest.mark.parametrize("shards", [8, 4])
+def test_processes_that_share_a_model_need_what_was_expected(shards: int) -> None:
+    """One of eight, whose sendings go nowhere: tensors are as large as they would be, whatever is in them."""
+    shape = {"layers": 6, "width": 256, "heads": 4, "kv_heads": 2, "head_width": 64, "hidden": 704, "context": 1024}
+    train = {"tokens_per_step": 16 * 1024, "micro_batch": 1, "compile": "off", "recompute": "off"}
+    config = build([{"model": {**shape, "vocab_size": 4096}, "train": train}])
+    world = World(torch.device("cpu"), Precision(torch.bfloat16, ""), size=8, neighbours=8, shards=shards)
+
+    def work() -> None:
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
+        objective = build_objective(config, world)
+        optimizers = OPTIMIZERS["muon"](objective.model, config.optim, torch.bfloat16, deal(world))
+        tokens = torch.randint(0, 4096, (1, 1024))
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+
+        def gradients() -> None:
+            accumulate(objective, 2 * [Batch(tokens, tokens, 0.5)], world, scaler)
+
+        def update() -> None:
+            for optimizer in optimizers:
+                optimizer.step()
+
+        gradients()
+        update()
+        objective.model.zero_grad()
+        expected = memory(config, world)
+        passing = expected.activations + expected.logits + expected.gathered + expected.gradients
+        assert 0.8 < peak(gradients) / passing < 1.05
+        assert 0.8 < peak(update) / expected.update < 1.05
+
+    assert status(forked(work)) == 0

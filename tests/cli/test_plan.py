@@ -1,0 +1,74 @@
+"""`llamactl plan` for many devices, as people type it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_cli import run
+from tests.conftest import make_dataset
+
+LARGE = "plan --preset 7b --tokens 10B --set model.vocab_size=50304"
+
+
+@pytest.fixture(autouse=True)
+def data(home: Path, corpus: Path) -> None:
+    make_dataset(home / "data" / "addresses", corpus)
+
+
+def test_eight_cards_in_each_way_then_the_budgets() -> None:
+    done = run(f"{LARGE} --gpus 8 --card h100")
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["way", "memory", "each", "fits", "sent", "a", "step", "seconds", "a", "step", "tokens/s"]
+    assert lines[1].startswith("ddp ")
+    assert "no: 79.5 GB free" in lines[1]
+    assert lines[2].startswith("fsdp ")
+    assert lines[2].endswith("chosen")
+    assert lines[3].startswith("tokens")
+    said = " ".join(done.stderr.split())
+    for words in (
+        "8 processes, fsdp",
+        "128 windows of 4,096 tokens, 16 a process",
+        "GB a process",
+        "450 GB/s flow between them, which was never measured here",
+        "weights and gradients, whole for a while",
+        "buffers of NCCL",
+    ):
+        assert words in said, words
+
+
+def test_sixteen_cards_are_two_machines() -> None:
+    done = run(f"{LARGE} --gpus 16 --card h100")
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:4]] == ["ddp", "hsdp:8", "fsdp"]
+    assert "16 processes, hsdp:8, on 2 machines" in " ".join(done.stderr.split())
+    assert "25 GB/s a GPU between machines" in done.stderr
+
+
+def test_json_has_the_ways_beside_the_budgets_and_one_card_is_as_it_was() -> None:
+    many = json.loads(run("plan --tokens 10M --gpus 2 --card a4000 --json").stdout)
+    assert [(way["name"], way["chosen"], way["fits"]) for way in many["ways"]] == [("ddp", True, True), ("fsdp", False, True)]
+    assert {plan["processes"] for plan in many["budgets"]} == {2}
+    assert {plan["parallel"] for plan in many["budgets"]} == {"ddp"}
+    assert many["budgets"][0]["sent"] == sum(many["ways"][0]["traffic"].values()) > 0
+    one = run("plan --tokens 10M --gpus 1 --card a4000 --json").stdout
+    assert one == run("plan --tokens 10M --card a4000 --json").stdout
+    assert [plan["tokens_per_step"] for plan in json.loads(one)] == [plan["tokens_per_step"] for plan in many["budgets"]]
+
+
+def test_processes_on_this_machine() -> None:
+    done = run("plan --preset tiny --tokens 100k --device cpu --gpus 3 --parallel fsdp --set train.tokens_per_step=512")
+    said = " ".join(done.stderr.split())
+    assert "2 windows of 256 tokens, 1 or 0 a process, 1 at once" in said
+    assert "1 of 3 processes have no window" in said
+    assert "3 processes, fsdp" in said
+    assert done.stdout.splitlines()[2].endswith("chosen")
+
+
+def test_what_can_not_be_is_said() -> None:
+    assert "--gpus and --probe" in run("plan --gpus 2 --probe", code=2).stderr
+    assert "groups of 3" in run("plan --gpus 8 --card h100 --parallel hsdp:3", code=2).stderr
+    assert "fp16" in run("plan --gpus 8 --card h100 --parallel fsdp --precision fp16", code=2).stderr
+    assert "train.parallel" in run("plan --gpus 8 --card h100 --parallel both", code=2).stderr
+    full = run(f"{LARGE} --gpus 2 --card h100", code=4)
+    assert "4 such GPUs with --parallel fsdp" in full.stderr
+    assert full.stdout.splitlines()[2].startswith("fsdp ")  # what there is to choose from is shown all the same

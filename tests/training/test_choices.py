@@ -1,0 +1,130 @@
+"""Plans beside one another: ways for processes to share a run, and what would fit where a plan does not."""
+
+from dataclasses import replace
+
+import pytest
+
+from llamactl.artifacts import Dataset
+from llamactl.config import Config, build, preset
+from llamactl.errors import BadUsage, NoRoom
+from llamactl.model.llama import count
+from llamactl.training.cards import find
+from llamactl.training.choices import ways
+from llamactl.training.plan import arranged, plan, resolve
+from llamactl.training.room import check_memory
+from llamactl.training.sizing import free_memory, own_windows, update_flops
+from llamactl.training.world import World, join
+
+GPT2 = {"model": {"vocab_size": 50_304}}
+RATE = find("h100").rate
+
+
+def cards(number: int, neighbours: int = 0, card: str = "h100") -> World:
+    return replace(find(card).world, size=number, neighbours=neighbours or number)
+
+
+def large(**train: object) -> Config:
+    return build([preset("7b"), GPT2, {"train": {"tokens": 10**10, **train}}])
+
+
+def test_7b_fits_eight_h100_in_parts_and_not_as_copies(dataset: Dataset) -> None:
+    """12 bytes a parameter are 89 GB for its weights, gradients and momentum."""
+    world = arranged(large(), dataset, cards(8))
+    copies, parts = ways(large(), dataset, world, RATE)
+    assert (copies.name, copies.fits, copies.chosen) == ("ddp", False, False)
+    assert (parts.name, parts.fits, parts.chosen) == ("fsdp", True, True)
+    state = 12 * count(large().model)
+    for way, share in ((copies, 1), (parts, 8)):
+        held = way.memory.weights + way.memory.gradients + way.memory.optimizer
+        assert held == pytest.approx(state / share, rel=0.03)  # AdamW's second number for embedding and head
+    assert parts.tokens_per_second == pytest.approx(524_288 / parts.step)
+    # Half of 8 x 989 TFLOP/s at 6 FLOPs a parameter but for the embedding, and attention, were nothing else in the way.
+    assert 0.6 < parts.tokens_per_second / (0.5 * 8 * RATE / (6 * 7.2e9 + 12 * 32 * 4096 * 4096)) < 1
+
+
+def test_machines_hold_a_copy_each_where_they_can(dataset: Dataset) -> None:
+    world = arranged(large(), dataset, cards(16, 8))
+    assert (world.shards, world.replicas) == (8, 2)
+    assert [way.name for way in ways(large(), dataset, world, RATE)] == ["ddp", "hsdp:8", "fsdp"]
+    assert arranged(large(), dataset, cards(8, 2, "l40s")).shards == 8  # two L40S can't hold a copy
+    assert [way.name for way in ways(large(), dataset, cards(3, 2), RATE)] == ["ddp", "fsdp"]  # uneven machines
+
+
+def test_small_models_are_copied_and_wishes_are_followed(dataset: Dataset) -> None:
+    small = build([preset("150m"), {"train": {"tokens": 10**8}}])
+    assert arranged(small, dataset, cards(8)).shards == 1
+    for wish, shards in (("ddp", 1), ("fsdp", 16), ("hsdp", 8), ("hsdp:4", 4), ("hsdp:16", 16)):
+        config = build([small.model_dump(), {"train": {"parallel": wish}}])
+        world = arranged(config, dataset, cards(16, 8))
+        assert world.shards == shards
+        assert [way.name for way in ways(config, dataset, world, RATE) if way.chosen] == [
+            {1: "ddp", 16: "fsdp"}.get(shards, f"hsdp:{shards}")
+        ]
+        alone = cards(1)
+        assert arranged(config, dataset, alone) is alone
+
+
+def test_wishes_that_can_not_be(dataset: Dataset) -> None:
+    with pytest.raises(BadUsage, match="groups of 3") as caught:
+        arranged(large(parallel="hsdp:3"), dataset, cards(8))
+    assert caught.value.fix.endswith("2, 4")
+    half = replace(find("h100").asked("fp16"), size=8, neighbours=8)
+    for wish in ("fsdp", "hsdp"):
+        with pytest.raises(BadUsage, match="fp16") as caught:
+            arranged(large(parallel=wish), dataset, half)
+        assert "--parallel ddp" in caught.value.fix
+    world = arranged(large(), dataset, half)
+    assert world.shards == 1
+    assert [way.name for way in ways(large(), dataset, world, RATE)] == ["ddp"]
+    assert fix_of(large(), dataset, half).endswith("--preset 1b")
+
+
+def fix_of(config: Config, dataset: Dataset, world: World) -> str:
+    world = arranged(config, dataset, world)
+    resolved = resolve(config, dataset, world)
+    with pytest.raises(NoRoom, match="does not fit") as caught:
+        check_memory(plan(resolved, dataset, world, RATE), resolved, world)
+    return caught.value.fix
+
+
+def test_what_does_not_fit_is_said_with_the_way_or_the_number_that_would(dataset: Dataset) -> None:
+    assert fix_of(large(parallel="ddp"), dataset, cards(8)).endswith("--parallel fsdp")
+    assert fix_of(large(parallel="ddp"), dataset, cards(16, 8)).endswith("--parallel hsdp:8")
+    assert fix_of(large(recompute="off", micro_batch=4), dataset, cards(8)).endswith("--set train.micro_batch=2")
+    assert fix_of(large(), dataset, cards(1)).endswith("--preset 1b, or 4 such GPUs with --parallel fsdp")
+    fitting = arranged(large(), dataset, cards(4))
+    check_memory(plan(resolve(large(), dataset, fitting), dataset, fitting, RATE), resolve(large(), dataset, fitting), fitting)
+
+
+@pytest.mark.parametrize("given", [{}, {"tokens_per_step": 13 * 1024}, {"micro_batch": 3}])
+def test_many_processes_share_the_tokens_of_a_step_that_one_would_have(given: dict[str, int], dataset: Dataset) -> None:
+    config = build([preset("150m"), {"train": {"tokens": 256_000, **given}}])
+    alone = resolve(config, dataset, cards(1)).train
+    windows = alone.tokens_per_step // 1024
+    for size in (2, 3, 4, 64):
+        world = arranged(config, dataset, cards(size))
+        shared = resolve(config, dataset, world)
+        assert shared.train.tokens_per_step == alone.tokens_per_step
+        most = own_windows(windows, size)
+        assert shared.train.micro_batch == min(most, given.get("micro_batch", most))
+        assert resolve(shared, dataset, world) == shared
+
+
+def test_micro_batches_of_many_are_alike(dataset: Dataset) -> None:
+    """113 windows among 8 are 15, and not more than 8 of them at once: 8 and 7."""
+    world = replace(arranged(large(), dataset, cards(8)), room=int(79e9))
+    resolved = resolve(large(tokens_per_step=113 * 4096), dataset, world)
+    assert resolved.train.micro_batch == 8
+
+
+def test_updates_are_dealt_out() -> None:
+    """32 blocks have 32, 64 or 128 matrices of a shape: all come out even among 8, and among 64 at most one of each is left."""
+    model = large().model
+    assert update_flops(model, "muon", 8) == pytest.approx(update_flops(model, "muon") / 8)
+    assert update_flops(model, "muon", 64) > update_flops(model, "muon") / 64
+
+
+def test_processes_share_a_machines_memory() -> None:
+    world = join(build([{"train": {"device": "cpu"}}]).train)
+    assert free_memory(replace(world, size=4, neighbours=4)) == pytest.approx(free_memory(world) / 4, rel=0.1)
+    assert free_memory(replace(cards(4), neighbours=4)) == free_memory(cards(1))
