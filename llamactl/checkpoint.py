@@ -58,8 +58,8 @@ class State(Record):
     @property
     def weights_digest(self) -> str:
         """A sha256 that stands for the weights: that of their file, or of the digests of several; empty without any."""
-        several = [digest for name, digest in self.files.items() if name.startswith("model-")]
-        return hashlib.sha256("".join(several).encode()).hexdigest() if several else self.files.get(WEIGHTS, "")
+        digests = [self.files[name] for name in find_weights(self.files)]
+        return hashlib.sha256("".join(digests).encode()).hexdigest() if len(digests) > 1 else "".join(digests)
 
 
 class Snapshot(NamedTuple):
@@ -123,8 +123,12 @@ def save(path: Path, taken: Snapshot, model: ModelConfig, tokenizer: Tokenizer, 
 
 
 def weight_files(weights: dict[str, Tensor]) -> Iterator[tuple[str, Iterable[bytes | memoryview]]]:
-    """The names of the files that hold some weights, and the parts of each: one, or several and their index."""
-    groups = tensors.split(weights, LARGEST)
+    """The names of the files that hold some weights, and the parts of each: one, or several and their index.
+
+    Byte for byte those of transformers' `save_pretrained(max_shard_size=LARGEST)`.
+    """
+    by_layer = {name: weights[name] for name in sorted(weights, key=_spelled_out)}
+    groups = tensors.split(by_layer, LARGEST)
     if len(groups) == 1:
         yield WEIGHTS, tensors.parts(weights)
         return
@@ -132,8 +136,14 @@ def weight_files(weights: dict[str, Tensor]) -> Iterator[tuple[str, Iterable[byt
     for name, group in zip(names, groups, strict=True):
         yield name, tensors.parts(group)
     places = {tensor: name for name, group in zip(names, groups, strict=True) for tensor in group}
-    index = {"metadata": {"total_size": sum(map(tensors.size, weights.values()))}, "weight_map": places}
-    yield INDEX, [(json.dumps(index, indent=2) + "\n").encode()]
+    numbers, size = sum(map(Tensor.numel, weights.values())), sum(map(tensors.size, weights.values()))
+    index = {"metadata": {"total_parameters": numbers, "total_size": size}, "weight_map": places}
+    yield INDEX, [(json.dumps(index, indent=2, sort_keys=True) + "\n").encode()]
+
+
+def _spelled_out(name: str) -> list[str | int]:
+    """The words and numbers of a name, by which layer 10 comes after layer 9."""
+    return [int(word) if word.isdecimal() else word for word in name.split(".")]
 
 
 def restore(path: Path, model: Llama, optimizers: list[Optimizer], trusted: bool = False) -> State:
@@ -148,7 +158,7 @@ def restore(path: Path, model: Llama, optimizers: list[Optimizer], trusted: bool
         parameter = parameters.get(name.rpartition(":")[0])
         if parameter is None or found not in (parameter.shape, parameter.shape[:1], ()):
             raise BadData(f"{path / OPTIMIZER} does not fit this run.", f"{name} has the shape {list(found)}.")
-    _put(path, model)
+    _put(path, state, model)
     for optimizer in optimizers:
         optimizer.state.clear()
     owners = {each: optimizer for optimizer in optimizers for group in optimizer.param_groups for each in group["params"]}
@@ -163,19 +173,19 @@ def restore(path: Path, model: Llama, optimizers: list[Optimizer], trusted: bool
 def restore_weights(path: Path, model: Llama) -> State:
     """Put a checkpoint's weights into place, and nothing else, in a model whose weights have the same shapes."""
     state = verified(path)
-    _put(path, model)
+    _put(path, state, model)
     return state
 
 
-def _put(path: Path, model: Llama) -> None:
+def _put(path: Path, state: State, model: Llama) -> None:
     """Nothing is changed unless all of it fits."""
     alias = {"lm_head.weight"} if model.config.tied else set()
     expected = {name: tensor for name, tensor in model.state_dict().items() if name not in alias}
-    files = _weight_paths(path)
+    files = [path / name for name in find_weights(state.files)]
     found = {name: shape for file in files for name, shape in tensors.shapes(file).items()}
     if found != {name: tuple(tensor.shape) for name, tensor in expected.items()}:
         why = "Its tensors have other names or shapes than this run's config asks for."
-        raise BadData(f"{path / WEIGHTS} does not fit this run.", why)
+        raise BadData(f"{path / (INDEX if len(files) > 1 else WEIGHTS)} does not fit this run.", why)
     for file in files:
         for name, tensor in tensors.each(file):
             tensors.put(expected[name], tensor)
@@ -187,7 +197,10 @@ def load_model(path: Path, device: torch.device) -> tuple[Llama, Tokenizer, Stat
     config = shape(path)
     with torch.device("meta"):
         model = Llama(config)
-    model.load_state_dict(_weights(path, config), assign=True)
+    found = weights(path, state.files)
+    if config.tied and "model.embed_tokens.weight" in found:
+        found["lm_head.weight"] = found["model.embed_tokens.weight"]
+    model.load_state_dict(found, assign=True)
     model.tie()
     return model.to(device).eval(), Tokenizer((path / "tokenizer.json").read_text("utf-8")), state
 
@@ -275,26 +288,11 @@ def prune(run: RunDir, keep: int, every: int = 0) -> None:
             durable.remove(run.checkpoint(step))
 
 
-def weights(path: Path) -> dict[str, Tensor]:
-    """All weights of a checkpoint's folder, or of an exported one, as they are stored; raises BadData."""
-    return {name: tensor for file in _weight_paths(path) for name, tensor in tensors.each(file)}
+def weights(path: Path, files: Iterable[str]) -> dict[str, Tensor]:
+    """All weights in the files of a folder that hold some, as they are stored; raises BadData."""
+    return {name: tensor for file in find_weights(files) for name, tensor in tensors.load(path / file).items()}
 
 
-def _weight_paths(path: Path) -> list[Path]:
-    """The files of a folder that hold its weights; raises BadData when an index names something else."""
-    if not (path / INDEX).exists():
-        return [path / WEIGHTS]
-    try:
-        names = sorted(set(json.loads((path / INDEX).read_bytes())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadData(f"{path / INDEX} is damaged.", str(error)) from error
-    if not all(re.fullmatch(r"model-\d{5}-of-\d{5}\.safetensors", str(name)) for name in names):
-        raise BadData(f"{path / INDEX} is damaged.", "It names other files than weights.")
-    return [path / name for name in names]
-
-
-def _weights(path: Path, config: ModelConfig) -> dict[str, Tensor]:
-    found = weights(path)
-    if config.tied and "model.embed_tokens.weight" in found:
-        found["lm_head.weight"] = found["model.embed_tokens.weight"]
-    return found
+def find_weights(files: Iterable[str]) -> list[str]:
+    """Those of some files that are weights. Ask with what a state names: what else is in its folder has no hash."""
+    return sorted(name for name in files if re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors", name))

@@ -1,12 +1,13 @@
 """Tensors on disk: safetensors files, written a tensor at a time and read by the library of that name."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -31,7 +32,7 @@ def parts(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     """The bytes of a safetensors file, the same as the library's own, without a second copy of them in memory.
 
     A header's length in 8 bytes, a JSON header, then the tensors: the widest numbers first, so that all are aligned
-    (huggingface.co/docs/safetensors). Sharded ones are gathered one at a time, so that all processes must walk together.
+    (huggingface.co/docs/safetensors). Sharded ones are gathered a part at a time, so that all processes must walk together.
     """
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -44,18 +45,30 @@ def parts(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     written += b" " * (-len(written) % ALIGNMENT)
     yield len(written).to_bytes(8, "little") + written
     for name in names:
-        for piece in pieces(tensors[name]):
-            yield piece.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        yield from map(_memory, pieces(tensors[name]))  # holds on to no piece while the next is on its way
+
+
+def _memory(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor in main memory."""
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def split(tensors: Mapping[str, Tensor], most: int) -> list[dict[str, Tensor]]:
-    """The tensors in groups of at most `most` bytes, or of one that is larger, in their order."""
-    groups: list[dict[str, Tensor]] = [{}]
+    """The tensors in groups of at most `most` bytes, in their order; one that is larger is a group of its own.
+
+    As huggingface_hub's `split_torch_state_dict_into_shards` does it, so that files are the same as transformers'.
+    """
+    groups: list[dict[str, Tensor]] = []
+    open_group: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if groups[-1] and sum(map(size, groups[-1].values())) + size(tensor) > most:
-            groups.append({})
-        groups[-1][name] = tensor
-    return groups
+        if size(tensor) > most:
+            groups.append({name: tensor})
+            continue
+        if sum(map(size, open_group.values())) + size(tensor) > most:
+            groups.append(open_group)
+            open_group = {}
+        open_group[name] = tensor
+    return [*groups, open_group] if open_group or not groups else groups
 
 
 def size(tensor: Tensor) -> int:
@@ -70,15 +83,19 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def each(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a file, one at a time; raises BadData that names it."""
-    with _reading(path) as file:
-        for name in file.keys():  # noqa: SIM118
+    """The tensors of a file, one at a time; raises BadData that names it.
+
+    The file is mapped anew for each, as what was read of a mapping stays in memory with it.
+    """
+    for name in shapes(path):
+        with _reading(path) as file:
             yield name, file.get_tensor(name)
 
 
 def load(path: Path) -> dict[str, Tensor]:
     """The tensors of a file; raises BadData that names it."""
-    return dict(each(path))
+    with _reading(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 @contextmanager
@@ -103,26 +120,57 @@ def whole(tensor: Tensor) -> Tensor:
 def pieces(tensor: Tensor) -> Iterator[Tensor]:
     """The rows of a tensor, on the first of the processes that hold parts of them; the others send theirs and get nothing.
 
-    Not `whole`: where gloo gathers for all, each process holds the tensor twice.
+    One part at a time, so that the first process has never more than its own and two others: gloo's `gather` holds a tensor
+    twice there, and `full_tensor` twice everywhere.
     """
     if not sharded(tensor):
         yield tensor
         return
-    import torch.distributed as dist
-
-    part, mesh = cast("DTensor", tensor), cast("DTensor", tensor).device_mesh
-    place = next(number for number, placement in enumerate(part.placements) if placement.is_shard())
+    part = cast("DTensor", tensor)
+    mesh, place = part.device_mesh, _place(part)
     coordinates = [mesh.get_local_rank(number) for number in range(mesh.ndim)]
     own = coordinates.pop(place)
     if any(coordinates):
         return  # another copy, of which the first has its own
-    most = -(-len(tensor) // mesh.size(place))
-    mine = part.to_local()
-    sent = torch.cat([mine, mine.new_zeros(most - len(mine), *mine.shape[1:])]) if len(mine) < most else mine.contiguous()
-    received = [torch.empty_like(sent) for _ in range(mesh.size(place))] if own == 0 else None
-    dist.gather(sent, received, group=mesh.get_group(place), group_dst=0)
-    for number, rows in enumerate(received or ()):
-        yield rows[: max(0, len(tensor) - number * most)]
+    mine, group = part.to_local(), mesh.get_group(place)
+    if own == 0:
+        yield mine
+        for source in range(1, mesh.size(place)):
+            yield _received(mine.new_empty(len(_rows(part, source)), *mine.shape[1:]), source, group)
+    elif len(mine):
+        _exchanged(dist.isend, mine.contiguous(), 0, group)
+
+
+def _received(rows: Tensor, source: int, group: "dist.ProcessGroup") -> Tensor:
+    """Rows that another process of a group sends; where it has none, it sends nothing."""
+    if len(rows):
+        _exchanged(dist.irecv, rows, source, group)
+    return rows
+
+
+def _exchanged(way: Callable[..., Any], rows: Tensor, peer: int, group: "dist.ProcessGroup") -> None:
+    """Send or receive, and wait. It is a batch, as NCCL else opens new channels for each pair of processes."""
+    for work in dist.batch_isend_irecv([dist.P2POp(way, rows, group=group, group_peer=peer)]):
+        work.wait()
+
+
+def _place(part: "DTensor") -> int:
+    """The dimension of a mesh over which a tensor's rows are dealt out."""
+    return next(number for number, placement in enumerate(part.placements) if placement.is_shard())
+
+
+def _rows(part: "DTensor", place: int) -> range:
+    """The rows of the whole that a process has: as many as every other, but for the last ones."""
+    length = len(part)
+    most = -(-length // part.device_mesh.size(_place(part)))
+    return range(min(place * most, length), min((place + 1) * most, length))
+
+
+def _own_rows(full: Tensor, like: Tensor) -> Tensor:
+    """Those rows of a whole tensor that this process has of one that is laid out in parts."""
+    part = cast("DTensor", like)
+    rows = _rows(part, part.device_mesh.get_local_rank(_place(part)))
+    return full[rows.start : rows.stop]
 
 
 def sharded(tensor: Tensor) -> bool:
@@ -134,13 +182,15 @@ def placed(full: Tensor, like: Tensor) -> Tensor:
     """A copy of a whole tensor, laid out as a parameter is."""
     if not sharded(like):
         return full.to(like.device, copy=True)
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor
 
     parameter = cast("DTensor", like)
-    return distribute_tensor(full.to(like.device), parameter.device_mesh, parameter.placements, src_data_rank=None)
+    rows = _own_rows(full, parameter).to(like.device, copy=True)
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return DTensor.from_local(rows, mesh, placements, run_check=False, shape=full.shape, stride=full.stride())
 
 
 @torch.no_grad()
 def put(target: Tensor, full: Tensor) -> None:
     """Copy a whole tensor into a parameter, or the part of it that is here."""
-    local(target).copy_(local(placed(full, target)) if sharded(target) else full)
+    local(target).copy_(_own_rows(full, target) if sharded(target) else full)

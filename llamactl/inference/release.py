@@ -47,7 +47,8 @@ def trimmed(tensor: Tensor, vocab_size: int, config: ModelConfig) -> Tensor:
 def check(folder: Path, model: Llama, dtype: torch.dtype, tokenizer: Tokenizer) -> None:
     """Load the folder, and hold its logits against those of the model with its weights rounded to the same format."""
     loaded = Llama(shape(folder))
-    found = {name: tensor.float() for name, tensor in checkpoint.weights(folder).items()}
+    files = [file.name for file in folder.iterdir()]
+    found = {name: tensor.float() for name, tensor in checkpoint.weights(folder, files).items()}
     if loaded.config.tied:
         found["lm_head.weight"] = found["model.embed_tokens.weight"]
     loaded.load_state_dict(found)

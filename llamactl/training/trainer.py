@@ -58,11 +58,11 @@ def train(
     `config` is resolved (`plan.resolve`); `rate` is the device's FLOP/s, for MFU. Stop by a wish, which saves, or by closing
     the generator, which does not. The caller holds the run's lock.
     """
-    wishes, asked = wishes or Wishes(), [0, 0]
+    wishes, signal = wishes or Wishes(), 0
     with closing(Trainer(config, dataset, run, world, rate)) as trainer:
         yield from trainer.resume()
         yield from trainer.compile()
-        while trainer.step < trainer.steps and not (asked := world.most(wishes.stop, wishes.save))[0]:
+        while trainer.step < trainer.steps and not (signal := world.most(wishes.stop)[0]):
             event = trainer.advance()
             yield event
             yield from trainer.landed()
@@ -73,8 +73,8 @@ def train(
                 continue
             if trainer.is_due(config.train.eval_every):
                 yield from trainer.validate()
-            if trainer.is_due(config.train.save_every) or trainer.owes_save or asked[1]:
-                wishes.save = wishes.save and not asked[1]
+            if trainer.is_due(config.train.save_every) or trainer.owes_save or any(world.most(wishes.save)):
+                wishes.save = False
                 yield from trainer.save()
         stopped = trainer.step < trainer.steps
         if stopped and trainer.step != trainer.saved_step:
@@ -82,7 +82,7 @@ def train(
         yield from trainer.landed(wait=True)
         world.most(0)  # nobody leaves before the checkpoint is on the disk: torchrun would end who writes it
         if stopped:
-            yield Stopped(*trainer.now, asked[0])
+            yield Stopped(*trainer.now, signal)
 
 
 class Trainer:
