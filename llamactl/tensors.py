@@ -120,8 +120,8 @@ def whole(tensor: Tensor) -> Tensor:
 def pieces(tensor: Tensor) -> Iterator[Tensor]:
     """The rows of a tensor, on the first of the processes that hold parts of them; the others send theirs and get nothing.
 
-    One part at a time, so that the first process has never more than its own and two others: gloo's `gather` holds a tensor
-    twice there, and `full_tensor` twice everywhere.
+    One part at a time, in the memory that the one before was in, so that the first process holds its own and one other:
+    gloo's `gather` holds a tensor twice there, and `full_tensor` twice everywhere.
     """
     if not sharded(tensor):
         yield tensor
@@ -135,17 +135,18 @@ def pieces(tensor: Tensor) -> Iterator[Tensor]:
     mine, group = part.to_local(), mesh.get_group(place)
     if own == 0:
         yield mine
-        for source in range(1, mesh.size(place)):
-            yield _received(mine.new_empty(len(_rows(part, source)), *mine.shape[1:]), source, group)
+        yield from _received(part, torch.empty_like(mine), group)
     elif len(mine):
         _exchanged(dist.isend, mine.contiguous(), 0, group)
 
 
-def _received(rows: Tensor, source: int, group: "dist.ProcessGroup") -> Tensor:
-    """Rows that another process of a group sends; where it has none, it sends nothing."""
-    if len(rows):
-        _exchanged(dist.irecv, rows, source, group)
-    return rows
+def _received(part: "DTensor", room: Tensor, group: "dist.ProcessGroup") -> Iterator[Tensor]:
+    """The rows of the other processes of a group; those that have none send nothing."""
+    for source in range(1, group.size()):
+        rows = room[: len(_rows(part, source))]
+        if len(rows):
+            _exchanged(dist.irecv, rows, source, group)
+            yield rows
 
 
 def _exchanged(way: Callable[..., Any], rows: Tensor, peer: int, group: "dist.ProcessGroup") -> None:

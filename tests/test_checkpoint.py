@@ -12,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from llamactl import checkpoint, durable, hugging_face, tensors, tokenizer
+from llamactl import checkpoint, durable, hugging_face, tokenizer
 from llamactl.artifacts import RunDir, read
 from llamactl.checkpoint import State
 from llamactl.config import ModelConfig, OptimConfig, build, preset

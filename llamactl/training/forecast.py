@@ -17,7 +17,7 @@ from llamactl.training.sizing import (
     update_flops,
     window_bytes,
 )  # fmt: skip
-from llamactl.training.traffic import buffers, overlaps, rounds, seconds, traffic
+from llamactl.training.traffic import buffers, overlaps, seconds, traffic
 from llamactl.training.world import World
 
 # The share of a device's matrix rate that compiled steps reach is E w / (w + W) for a model of width w: small products are
@@ -41,8 +41,8 @@ COMPILED_KEEPS = 0.65  # the share of activations that compiled blocks keep: the
 class Memory:
     """Bytes on the device of one process at most.
 
-    `saving` is the copy of weights and optimizer that is written while training goes on, `gathered` what is there twice or
-    whole for a while of weights and gradients that processes share, `exchange` what their communication holds.
+    `saving` is the copy of weights and optimizer that is written while training goes on, `gathered` what is whole for a
+    while of weights and gradients that processes share, `exchange` what their communication holds.
     """
 
     weights: int
@@ -97,8 +97,6 @@ def memory(config: Config, world: World) -> Memory:
     on_cpu = world.device.type == "cpu"
     compiled = config.train.compile == "on"
     kept = config.train.micro_batch * window_bytes(model, config.train.recompute == "on", world)
-    # DDP adds up the gradients of all but the last micro-batch beside the buckets that it sends them from.
-    twice = world.parallel == "ddp" and rounds(config, world) > 1
     return Memory(
         weights=parameters,
         gradients=parameters,
@@ -108,7 +106,7 @@ def memory(config: Config, world: World) -> Memory:
         update=update_bytes(model, optimizer, world),
         saving=_saving(model, optimizer, world),
         program=resident() + LIBRARIES + compiled * COMPILER + (world.size > 1) * DISTRIBUTED if on_cpu else CONTEXT_OF_CUDA,
-        gathered=gathered_bytes(model, world) + twice * parameters,
+        gathered=gathered_bytes(model, world),
         exchange=buffers(optimizer, world),
     )
 

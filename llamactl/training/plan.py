@@ -26,6 +26,8 @@ from llamactl.training.world import World
 # FLOPs of a run below which compiling takes longer than it saves: about a minute of work on each.
 WORTH_COMPILING = {"cpu": 1e13, "cuda": 1e16}
 
+SAFE = 0.95  # the share of free memory that may be needed where nobody chose: the rest is for what lies between tensors
+
 LEAST_VALIDATED = 4_096  # tokens: the loss of fewer says nothing
 
 SMOKE_TEST = 0.5  # tokens per parameter below which a run only shows that everything works
@@ -96,11 +98,11 @@ def sharings(world: World) -> list[int]:
 
 
 def _shards(config: Config, dataset: Dataset, world: World) -> int:
-    """The fewest that have room for the model between them; all of them if none have."""
+    """The fewest that have room for the model between them, and some to spare; all of them if none have."""
     choices = sharings(world)
     for shards in choices[:-1]:
         shared = replace(world, shards=shards)
-        if memory(resolve(config, dataset, shared), shared).needed <= free_memory(shared):
+        if memory(resolve(config, dataset, shared), shared).needed <= SAFE * free_memory(shared):
             return shards
     return choices[-1]
 

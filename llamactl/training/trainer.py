@@ -211,7 +211,7 @@ class Trainer:
                 fix = f"Add --set train.micro_batch={-(-self.micro_batch // 2)}"
                 raise NoRoom(f"The memory of {self.world.device} is full.", "", fix) from error
         # Outside the except block, whose error holds on to what filled the memory.
-        self.model.zero_grad()
+        self._forget_gradients()
         torch.cuda.empty_cache()
         self.micro_batch = -(-self.micro_batch // 2)
         self.ahead = Ahead(self._micro_batches)
@@ -230,8 +230,12 @@ class Trainer:
         for optimizer in self.optimizers if math.isfinite(loss) and math.isfinite(size) else []:
             self.scaler.step(optimizer)
         self.scaler.update()
-        self.model.zero_grad()
+        self._forget_gradients()
         return loss, size
+
+    def _forget_gradients(self) -> None:
+        """DDP's gradients are views of what it sends, and stay: new ones would stand beside those."""
+        self.model.zero_grad(set_to_none=self.world.parallel != "ddp")
 
     @property
     def _lr(self) -> float:

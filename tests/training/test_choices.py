@@ -10,6 +10,7 @@ from llamactl.errors import BadUsage, NoRoom
 from llamactl.model.llama import count
 from llamactl.training.cards import find
 from llamactl.training.choices import ways
+from llamactl.training.forecast import memory
 from llamactl.training.plan import arranged, plan, resolve
 from llamactl.training.room import check_memory
 from llamactl.training.sizing import free_memory, own_windows, update_flops
@@ -62,6 +63,16 @@ def test_small_models_are_copied_and_wishes_are_followed(dataset: Dataset) -> No
         ]
         alone = cards(1)
         assert arranged(config, dataset, alone) is alone
+
+
+def test_copies_need_some_room_to_spare_unless_they_were_asked_for(dataset: Dataset) -> None:
+    config = build([preset("150m"), {"train": {"tokens": 10**8, "micro_batch": 1, "recompute": "off"}}])
+    needed = memory(resolve(config, dataset, cards(8)), cards(8)).needed
+    assert arranged(config, dataset, replace(cards(8), room=int(1.06 * needed))).shards == 1
+    tight = replace(cards(8), room=int(1.04 * needed))
+    assert arranged(config, dataset, tight).shards == 8
+    asked = build([config.model_dump(), {"train": {"parallel": "ddp"}}])
+    check_memory(plan(resolve(asked, dataset, tight), dataset, tight, RATE), resolve(asked, dataset, tight), tight)
 
 
 def test_wishes_that_can_not_be(dataset: Dataset) -> None:

@@ -239,6 +239,24 @@ def test_all_decide_alike(home: Path) -> None:
     together(3, decide)
 
 
+def test_copies_hold_their_gradients_once(dataset: Dataset) -> None:
+    """They stay where DDP sends them from, from one step to the next, also with several micro-batches."""
+
+    def step_twice() -> None:
+        config, world = prepared(dataset, train={"parallel": "ddp", "micro_batch": 1})
+        made = Trainer(config, dataset, RunDir.named("a"), world, RATE)
+        made.advance()
+        made.advance()  # after the first step DDP puts its buckets into another order
+        before = [parameter.grad.data_ptr() for parameter in made.model.parameters() if parameter.grad is not None]
+        made.advance()
+        after = [parameter.grad.data_ptr() for parameter in made.model.parameters() if parameter.grad is not None]
+        made.close()
+        assert len(before) == len(list(made.model.parameters()))
+        assert after == before
+
+    together(2, step_twice)
+
+
 @pytest.mark.parametrize(("items", "size"), [(7, 3), (3, 4), (8, 4), (1, 1)])
 def test_shares_are_of_one_length_and_each_item_counts_once(items: int, size: int) -> None:
     worlds = [World(torch.device("cpu"), choose_precision("fp32", torch.device("cpu")), rank, size) for rank in range(size)]
