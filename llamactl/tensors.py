@@ -153,6 +153,9 @@ def _exchanged(way: Callable[..., Any], rows: Tensor, peer: int, group: "dist.Pr
     """Send or receive, and wait. It is a batch, as NCCL else opens new channels for each pair of processes."""
     for work in dist.batch_isend_irecv([dist.P2POp(way, rows, group=group, group_peer=peer)]):
         work.wait()
+    if rows.is_cuda:
+        # It waits for whoever writes to the disk, and NCCL ends a run for what is in its queue for ten minutes: no more than one.
+        torch.cuda.synchronize(rows.device)
 
 
 def _place(part: "DTensor") -> int:
