@@ -154,7 +154,7 @@ def _exchanged(way: Callable[..., Any], rows: Tensor, peer: int, group: "dist.Pr
     for work in dist.batch_isend_irecv([dist.P2POp(way, rows, group=group, group_peer=peer)]):
         work.wait()
     if rows.is_cuda:
-        # It waits for whoever writes to the disk, and NCCL ends a run for what is in its queue for ten minutes: no more than one.
+        # NCCL ends a run for what is in its queue for ten minutes: there waits one tensor for the disk, not all of them.
         torch.cuda.synchronize(rows.device)
 
 
