@@ -1,20 +1,36 @@
 # Everything starts from nothing: the environment is made on first use, and again when what it is made from changes.
-.PHONY: demo test check format clean
+.PHONY: demo test test-slow test-all check docs figures format clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 demo: .venv/installed
 	$(BIN)/llamactl demo
 
+# In minutes: all but the tests marked slow.
 test: .venv/installed
-	$(BIN)/pytest
+	$(PYTEST) -m "not slow"
+
+test-slow: .venv/installed
+	$(PYTEST) -m slow
+
+test-all: test test-slow
 
 check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+# The documentation site, into site/.
+docs: .venv/installed
+	$(BIN)/mkdocs build --strict
+
+# The pictures and printed output in README and docs, from one run of the quick start; needs Chromium and ten minutes.
+figures: .venv/installed
+	$(BIN)/python benchmarks/figures.py
 
 format: .venv/installed
 	$(BIN)/ruff format .

@@ -23,13 +23,16 @@ import torch
 from recipe import Run, configured
 from torch import Tensor, nn
 
-from llamactl.artifacts import DatasetDir, RunDir
-from llamactl.config import Config, build
+from llamactl.config.schema import Config, build_config
+from llamactl.corpus.dataset import DatasetDir
 from llamactl.model.llama import Llama
 from llamactl.model.objective import NextToken
-from llamactl.training import optimizers, trainer
+from llamactl.optim import build as optim_build
+from llamactl.optim.muon import Muon
+from llamactl.runs.run_dir import RunDir
+from llamactl.training import build as training_build
+from llamactl.training import trainer
 from llamactl.training.events import Validated
-from llamactl.training.muon import Muon
 from llamactl.training.trainer import Trainer
 
 SEEDS = (0, 1, 2)
@@ -90,13 +93,13 @@ class ZLoss(NextToken):
 class Averaged(Trainer):
     """It is the average of the weights over the second half that is validated."""
 
-    def update(self, total: Tensor) -> tuple[float, float]:
+    def optimizer_step(self, total: Tensor) -> tuple[float, float]:
         """As ever, and the average after it."""
-        done = super().update(total)
+        done = super().optimizer_step(total)
         weights = [parameter.detach() for parameter in self.model.parameters()]
-        if self.step == self.steps // 2:
+        if self.state.step == self.max_steps // 2:
             self.average = [weight.clone() for weight in weights]
-        elif self.step > self.steps // 2:
+        elif self.state.step > self.max_steps // 2:
             torch._foreach_lerp_(self.average, weights, 0.02)
         return done
 
@@ -108,40 +111,40 @@ class Averaged(Trainer):
 
 
 def zero_outputs(model: Llama, seed: int) -> None:
-    """`initialise` with blocks that add nothing at first."""
+    """`init_weights` with blocks that add nothing at first."""
     INITIALISE(model, seed)
     for name, parameter in model.named_parameters():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             nn.init.zeros_(parameter)
 
 
-INITIALISE = trainer.initialise
+INITIALISE = training_build.init_weights
 PATCHES: dict[str, Any] = {
-    "Polar Express": patch("llamactl.training.muon.orthogonalise", polar_express),
-    "cautious weight decay": patch.object(optimizers, "Muon", Cautious),
-    "z-loss, 1e-4": patch.object(trainer, "NextToken", ZLoss),
+    "Polar Express": patch("llamactl.optim.muon.orthogonalize", polar_express),
+    "cautious weight decay": patch.object(optim_build, "Muon", Cautious),
+    "z-loss, 1e-4": patch.object(training_build, "NextToken", ZLoss),
     "EMA of the second half, 0.98 a step": patch.object(trainer, "Trainer", Averaged),
-    "o_proj and down_proj start at zero": patch.object(trainer, "initialise", zero_outputs),
+    "o_proj and down_proj start at zero": patch.object(training_build, "init_weights", zero_outputs),
     "momentum without a warm-up": patch.object(trainer, "momentum", lambda step, target: target),
 }
 SETTINGS: dict[str, Tree] = {
     "the defaults": {},
-    "rows not evened (no NorMuon)": {"optim": {"row_memory": 0.0}},
-    "untied, its own embedding at 20 times the rate": {"model": {"tied": False}, "optim": {"embedding_scale": 20.0}},
-    "1 key/value head for 3": {"model": {"kv_heads": 1}},
-    "6 heads of 32": {"model": {"heads": 6, "kv_heads": 6, "head_width": 32}},
-    "2 heads of 96": {"model": {"heads": 2, "kv_heads": 2, "head_width": 96}},
+    "rows not evened (no NorMuon)": {"optim": {"normuon_beta2": 0.0}},
+    "untied, its own embedding at 20 times the rate": {"model": {"tie_embeddings": False}, "optim": {"embedding_scale": 20.0}},
+    "1 key/value head for 3": {"model": {"n_kv_heads": 1}},
+    "6 heads of 32": {"model": {"n_heads": 6, "n_kv_heads": 6, "head_dim": 32}},
+    "2 heads of 96": {"model": {"n_heads": 2, "n_kv_heads": 2, "head_dim": 96}},
     "no weight decay": {"optim": {"weight_decay": 0.0}},
-    "cosine to zero": {"schedule": {"floor": 0.0}},
-    "cosine to a fifth": {"schedule": {"floor": 0.2}},
-    "wsd to zero": {"schedule": {"name": "wsd", "floor": 0.0}},
+    "cosine to zero": {"schedule": {"min_lr_ratio": 0.0}},
+    "cosine to a fifth": {"schedule": {"min_lr_ratio": 0.2}},
+    "wsd to zero": {"schedule": {"name": "wsd", "min_lr_ratio": 0.0}},
     "wsd to a tenth": {"schedule": {"name": "wsd"}},
     "AdamW for all, at half the rate": {"optim": {"name": "adamw", "lr": 3.6e-3}},
 }
 CHANGES = (*SETTINGS, *PATCHES)
 
 # Two widths, and shares of the rate that is the default there: the best share should be the same.
-WIDTHS: dict[int, Tree] = {192: {}, 384: {"width": 384, "heads": 6, "kv_heads": 6, "hidden": 1024}}
+WIDTHS: dict[int, Tree] = {192: {}, 384: {"dim": 384, "n_heads": 6, "n_kv_heads": 6, "ffn_dim": 1024}}
 SHARES = (0.5, 0.71, 1.0, 1.41, 2.0)
 
 
@@ -162,13 +165,13 @@ def settings(name: str, config: Config) -> Tree:
 def make(name: str, seed: int, options: argparse.Namespace) -> None:
     """Train in this process, and write down the loss and the number of parameters."""
     torch.set_num_threads(1)
-    dataset = DatasetDir.named(options.data).open()
+    dataset = DatasetDir.from_name(options.data).open()
     config, world = configured(Run("llamactl", options.tokens, seed), dataset)
     once = {"train": {"eval_every": 10**9, "save_every": 10**9}}
-    fitting = {"optim": {"lr": config.optim.lr * (config.model.width / options.model.get("width", config.model.width)) ** 0.5}}
-    config = build([config.model_dump(), {"model": options.model}, fitting, once, settings(name, config)])
+    fitting = {"optim": {"lr": config.optim.lr * (config.model.dim / options.model.get("dim", config.model.dim)) ** 0.5}}
+    config = build_config([config.model_dump(), {"model": options.model}, fitting, once, settings(name, config)])
     with PATCHES.get(name, patch.dict(os.environ)):
-        events = list(trainer.train(config, dataset, RunDir(Path(f"run-{options.out.name}")), world, rate=1.0))
+        events = list(trainer.train_run(config, dataset, RunDir(Path(f"run-{options.out.name}")), world, rate=1.0))
     loss = next(event.loss for event in events if isinstance(event, Validated))
     options.out.write_text(json.dumps({"name": name, "seed": seed, "loss": loss}))
 

@@ -19,17 +19,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from llamactl import checkpoint, hugging_face
-from llamactl.artifacts import Dataset, DatasetDir, RunDir
-from llamactl.config import Config, build, preset
+from llamactl.checkpoint import huggingface as checkpoint_huggingface
+from llamactl.checkpoint import io as checkpoint_io
+from llamactl.config.schema import Config, build_config, preset_settings
 from llamactl.corpus.batches import Windows
+from llamactl.corpus.dataset import Dataset, DatasetDir
+from llamactl.distributed.context import World, init_device
 from llamactl.model.llama import Llama
 from llamactl.model.objective import NextToken
-from llamactl.training.optimizers import peak_rate
-from llamactl.training.origin import anchored, continuation
-from llamactl.training.plan import resolve
-from llamactl.training.trainer import train
-from llamactl.training.world import World, join
+from llamactl.optim.build import default_lr
+from llamactl.planning.resolve import resolve_config
+from llamactl.runs.run_dir import RunDir
+from llamactl.training.init_from import config_from_checkpoint, pin_init_from
+from llamactl.training.trainer import train_run
 
 SHORT, LONG = 256, 1024
 FACTOR = LONG / SHORT
@@ -40,9 +42,9 @@ WAYS = {"linear:4": FACTOR, "unscaled": 1.0}
 
 def trained(config: Config, dataset: Dataset, folder: Path) -> Path:
     """Train to the end of the budget; the last checkpoint."""
-    world, run = join(config.train), RunDir(folder)
-    config = resolve(anchored(config, dataset), dataset, world)
-    for _ in train(config, dataset, run, world, rate=1.0):
+    world, run = init_device(config.train), RunDir(folder)
+    config = resolve_config(pin_init_from(config, dataset), dataset, world)
+    for _ in train_run(config, dataset, run, world, rate=1.0):
         pass
     return run.checkpoint(run.steps()[-1])
 
@@ -50,8 +52,8 @@ def trained(config: Config, dataset: Dataset, folder: Path) -> Path:
 @torch.no_grad()
 def nats(path: Path, scaling: float, dataset: Dataset, world: World) -> tuple[float, float, float]:
     """Mean loss of a checkpoint on held-out windows: all positions, those the short model knows, and those beyond."""
-    model = Llama(hugging_face.shape(path).model_copy(update={"context": LONG, "rope_scaling": scaling}))
-    checkpoint.restore_weights(path, model)
+    model = Llama(checkpoint_huggingface.read_hf_config(path).model_copy(update={"context": LONG, "rope_scaling": scaling}))
+    checkpoint_io.restore_weights(path, model)
     objective, windows = NextToken(model.to(world.device)), Windows(dataset.val, LONG)
     numbers = np.linspace(0, len(windows) - 1, min(EVALUATED, len(windows))).round().astype(np.int64)
     losses = np.zeros(LONG)
@@ -66,8 +68,8 @@ def nats(path: Path, scaling: float, dataset: Dataset, world: World) -> tuple[fl
 def rows(seed: int, dataset: Dataset, folder: Path, options: Any) -> Iterator[tuple[str, tuple[float, float, float]]]:
     """Everything that is measured with a seed."""
     common = {**QUIET, "seed": seed, "tokens": options.tokens, "tokens_per_step": 2048}
-    config = build([preset("tiny"), {"data": {"name": dataset.name, "seed": seed}, "train": common}])
-    short, world = trained(config, dataset, folder / "short"), join(config.train)
+    config = build_config([preset_settings("tiny"), {"data": {"name": dataset.name, "seed": seed}, "train": common}])
+    short, world = trained(config, dataset, folder / "short"), init_device(config.train)
     for way, scaling in WAYS.items():
         yield f"not continued, {way}", nats(short, scaling, dataset, world)
     for share in options.shares:
@@ -75,10 +77,10 @@ def rows(seed: int, dataset: Dataset, folder: Path, options: Any) -> Iterator[tu
             layer = {
                 "model": {"context": LONG, "rope_scaling": scaling},
                 "data": {"name": dataset.name, "seed": seed + 1000},
-                "optim": {"lr": share * peak_rate("muon", config.model.width)},
+                "optim": {"lr": share * default_lr("muon", config.model.dim)},
                 "train": {**common, "tokens": options.steps * options.step_tokens, "tokens_per_step": options.step_tokens},
             }
-            path = trained(continuation(str(short), [layer]), dataset, folder / f"{way} {share}")
+            path = trained(config_from_checkpoint(str(short), [layer]), dataset, folder / f"{way} {share}")
             yield f"continued, {way}, {share:g} of the rate", nats(path, scaling, dataset, world)
 
 
@@ -92,7 +94,7 @@ def main() -> None:
     parser.add_argument("--step-tokens", type=int, default=4096)
     parser.add_argument("--shares", type=float, nargs="+", default=[1, 0.3, 0.1], help="of the peak rate of a fresh run")
     options = parser.parse_args()
-    dataset = DatasetDir.named(options.dataset).open()
+    dataset = DatasetDir.from_name(options.dataset).open()
     found: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     for seed in range(options.seeds):
         with tempfile.TemporaryDirectory() as folder:

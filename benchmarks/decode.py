@@ -21,15 +21,16 @@ from typing import Any
 
 import torch
 
-from llamactl import checkpoint
-from llamactl.artifacts import RunDir
-from llamactl.config import Config, build, preset
-from llamactl.hugging_face import described
-from llamactl.inference.bench import decoding, reading_rate
-from llamactl.inference.gguf import export
+from llamactl.checkpoint import format as checkpoint_format
+from llamactl.checkpoint import io as checkpoint_io
+from llamactl.checkpoint.huggingface import hf_config
+from llamactl.config.schema import Config, build_config, preset_settings
+from llamactl.export.gguf import export_gguf
+from llamactl.inference.benchmark import benchmark_decoding, reading_rate
 from llamactl.model.llama import Llama
-from llamactl.model.quantise import stored
-from llamactl.tokenizer import gpt2
+from llamactl.model.quantize import convert_weights
+from llamactl.runs.run_dir import RunDir
+from llamactl.tokenizer.bpe import gpt2_tokenizer
 
 PROMPT, WARM = 16, 4
 
@@ -53,19 +54,21 @@ print(json.dumps(times))
 def made(folder: Path) -> Path:
     """A checkpoint of random weights."""
     torch.manual_seed(0)
-    tokenizer = gpt2()
-    config = build([preset("150m"), {"model": {"vocab_size": 50_304}}])
+    tokenizer = gpt2_tokenizer()
+    config = build_config([preset_settings("150m"), {"model": {"vocab_size": 50_304}}])
     run = RunDir(folder / "run")
     run.start(Config(), {})
-    state = checkpoint.State(step=1, tokens=1, seconds=1.0)
-    checkpoint.save(run.checkpoint(1), checkpoint.snapshot(Llama(config.model), []), config.model, tokenizer, state)
+    state = checkpoint_format.State(step=1, tokens=1, seconds=1.0)
+    checkpoint_io.save_checkpoint(
+        run.checkpoint(1), checkpoint_format.take_snapshot(Llama(config.model), []), config.model, tokenizer, state
+    )
     return run.checkpoint(1)
 
 
 def llamactl(kind: str, batch: int, path: Path, new: int) -> float:
     """Tokens a second."""
-    model, _, _ = checkpoint.load_model(path, torch.device("cpu"))
-    return decoding(stored(model, kind), batch, PROMPT, new, rate=1.0).tokens_per_second
+    model, _, _ = checkpoint_io.load_model(path, torch.device("cpu"))
+    return benchmark_decoding(convert_weights(model, kind), batch, PROMPT, new, rate=1.0).tokens_per_second
 
 
 @torch.inference_mode()
@@ -73,8 +76,8 @@ def hugging_face(kind: str, batch: int, path: Path, new: int) -> float:
     """The same of LlamaForCausalLM.generate, eager, with its cache: a long call less a short one."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    ours, _, _ = checkpoint.load_model(path, torch.device("cpu"))
-    model: Any = LlamaForCausalLM(LlamaConfig(**described(ours.config)))
+    ours, _, _ = checkpoint_io.load_model(path, torch.device("cpu"))
+    model: Any = LlamaForCausalLM(LlamaConfig(**hf_config(ours.config)))
     model.eval()
     model.load_state_dict(ours.state_dict())
     ids = torch.randint(0, 50_000, (batch, PROMPT), generator=torch.Generator().manual_seed(0))
@@ -119,7 +122,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         path = made(Path(folder))
-        files = {kind: export(path, Path(folder), kind) for kind in ("f32", "q8_0")} if options.llama_python else {}
+        files = {kind: export_gguf(path, Path(folder), kind) for kind in ("f32", "q8_0")} if options.llama_python else {}
         found: dict[tuple[str, int], list[float]] = {}
         rates = []
         for _ in range(options.repeat):

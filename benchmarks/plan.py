@@ -22,8 +22,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from llamactl import durable
-from llamactl.artifacts import RunDir
+from llamactl.runs.run_dir import RunDir
+from llamactl.storage import atomic
 
 LLAMACTL = [sys.executable, "-m", "llamactl"]
 RUN = "benchmark-plan"
@@ -66,7 +66,7 @@ def trained(words: list[str], probed: list[dict[str, Any]], surroundings: dict[s
     process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     ended = time.time()
-    run = RunDir.named(RUN)
+    run = RunDir.from_name(RUN)
     if status:
         raise SystemExit(f"llamactl train {shlex.join(words)} ended with {status}")
     plan, rows = run.plan(), run.rows()
@@ -78,7 +78,7 @@ def trained(words: list[str], probed: list[dict[str, Any]], surroundings: dict[s
         probed=sum(next(each for each in probed if each["tokens"] == plan["tokens"])["duration"].values()),
         loss=(plan["loss"]["loss"] if plan["loss"] else math.nan, losses[-1]),
     )
-    durable.remove(run.path)
+    atomic.remove_folder(run.path)
     return outcome
 
 
@@ -91,9 +91,9 @@ def fresh_cache() -> Iterator[dict[str, str]]:
 
 def total(memory: dict[str, int]) -> int:
     """The most that is there at once."""
-    from llamactl.training.forecast import Memory
+    from llamactl.planning.memory_estimate import MemoryEstimate
 
-    return Memory(**memory).total
+    return MemoryEstimate(**memory).total
 
 
 def main() -> None:

@@ -106,17 +106,17 @@ def tokenizers(files: list[str]) -> dict[str, float]:
     """Hugging Face's own engine, in batches of a thousand documents: all at once they would take tens of gigabytes."""
     from tokenizers import Tokenizer
 
-    from llamactl import tokenizer
+    from llamactl.tokenizer import bpe
 
-    engine, batches = Tokenizer.from_str(tokenizer.gpt2().description), list(read(files))
+    engine, batches = Tokenizer.from_str(bpe.gpt2_tokenizer().description), list(read(files))
     return timed(lambda: sum(len(row) for batch in batches for row in engine.encode_batch_fast(batch)))
 
 
 def fastokens(files: list[str]) -> dict[str, float]:
     """Crusoe's fastokens in batches of a thousand documents."""
-    from llamactl import encoders, tokenizer
+    from llamactl.tokenizer import bpe, encoders
 
-    encode = encoders.fastokens(tokenizer.gpt2())
+    encode = encoders.fastokens_encoder(bpe.gpt2_tokenizer())
     batches = list(read(files))
     return timed(lambda: sum(len(encode(batch).ids) for batch in batches))
 

@@ -6,7 +6,7 @@ nanoGPT's GPT trains with its own recipe (AdamW, betas 0.9 and 0.95, weight deca
 over a grid of learning rates and batch sizes; the best of them then has two seeds more. llamactl has its defaults and `--share`
 of the tokens; nothing of it is tuned here. The recipe of the preset `notebook` trains llamactl's model with nanoGPT's
 budget. Each run is a process of one thread, `--jobs` of them at a time; a run that is in FOLDER already is kept. All are
-measured by `validate`, on the same held-out windows.
+measured by `validate_model`, on the same held-out windows.
 """
 
 import argparse
@@ -26,24 +26,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llamactl.artifacts import Dataset, DatasetDir, RunDir
-from llamactl.config import Config, build, preset
+from llamactl.config.schema import Config, build_config, preset_settings
 from llamactl.corpus.batches import Batches, Windows
-from llamactl.model.llama import count
+from llamactl.corpus.dataset import Dataset, DatasetDir
+from llamactl.distributed.context import World, init_device
+from llamactl.model.llama import num_params
 from llamactl.model.objective import NextToken
-from llamactl.plots import COLOURS, STYLE
-from llamactl.quantities import show_count
+from llamactl.planning.resolve import resolve_config
+from llamactl.report.plots import COLOURS, STYLE
+from llamactl.runs.run_dir import RunDir
 from llamactl.training.events import Validated
-from llamactl.training.plan import resolve
-from llamactl.training.trainer import train
-from llamactl.training.validation import validate
-from llamactl.training.world import World, join
+from llamactl.training.trainer import train_run
+from llamactl.training.validation import validate_model
+from llamactl.units import show_count
 
 RATES, BATCHES, SEEDS = (1.5e-3, 3e-3, 6e-3), (1024, 2048, 4096), (0, 1, 2)
 POINTS = 8  # validations of a run
 # As many parameters as a GPT of width 192 has: its attention shares no keys and values.
-SHAPE: dict[str, Any] = {"kv_heads": 3, "context": 256}
-NOTEBOOK = {**{part: preset("notebook")[part] for part in ("optim", "schedule")}, "train": {"tokens_per_step": 12_800}}
+SHAPE: dict[str, Any] = {"n_kv_heads": 3, "context": 256}
+NOTEBOOK = {**{part: preset_settings("notebook")[part] for part in ("optim", "schedule")}, "train": {"tokens_per_step": 12_800}}
 
 
 class Run(NamedTuple):
@@ -65,25 +66,25 @@ def configured(run: Run, dataset: Dataset) -> tuple[Config, World]:
     """The defaults for `tiny`; what is set besides is the size of the validation."""
     steps = {"eval_tokens": 64_000, "prompts": (), "seed": run.seed, "tokens": run.tokens, "device": "cpu"}
     recipe = NOTEBOOK if run.who == "notebook" else {"train": {"tokens_per_step": run.batch}} if run.batch else {}
-    layers = [preset("tiny"), {"model": SHAPE, "data": {"seed": run.seed}}, recipe, {"train": steps}]
-    config = build(layers)
-    world = join(config.train)
-    config = resolve(config, dataset, world)
+    layers = [preset_settings("tiny"), {"model": SHAPE, "data": {"seed": run.seed}}, recipe, {"train": steps}]
+    config = build_config(layers)
+    world = init_device(config.train)
+    config = resolve_config(config, dataset, world)
     total = -(-config.train.tokens // config.train.tokens_per_step)
-    return build([config.model_dump(), {"train": {"eval_every": max(1, total // POINTS), "compile": "off"}}]), world
+    return build_config([config.model_dump(), {"train": {"eval_every": max(1, total // POINTS), "compile": "off"}}]), world
 
 
 def ours(run: Run, dataset: Dataset, _: str) -> Iterator[tuple[int, float]]:
     """Tokens and validation loss along a run of llamactl, which saves nothing but its last checkpoint."""
     config, world = configured(run, dataset)
-    config = build([config.model_dump(), {"train": {"save_every": 10**9}}])
-    for event in train(config, dataset, RunDir(Path(f"run-{run.name}")), world, rate=1.0):
+    config = build_config([config.model_dump(), {"train": {"save_every": 10**9}}])
+    for event in train_run(config, dataset, RunDir(Path(f"run-{run.name}")), world, rate=1.0):
         if isinstance(event, Validated):
             yield event.tokens, event.loss
 
 
 class PerToken(nn.Module):
-    """nanoGPT's model with what `validate` asks for: the loss of each token."""
+    """nanoGPT's model with what `validate_model` asks for: the loss of each token."""
 
     def __init__(self, model: Any) -> None:
         """Wrap a GPT."""
@@ -104,7 +105,7 @@ def nanogpt(run: Run, dataset: Dataset, folder: str) -> Iterator[tuple[int, floa
     config, world = configured(run, dataset)
     shape = config.model
     torch.manual_seed(run.seed)
-    sizes = dict(n_layer=shape.layers, n_head=shape.heads, n_embd=shape.width, block_size=shape.context)
+    sizes = dict(n_layer=shape.n_layers, n_head=shape.n_heads, n_embd=shape.dim, block_size=shape.context)
     with redirect_stdout(sys.stderr):
         model = GPT(GPTConfig(**sizes, vocab_size=shape.vocab_size, bias=False, dropout=0.0))
         optimizer = model.configure_optimizers(0.1, run.lr, (0.9, 0.95), "cpu")
@@ -113,7 +114,7 @@ def nanogpt(run: Run, dataset: Dataset, folder: str) -> Iterator[tuple[int, floa
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = run.lr * nanogpts_schedule(step, steps)
-        for inputs, targets, _ in batches.micro(step, 8):
+        for inputs, targets, _ in batches.micro_batches(step, 8):
             with world.precision.compute(world.device):
                 loss = model(inputs, targets.contiguous())[1] * (len(inputs) / per_step)
             loss.backward()
@@ -124,7 +125,7 @@ def nanogpt(run: Run, dataset: Dataset, folder: str) -> Iterator[tuple[int, floa
             windows = Windows(dataset.val, shape.context)
             yield (
                 (step + 1) * run.batch,
-                validate(cast(NextToken, PerToken(model)), windows, dataset, config, world)[0],
+                validate_model(cast(NextToken, PerToken(model)), windows, dataset, config, world)[0],
             )
 
 
@@ -158,7 +159,7 @@ def curve(run: Run, options: argparse.Namespace) -> Curve:
 def make(run: Run, options: argparse.Namespace) -> None:
     """Train in this process and write the curve down when it is complete."""
     torch.set_num_threads(1)
-    dataset = DatasetDir.named(options.data).open()
+    dataset = DatasetDir.from_name(options.data).open()
     found = list(WHO[run.who](run, dataset, options.nanogpt))
     Path(options.out).write_text(json.dumps(found))
 
@@ -223,8 +224,8 @@ def main() -> None:
         make(Run(*json.loads(options.run)), options)
         return
     Path(options.out).mkdir(parents=True, exist_ok=True)
-    config, _ = configured(Run("llamactl", options.tokens, 0), DatasetDir.named(options.data).open())
-    print(f"{count(config.model):,} parameters, {options.data}\n")
+    config, _ = configured(Run("llamactl", options.tokens, 0), DatasetDir.from_name(options.data).open())
+    print(f"{num_params(config.model):,} parameters, {options.data}\n")
     grid = all_curves([Run("nanoGPT", options.tokens, 0, lr, batch) for batch in BATCHES for lr in RATES], options)
     print("nanoGPT, loss at the end by batch and learning rate\n")
     print("| tokens a step |" + "".join(f" {lr:g} |" for lr in RATES) + "\n|---:|" + "---:|" * len(RATES))

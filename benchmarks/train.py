@@ -24,16 +24,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llamactl.artifacts import Dataset, DatasetInfo, Recipe, RunDir
-from llamactl.config import Config, build, preset
-from llamactl.hugging_face import described
-from llamactl.model.llama import count
-from llamactl.tokenizer import raw_bytes
-from llamactl.training.meter import matrix_rate, peak_memory
-from llamactl.training.plan import resolve
-from llamactl.training.sizing import flops_per_token
+from llamactl.checkpoint.huggingface import hf_config
+from llamactl.config.schema import Config, build_config, preset_settings
+from llamactl.corpus.dataset import Dataset
+from llamactl.corpus.dataset_info import DatasetInfo, Recipe
+from llamactl.distributed.context import World, init_device
+from llamactl.hardware.memory import peak_memory
+from llamactl.hardware.throughput import matmul_flops
+from llamactl.model.llama import num_params
+from llamactl.planning.flops import flops_per_token
+from llamactl.planning.resolve import resolve_config
+from llamactl.runs.run_dir import RunDir
+from llamactl.tokenizer.bpe import byte_tokenizer
 from llamactl.training.trainer import Trainer
-from llamactl.training.world import World, join
 
 Step = Callable[[], object]
 
@@ -45,7 +48,7 @@ def random_tokens(vocab_size: int) -> Dataset:
         recipe=recipe, tokenizer="", vocab_size=vocab_size, dtype="uint16", shards=(), documents_read=0, skipped={}
     )
     tokens = np.random.default_rng(0).integers(0, vocab_size, 4_000_000).astype(np.uint16)
-    return Dataset("random", info, raw_bytes(), (tokens,), (tokens[:100_000],))
+    return Dataset("random", info, byte_tokenizer(), (tokens,), (tokens[:100_000],))
 
 
 def configured(options: argparse.Namespace) -> tuple[Config, Dataset, World]:
@@ -54,12 +57,15 @@ def configured(options: argparse.Namespace) -> tuple[Config, Dataset, World]:
     dataset = random_tokens(vocabulary)
     tokens = options.batch * options.context
     train: dict[str, Any] = {"tokens_per_step": tokens, "tokens": 10_000 * tokens, "precision": options.precision}
-    layers = [preset(options.preset), {"model": {"context": options.context}, "train": train, "optim": {"name": "adamw"}}]
-    config = build([*layers, {"train": {"compile": "on" if options.row.endswith("compiled") else "off"}}])
+    layers = [
+        preset_settings(options.preset),
+        {"model": {"context": options.context}, "train": train, "optim": {"name": "adamw"}},
+    ]
+    config = build_config([*layers, {"train": {"compile": "on" if options.row.endswith("compiled") else "off"}}])
     if options.row.startswith("llamactl, Muon"):
-        config = build([config.model_dump(), {"optim": {"name": "muon"}}])
-    world = join(config.train)
-    return resolve(config, dataset, world), dataset, world
+        config = build_config([config.model_dump(), {"optim": {"name": "muon"}}])
+    world = init_device(config.train)
+    return resolve_config(config, dataset, world), dataset, world
 
 
 def llamactl(config: Config, dataset: Dataset, world: World, _: argparse.Namespace) -> Step:
@@ -67,15 +73,15 @@ def llamactl(config: Config, dataset: Dataset, world: World, _: argparse.Namespa
     trainer = Trainer(config, dataset, RunDir(Path("nowhere")), world, rate=1.0)
     for notice in trainer.compile():
         raise SystemExit(notice.why)
-    return trainer.advance
+    return trainer.train_step
 
 
 def hugging_face_llama(config: Config, dataset: Dataset, world: World, options: argparse.Namespace) -> Step:
     """LlamaForCausalLM of the same shape, its own loss, fused AdamW."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    model = LlamaForCausalLM(LlamaConfig(**described(config.model)))
-    assert sum(parameter.numel() for parameter in model.parameters()) == count(config.model)
+    model = LlamaForCausalLM(LlamaConfig(**hf_config(config.model)))
+    assert sum(parameter.numel() for parameter in model.parameters()) == num_params(config.model)
     return peer(model, lambda forward, x, y: forward(input_ids=x, labels=x).loss, config, dataset, world, options)
 
 
@@ -85,8 +91,8 @@ def nanogpt(config: Config, dataset: Dataset, world: World, options: argparse.Na
     from model import GPT, GPTConfig  # type: ignore[import-not-found]
 
     shape = config.model
-    heads = shape.width // shape.head_width
-    sizes = dict(n_layer=shape.layers, n_head=heads, n_embd=shape.width, block_size=shape.context, vocab_size=shape.vocab_size)
+    heads = shape.dim // shape.head_dim
+    sizes = dict(n_layer=shape.n_layers, n_head=heads, n_embd=shape.dim, block_size=shape.context, vocab_size=shape.vocab_size)
     model: nn.Module = GPT(GPTConfig(bias=False, dropout=0.0, **sizes))
     return peer(model, lambda forward, x, y: forward(x, y)[1], config, dataset, world, options)
 
@@ -129,7 +135,7 @@ ROWS: dict[str, Callable[[Config, Dataset, World, argparse.Namespace], Step]] = 
 def measure(options: argparse.Namespace) -> dict[str, float]:
     """The figures of a row, in this process."""
     config, dataset, world = configured(options)
-    before = matrix_rate(world)
+    before = matmul_flops(world.device, world.precision.dtype)
     step = ROWS[options.row](config, dataset, world, options)
     seconds = []
     for _ in range(options.warmup + options.steps):
@@ -138,10 +144,10 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         seconds.append(time.perf_counter() - started)
     usual = statistics.median(seconds[options.warmup :])
     speed = options.batch * options.context / usual
-    rate = max(before, matrix_rate(world))
+    rate = max(before, matmul_flops(world.device, world.precision.dtype))
     share = speed * flops_per_token(config.model) / rate
     start = sum(seconds[: options.warmup]) - options.warmup * usual
-    return {"speed": speed, "share": share, "rate": rate, "memory": peak_memory(world), "start": start}
+    return {"speed": speed, "share": share, "rate": rate, "memory": peak_memory(world.device), "start": start}
 
 
 def main() -> None:

@@ -25,15 +25,16 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 
-from llamactl import durable
-from llamactl.artifacts import DatasetDir, RunDir
-from llamactl.config import build, preset
-from llamactl.training import parallel
-from llamactl.training.forecast import Memory
-from llamactl.training.meter import seconds
-from llamactl.training.plan import arranged, resolve
+from llamactl.config.schema import build_config, preset_settings
+from llamactl.corpus.dataset import DatasetDir
+from llamactl.distributed import parallelize
+from llamactl.distributed.context import broadcast_from_rank0, init_device, process_group
+from llamactl.hardware.throughput import time_call
+from llamactl.planning.memory_estimate import MemoryEstimate
+from llamactl.planning.resolve import choose_sharding, resolve_config
+from llamactl.runs.run_dir import RunDir
+from llamactl.storage import atomic
 from llamactl.training.trainer import Trainer
-from llamactl.training.world import join, led, together
 
 RUN = "benchmark-world"
 STEPS = 5  # that are measured where a step goes
@@ -65,32 +66,32 @@ def trained(way: str, arguments: argparse.Namespace) -> Outcome:
     words += ["--tokens", str(arguments.tokens), "--parallel", "auto" if way == "one" else way]
     words += [word for setting in arguments.set for word in ("--set", setting)]
     launched(1 if way == "one" else arguments.processes, words)
-    run = RunDir.named(RUN)
+    run = RunDir.from_name(RUN)
     steps = [row for row in run.rows() if row["kind"] == "step"]
     outcome = Outcome(
         statistics.median(row["tokens_per_second"] for row in steps[1:]),
-        Memory(**run.plan()["memory"]).total,
+        MemoryEstimate(**run.plan()["memory"]).total,
         max(row["memory"] for row in steps),
     )
-    durable.remove(run.path)
+    atomic.remove_folder(run.path)
     return outcome
 
 
 def where_a_step_goes(arguments: argparse.Namespace) -> None:
     """In each of some processes: medians of the parts of a step, which the leading one prints."""
-    dataset = DatasetDir.named(arguments.dataset).open()
+    dataset = DatasetDir.from_name(arguments.dataset).open()
     settings = {"parallel": arguments.worker, "tokens": arguments.tokens}
-    config = build([preset(arguments.preset), {"data": {"name": dataset.name}, "train": settings}])
-    world = arranged(config, dataset, join(config.train))
-    config = led(lambda: resolve(config, dataset, world))
-    made = Trainer(config, dataset, RunDir.named(RUN), world, RATE)
-    apart = Trainer(config, dataset, RunDir.named(RUN), replace(world, rank=0, size=1, shards=1), RATE)
+    config = build_config([preset_settings(arguments.preset), {"data": {"name": dataset.name}, "train": settings}])
+    world = choose_sharding(config, dataset, init_device(config.train))
+    config = broadcast_from_rank0(lambda: resolve_config(config, dataset, world))
+    made = Trainer(config, dataset, RunDir.from_name(RUN), world, RATE)
+    apart = Trainer(config, dataset, RunDir.from_name(RUN), replace(world, rank=0, size=1, shards=1), RATE)
     list(made.compile()), list(apart.compile())
     parts = [timed_step(made, apart) for _ in range(STEPS + 2)][2:]
     alone, gradients, update, waiting = (statistics.median(part) for part in zip(*parts, strict=True))
     for each in (made, apart):
         each.close()
-    if world.leads:
+    if world.is_main:
         step = gradients + update
         exchange = max(0.0, gradients - alone) / step
         print(
@@ -105,22 +106,22 @@ def timed_step(made: Trainer, apart: Trainer) -> tuple[float, float, float, floa
 
     def timed(work: Callable[..., object]) -> Callable[..., object]:
         def run(*inputs: Any, **options: Any) -> None:
-            waited.append(seconds(lambda: work(*inputs, **options), made.world.device))
+            waited.append(time_call(lambda: work(*inputs, **options), made.world.device))
 
         return run
 
-    batches, device = made.ahead(made.step), made.world.device
-    alone = seconds(lambda: apart.gradients(batches), device)
+    batches, device = made.prefetch(made.state.step), made.world.device
+    alone = time_call(lambda: apart.forward_backward(batches), device)
     apart.model.zero_grad()
     dist.barrier()
     total = torch.zeros(())
-    gradients = seconds(lambda: total.copy_(made.gradients(batches)), device)  # type: ignore[arg-type]
+    gradients = time_call(lambda: total.copy_(made.forward_backward(batches)), device)  # type: ignore[arg-type]
     with (
-        patch.object(parallel, "_all_gather", timed(parallel._all_gather)),
+        patch.object(parallelize, "_all_gather", timed(parallelize._all_gather)),
         patch.object(dist, "all_to_all_single", timed(dist.all_to_all_single)),
     ):
-        update = seconds(lambda: made.update(total), device)
-    made.step += 1
+        update = time_call(lambda: made.optimizer_step(total), device)
+    made.state.step += 1
     return alone, gradients, update, sum(waited)
 
 
@@ -137,7 +138,7 @@ def main() -> None:
     parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        with together():
+        with process_group():
             where_a_step_goes(arguments)
         return
     found: dict[str, list[Outcome]] = {way: [] for way in ["one", *arguments.ways]}

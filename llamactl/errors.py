@@ -1,76 +1,80 @@
-"""Errors for people: what happened, why, and the command that mends it; one exit code per kind."""
+"""User-facing errors: what happened, why, and the command that fixes it; each kind has its own exit code."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the person at the keyboard can mend; shown in three lines, without a traceback."""
+    """An error that the user can fix; printed as three lines without a traceback."""
 
     code = 1
 
     def __init__(self, what: str, why: str = "", fix: str = "") -> None:
-        """Say `what` happened, `why`, and how to `fix` it; the last two may be empty."""
+        """Store what happened, why it happened and how to fix it; `why` and `fix` may be empty."""
         super().__init__(what, why, fix)
         self.what, self.why, self.fix = what, why, fix
 
     def __str__(self) -> str:
-        """The lines that are not empty."""
+        """Return the parts that are not empty, one per line."""
         return "\n".join(line for line in (self.what, self.why, self.fix) if line)
 
 
-class BadUsage(UserError):
-    """An option or a setting that makes no sense."""
+class UsageError(UserError):
+    """An invalid option or setting."""
 
     code = 2
 
 
-class BadData(UserError):
-    """Data or a checkpoint is missing or damaged."""
+class DataError(UserError):
+    """Missing or damaged data, or a missing or damaged checkpoint."""
 
     code = 3
 
 
-class NoRoom(UserError):
-    """It does not fit into memory or onto the disk."""
+class OutOfSpace(UserError):
+    """Too little memory or too little disk space."""
 
     code = 4
 
 
-class DiskFull(NoRoom):
-    """The disk filled up while something was written."""
+class DiskFull(OutOfSpace):
+    """The disk became full during a write."""
 
 
-class CantWrite(NoRoom):
-    """The disk, or its owner, refuses."""
+class WriteFailed(OutOfSpace):
+    """A write that the operating system refused."""
+
+
+class FolderMoved(OutOfSpace):
+    """A folder in use was moved, removed or replaced."""
 
 
 class NoNetwork(UserError):
-    """Something must be downloaded and can't be."""
+    """A download that is required failed."""
 
     code = 5
 
 
 class Diverged(UserError):
-    """Training left the numbers that make sense."""
+    """Training diverged: losses, gradients or weights stopped being finite."""
 
     code = 6
 
 
 class InUse(UserError):
-    """Another process is writing there."""
+    """Another process is writing to the same folder."""
 
     code = 7
 
 
-class PeerLost(UserError):
-    """Another process of the same run is gone, so that this one can't go on."""
+class PeerFailed(UserError):
+    """Another process of the same distributed run has ended, so this one cannot continue."""
 
     code = 8
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """A sentence that names the closest valid choice, or all of them when none is close."""
+def suggest_nearest(name: str, choices: Iterable[str]) -> str:
+    """Return a sentence that names the closest valid choice, or all choices when none is close."""
     known = sorted(choices)
     close = difflib.get_close_matches(name, known, n=1)
     return f"Did you mean {close[0]!r}?" if close else f"Choose from: {', '.join(known)}."

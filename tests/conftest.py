@@ -1,23 +1,29 @@
 """What many tests stand on: a folder of their own, a real little corpus, a dataset and a config that train in seconds."""
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Before torch is imported, here and in every process of a test: threads that wait would spin, and starve the other tests.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 
-from llamactl.artifacts import Dataset, DatasetDir, Recipe
-from llamactl.config import Config, build
-from llamactl.corpus.engines import local
-from llamactl.corpus.prepare import prepare
-from llamactl.corpus.sources import open_source, sample
-from llamactl.training.plan import resolve
-from llamactl.training.world import World, join
+from llamactl.config.schema import Config, build_config
+from llamactl.corpus.dataset import Dataset, DatasetDir
+from llamactl.corpus.dataset_info import Recipe
+from llamactl.corpus.engines import local_engine
+from llamactl.corpus.prepare import prepare_dataset
+from llamactl.corpus.sources import open_source, sample_source
+from llamactl.distributed.context import World, init_device
+from llamactl.planning.resolve import resolve_config
 
 TINY = {
-    "model": {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "head_width": 8, "hidden": 64, "context": 32},
+    "model": {"n_layers": 2, "dim": 32, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "ffn_dim": 64, "context": 32},
     "optim": {"lr": 0.02},
     "train": {"tokens": 5120, "tokens_per_step": 256, "precision": "fp32", "device": "cpu", "sample_tokens": 4},
 }
@@ -39,7 +45,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def documents() -> list[str]:
     """The openings of 80 State of the Union addresses: real English that comes with the package, the same everywhere."""
-    pieces = sample().pieces
+    pieces = sample_source().pieces
     paths = [Path(part.location) for piece in pieces for part in piece]
     return [path.read_text("utf-8")[:8_000] for path in paths[::3][:80]]
 
@@ -59,7 +65,7 @@ def make_dataset(folder: Path, corpus: Path, tokenizer: str = "bpe:512", **setti
     usual: dict[str, Any] = {"source": "corpus", "inputs": source.inputs, "tokenizer": tokenizer, "val_fraction": 0.1}
     recipe = Recipe(**usual | settings)
     into = DatasetDir(folder)
-    for _ in prepare(source, recipe, into, local(1)):
+    for _ in prepare_dataset(source, recipe, into, local_engine(1)):
         pass
     return into
 
@@ -70,14 +76,22 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Dataset:
     return make_dataset(tmp_path_factory.mktemp("data") / "addresses", corpus).open()
 
 
+@pytest.fixture(scope="session")
+def small_tokenizer(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset) -> Path:
+    """The file of a BPE that is read in no time, where it does not matter which one it is."""
+    path = tmp_path_factory.mktemp("tokenizer") / "small.json"
+    path.write_text(dataset.tokenizer.description, "utf-8")
+    return path
+
+
 @pytest.fixture
 def configured(dataset: Dataset) -> Callable[..., tuple[Config, World]]:
     """A resolved config of a model of 36 thousand parameters, with anything laid over it, and its world."""
 
     def make(**over: Any) -> tuple[Config, World]:
-        config = build([TINY, over])
-        world = join(config.train)
-        return resolve(config, dataset, world), world
+        config = build_config([TINY, over])
+        world = init_device(config.train)
+        return resolve_config(config, dataset, world), world
 
     return make
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from llamactl import durable
+from llamactl.storage import atomic, locks
+from llamactl.storage import disk as storage_disk
 
 
 class Crash(BaseException):
@@ -160,6 +161,8 @@ def _remove_inode(parent: Path, inode: int) -> None:
 def put_in_place(disk: Disk) -> Iterator[Disk]:
     """Have `durable` write to this disk."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(durable, "os", disk)
-        patch.setattr(durable, "shutil", disk)
+        for module in (atomic, storage_disk, locks):
+            patch.setattr(module, "os", disk)
+        for module in (atomic, storage_disk):
+            patch.setattr(module, "shutil", disk)
         yield disk

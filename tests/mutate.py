@@ -13,16 +13,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FILES = ("llamactl/durable.py", "llamactl/checkpoint.py", "llamactl/training/saver.py", "llamactl/training/log.py")
-TESTS = (
-    "tests/test_durable.py",
-    "tests/test_checkpoint.py",
-    "tests/training/test_log.py",
-    "tests/training/test_survival.py",
-    "tests/training/test_divergence.py",
+FILES = (
+    "llamactl/storage/atomic.py",
+    "llamactl/storage/disk.py",
+    "llamactl/storage/locks.py",
+    "llamactl/checkpoint/format.py",
+    "llamactl/checkpoint/io.py",
+    "llamactl/checkpoint/select.py",
+    "llamactl/training/async_checkpoint.py",
+    "llamactl/metrics/jsonl.py",
 )
-CALLS = {"fsync", "sync", "sync_logs", "_sync", "rename", "replace", "remove", "prune"}
-CHECKS = {"verify", "newest", "_taken"}  # in these functions each part of a condition is a check
+TESTS = (
+    "tests/storage/test_atomic.py",
+    "tests/checkpoint/test_io.py",
+    "tests/metrics/test_monitor.py",
+    "tests/training/test_survival.py",
+    "tests/training/test_nonfinite.py",
+)
+CALLS = {"fsync", "sync_path", "sync_logs", "_sync", "rename", "replace", "remove_folder", "prune"}
+CHECKS = {"check_files", "find_newest", "try_lock"}  # in these functions each part of a condition is a check
 
 
 def mutants(path: Path) -> Iterator[tuple[str, str]]:
@@ -45,11 +54,11 @@ def _without(node: ast.AST, function: str) -> Iterator[tuple[str, ast.AST, str]]
         for part in node.values:
             neutral = "True" if isinstance(node.op, ast.And) else "False"
             yield f"{ast.unparse(part)} in a condition", part, neutral
-    if isinstance(node, ast.While) and "_taken" in ast.unparse(node.test):
+    if isinstance(node, ast.While) and "try_lock" in ast.unparse(node.test):
         yield f"while {ast.unparse(node.test)}", node.test, "False"
-    if isinstance(node, ast.With) and "locked" in ast.unparse(node.items[0]):
+    if isinstance(node, ast.With) and "hold_lock" in ast.unparse(node.items[0]):
         yield f"with {ast.unparse(node.items[0])}", node.items[0].context_expr, "nullcontext()"
-    if isinstance(node, ast.Raise) and function in ("restore", "_put", "verified"):
+    if isinstance(node, ast.Raise) and function in ("restore_checkpoint", "_put", "read_verified_state"):
         yield ast.unparse(node), node, "pass"
 
 

@@ -1,16 +1,21 @@
 """Other processes of a test, forked off, so that they have this one's imports already."""
 
 import os
+import shlex
 import socket
+import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import torch
 
+from llamactl import cli
+from llamactl.distributed import context as distributed_context
+from llamactl.distributed.launch import read_launch
 from llamactl.errors import UserError
-from llamactl.training import world
-from llamactl.training.launch import launch
 
 
 def forked(work: Callable[[], object]) -> int:
@@ -57,11 +62,38 @@ def _take_part(rank: int, size: int, neighbours: int, port: int, work: Callable[
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
     values = (rank, size, rank % neighbours, neighbours, port)
     os.environ.update({name: str(value) for name, value in zip(names, values, strict=True)}, MASTER_ADDR="127.0.0.1")
-    launch.cache_clear()
+    read_launch.cache_clear()
     torch.set_num_threads(1)
     try:
-        with world.together():
+        with distributed_context.process_group():
             work()
     except Exception:
         traceback.print_exc()
         raise
+
+
+def typed(command: str, log: Path, before: Callable[[], object] = lambda: None) -> int:
+    """Type a command in a forked process; what it prints goes to a file. The answer is the process's number."""
+
+    def work() -> None:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for standard in (1, 2):
+            os.dup2(descriptor, standard)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        before()
+        sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
+        sys.argv = ["llamactl", *shlex.split(command)]
+        code: object = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code
+        except BaseException:
+            traceback.print_exc()
+            code = 70
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(code if isinstance(code, int) else 0)
+
+    return forked(work)

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llamactl import checkpoint
-from llamactl.artifacts import DatasetDir, RunDir, read
-from llamactl.checkpoint import State
-from llamactl.corpus.documents import documents
+from llamactl.checkpoint import format as checkpoint_format
+from llamactl.checkpoint.format import State
+from llamactl.corpus.dataset import DatasetDir
+from llamactl.corpus.documents import read_piece
 from llamactl.corpus.sources import open_source
-from llamactl.errors import BadUsage, UserError
+from llamactl.errors import DataError, UserError
+from llamactl.runs.run_dir import RunDir
+from llamactl.storage.records import read_record
 from tests.conftest import make_dataset
 from tests.test_layers import MODULES, PACKAGE, name_of
 
@@ -110,13 +112,13 @@ def test_pickles_in_the_place_of_our_files_are_refused(home: Path, corpus: Path,
             data.open()
         path.write_bytes(kept)
     data.open()
-    run = RunDir.named("a")
+    run = RunDir.from_name("a")
     folder = run.checkpoint(1)
     folder.mkdir(parents=True)
-    for name in (checkpoint.STATE, checkpoint.WEIGHTS, checkpoint.OPTIMIZER, "config.json"):
+    for name in (checkpoint_format.STATE, checkpoint_format.WEIGHTS, checkpoint_format.OPTIMIZER, "config.json"):
         (folder / name).write_bytes(poison)
     with pytest.raises(UserError):
-        checkpoint.verified(folder)
+        checkpoint_format.read_verified_state(folder)
     for path in (run.config_path, run.environment_path, run.metrics_path):
         path.write_bytes(poison + b"\n")
     for reading in (run.config, run.environment, run.rows):
@@ -129,11 +131,11 @@ def test_files_of_other_kinds_are_no_sources(suffix: str, tmp_path: Path, poison
     path = tmp_path / f"poison{suffix}"
     path.write_bytes(poison)
     with pytest.raises(UserError):
-        list(documents(open_source([str(path)]), 0, make_recipe()))
+        list(read_piece(open_source([str(path)]), 0, make_recipe()))
 
 
 def make_recipe() -> Any:
-    from llamactl.artifacts import Recipe
+    from llamactl.corpus.dataset_info import Recipe
 
     return Recipe(source="x", inputs="x", tokenizer="bytes", val_fraction=0.1)
 
@@ -145,7 +147,7 @@ LEADING_OUT = ["../a", "/etc", "a/b", "..", ".", "", "-rf", "a\0b", "a\\b", "~",
 def test_no_name_leads_out_of_its_folder(name: str) -> None:
     for kind in (RunDir, DatasetDir):
         with pytest.raises(UserError, match="is not a name"):
-            kind.named(name)
+            kind.from_name(name)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +155,7 @@ def test_no_name_leads_out_of_its_folder(name: str) -> None:
     ["[]", "3", "{", '{"step": 1}', '{"kind": "step"}', '{"kind": "step", "step": "x"}', '{"kind": 1, "step": 2}', "null"],
 )
 def test_rows_that_are_none_are_damage(content: str) -> None:
-    run = RunDir.named("a")
+    run = RunDir.from_name("a")
     run.path.mkdir(parents=True)
     run.metrics_path.write_text(content + "\n")
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 1"):
@@ -164,10 +166,10 @@ def test_rows_that_are_none_are_damage(content: str) -> None:
     "change", [{"step": -1}, {"step": "1"}, {"extra": 1}, {"format": 1}, {"seconds": None}, {"files": [1]}, {"tokens": 1.5}]
 )
 def test_a_state_is_read_strictly(change: dict[str, object], tmp_path: Path) -> None:
-    state = State(step=1, tokens=2, seconds=3.0).sealed().model_dump()
+    state = State(step=1, tokens=2, seconds=3.0).with_digest().model_dump()
     (tmp_path / "state.json").write_text(json.dumps(state | change))
     with pytest.raises(UserError, match=r"state\.json"):
-        read(tmp_path / "state.json", State)
+        read_record(tmp_path / "state.json", State)
 
 
 @pytest.mark.parametrize(
@@ -175,8 +177,8 @@ def test_a_state_is_read_strictly(change: dict[str, object], tmp_path: Path) -> 
     ["[model]\nwidth = -1", "[model]\nwidth = 'x'", "[nosuch]\na = 1", "[model]\nwith = 3", "x = ", "[train]\ntokens = 0.5"],
 )
 def test_a_config_is_read_strictly(text: str) -> None:
-    run = RunDir.named("a")
+    run = RunDir.from_name("a")
     run.path.mkdir(parents=True)
     run.config_path.write_text(text)
-    with pytest.raises(BadUsage):
+    with pytest.raises(DataError, match=r"config\.toml is damaged"):
         run.config()

@@ -126,10 +126,10 @@ def test_the_pods_find_one_another_and_have_time_to_save() -> None:
 
 
 def test_the_file_for_torchtitan_is_python_and_reads_what_we_write() -> None:
-    from llamactl.config import build, preset
-    from llamactl.hugging_face import described
+    from llamactl.checkpoint.huggingface import hf_config
+    from llamactl.config.schema import build_config, preset_settings
 
     (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
     ast.parse(code)
-    written = described(build([preset("1b")]).model)
+    written = hf_config(build_config([preset_settings("1b")]).model)
     assert set(re.findall(r'shape\["(\w+)"\]', code)) <= set(written)

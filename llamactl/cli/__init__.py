@@ -2,10 +2,12 @@
 
 import errno
 import os
+import re
 import sys
 import time
 import traceback
-from typing import Annotated
+from io import TextIOWrapper
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +22,7 @@ from llamactl.cli import (
     plan,
     plot_loss,
     prepare,
+    quickstart,
     report,
     runs,
     sample,
@@ -28,14 +31,16 @@ from llamactl.cli import (
     verify,
     watch,
 )
-from llamactl.errors import NoRoom, UserError
+from llamactl.errors import OutOfSpace, UsageError, UserError
 
 EPILOG = (
     "Exit codes: 0 done, 1 a bug of ours, 2 usage, 3 missing or damaged data or checkpoint, 4 does not fit or can't be written "
-    "(memory, disk), 5 network, 6 diverged, 7 in use by another process, 8 another process of the run is gone, 130 and 143 "
-    "stopped by a signal with a checkpoint saved, 141 nobody reads what is printed. "
+    "(memory, disk), 5 network, 6 diverged, 7 in use by another process, 8 another process of the run is gone, 129, 130, 143 "
+    "and so on stopped by a signal (128 and its number) with a checkpoint saved, 141 nobody reads what is printed. "
     "Data and runs are kept in ./data and ./runs, or under LLAMACTL_HOME."
 )
+
+FULL = "Close other programs, or take a smaller model, batch or context."
 
 # Seconds that others leave the first process to say what is wrong: when it is wrong for all, torchrun ends them meanwhile.
 PATIENCE = 2.0
@@ -48,10 +53,11 @@ app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, context_settings={"max_content_width": 100}
 )
 app.command(rich_help_panel="Start here", epilog="Example: llamactl demo")(demo.demo)
+app.command(rich_help_panel="Start here", epilog="Example: llamactl quickstart my.txt notes/ --time 10m")(quickstart.quickstart)
 for command, name, example in (
     (prepare.prepare, "prepare", "llamactl prepare sample"),
     (plan.plan, "plan", "llamactl plan --preset 150m --tokens 3B --card rtx4090 --price 0.35/h"),
-    (train.train, "train", "llamactl train --tokens 256000"),
+    (train.train, "train", "llamactl train --preset tiny --tokens 2M"),
     (watch.watch, "watch", "llamactl watch"),
     (plot_loss.plot_loss, "plot-loss", "llamactl plot-loss --x time --out loss.svg"),
     (report.report, "report", "llamactl report a b --out report.html"),
@@ -61,11 +67,11 @@ for command, name, example in (
 ):
     app.command(name, rich_help_panel="Pipeline", epilog=f"Example: {example}")(command)
 app.add_typer(export.app, name="export", rich_help_panel="Pipeline")
-app.add_typer(runs.app, name="runs", rich_help_panel="Care")
-app.add_typer(bench.app, name="bench", rich_help_panel="Care")
-app.command(rich_help_panel="Care", epilog="Example: llamactl verify data/sample")(verify.verify)
-app.command(rich_help_panel="Care", epilog="Example: llamactl doctor")(doctor.doctor)
-app.command(rich_help_panel="Care", epilog="Example: llamactl config --preset tiny --section optim")(config.config)
+app.add_typer(runs.app, name="runs", rich_help_panel="Maintenance")
+app.add_typer(bench.app, name="bench", rich_help_panel="Maintenance")
+app.command(rich_help_panel="Maintenance", epilog="Example: llamactl verify data/sample")(verify.verify)
+app.command(rich_help_panel="Maintenance", epilog="Example: llamactl doctor")(doctor.doctor)
+app.command(rich_help_panel="Maintenance", epilog="Example: llamactl config --preset tiny --section optim")(config.config)
 
 
 def _show_version(wanted: bool) -> None:
@@ -87,37 +93,91 @@ def llamactl(
 
 
 def main() -> None:
-    """The console script: errors become three lines and an exit code, tracebacks only with --debug."""
+    """Run the console script: errors become three lines and an exit code, tracebacks only with --debug."""
+    if sys.platform == "win32":
+        sys.exit("llamactl needs Linux or macOS. On Windows it runs in WSL: https://learn.microsoft.com/windows/wsl/install")
+    _print_any_text()
     try:
-        app()
+        sys.exit(_run())
     except UserError as error:
         _fail(error.code, error, error.what, error.why, error.fix)
     except KeyboardInterrupt:
         _fail(130, None, "Stopped.")
     except OSError as error:
         _refused(error)
+    except MemoryError as error:
+        _fail(OutOfSpace.code, error, "The memory is full.", "", FULL)
+    except RuntimeError as error:
+        _broken(error)
     except Exception as error:  # whatever reaches this line is a bug; people get its name, developers its place
         _fail(1, error, f"A bug in llamactl: {type(error).__name__}: {error}", "", "To see where: llamactl --debug ...")
 
 
+def _run() -> int:
+    """Run the command that was typed; what typer refuses of it is said as every other error is, which escapes it."""
+    try:
+        ended = app(prog_name="llamactl", standalone_mode=False)
+    except Exception as error:
+        # Some versions of typer have click inside and others beside them: its errors are known by what they can do.
+        explain = getattr(error, "format_message", None)
+        if explain is None:
+            raise
+        if type(error).__name__ != "NoArgsIsHelpError":  # which has printed the help
+            _fail(UsageError.code, None, *_explain_usage(error, explain()))
+        return UsageError.code
+    return ended if isinstance(ended, int) else 0
+
+
+def _explain_usage(error: Any, message: str) -> tuple[str, ...]:
+    """Say what click refuses of a command line, why, and what to type instead."""
+    from llamactl.cli.corrections import correct_command, correct_option
+
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return (message,)
+    if option := getattr(error, "option_name", None) if hasattr(error, "possibilities") else None:
+        return f"There is no option {option} of {context.command_path}.", *correct_option(option, context)
+    if command := re.fullmatch(r"No such command '(.*)'\.(?s:.*)", message):
+        return f"There is no command {command[1]!r}.", *correct_command(command[1], context)
+    return message, context.get_usage(), f"Try: {context.command_path} --help"
+
+
+def _broken(error: RuntimeError) -> None:
+    """Torch has no type of its own for a full memory; anything else is a bug."""
+    if "torch" in sys.modules:
+        from llamactl.hardware.device import is_out_of_memory
+
+        if is_out_of_memory(error):
+            _fail(OutOfSpace.code, error, "The memory is full.", str(error).splitlines()[0], FULL)
+    _fail(1, error, f"A bug in llamactl: {type(error).__name__}: {error}", "", "To see where: llamactl --debug ...")
+
+
+def _print_any_text() -> None:
+    """Have text printed that the locale has no letters for: as UTF-8 where that is plain ASCII, else as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            plain = stream.encoding.lower() in ("ascii", "us-ascii", "ansi_x3.4-1968")
+            stream.reconfigure(encoding="utf-8" if plain else None, errors="backslashreplace")
+
+
 def _refused(error: OSError) -> None:
-    """What the system does not allow is no bug of ours; anything else is."""
-    from llamactl.cli.screen import let_go
+    """Report what the operating system refused; any other OSError is a bug of ours."""
+    from llamactl.cli.ui.console import abandon_stdout
 
     if error.errno not in REFUSALS:
         _fail(1, error, f"A bug in llamactl: {type(error).__name__}: {error}", "", "To see where: llamactl --debug ...")
-    let_go()
+    abandon_stdout()
     where = f" at {error.filename}" if error.filename else ""
     fix = "Allow more open files: ulimit -n 4096" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
-    _fail(NoRoom.code, error, f"The system refused to go on{where}.", f"{error.strerror}.", fix)
+    _fail(OutOfSpace.code, error, f"The system refused to continue{where}.", f"{error.strerror}.", fix)
 
 
 def _fail(code: int, error: Exception | None, *lines: str) -> None:
-    from llamactl.cli.screen import show_error
-    from llamactl.training.launch import launch
+    from llamactl.cli.ui.console import show_error
+    from llamactl.distributed.launch import read_launch
 
-    process = launch()
-    if not process.leads:
+    process = read_launch()
+    if not process.is_main:
         time.sleep(PATIENCE)
         lines = (f"Process {process.rank} of {process.size}: {lines[0]}", *lines[1:])
     if error and os.environ.get("LLAMACTL_DEBUG"):

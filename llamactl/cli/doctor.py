@@ -1,13 +1,13 @@
-"""llamactl doctor: whether this machine can train, and what would mend it."""
+"""llamactl doctor: check that this machine can train, and suggest fixes."""
 
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llamactl.cli.settings import DeviceName
+from llamactl.cli.options import DeviceName
 
 if TYPE_CHECKING:
-    from llamactl.training.findings import Finding
+    from llamactl.diagnostics.check import CheckResult
 
 MARKS = {"fine": ("✓", "green"), "note": ("!", "yellow"), "wrong": ("✗", "bold red")}
 NAME_WIDTH = 10  # characters
@@ -15,51 +15,52 @@ NAME_WIDTH = 10  # characters
 
 def doctor(
     device: DeviceName = "auto",
-    offline: Annotated[bool, typer.Option("--offline", help="Ask nothing of the network.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print each finding as a line of JSON.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not use the network.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print each result as a line of JSON.")] = False,
 ) -> None:
-    """Try what training needs: packages, device, compiler, disk, network.
+    """Check what training needs: packages, device, compiler, disk, network.
 
-    The exit code is 0 when nothing is wrong, and 4 when something is; notes (!) are no faults.
+    The exit code is 0 when nothing is wrong, and 4 when something is; notes (!) are not errors.
     """
     from dataclasses import asdict
-    from json import dumps
 
-    from llamactl.cli.screen import output, progress
-    from llamactl.errors import NoRoom
-    from llamactl.training.doctor import checks
+    from llamactl.cli.ui.console import progress, show_json
+    from llamactl.diagnostics.doctor import list_checks
+    from llamactl.errors import OutOfSpace
 
     verdicts = []
-    for check in checks(device, offline):
-        with progress.status(f"looking at {check.name} ..."):
-            finding = check.carry_out()
-        verdicts.append(finding.verdict)
+    for check in list_checks(device, offline):
+        with progress.status(f"checking {check.name} ..."):
+            result = check.carry_out()
+        verdicts.append(result.verdict)
         if json:
-            output.print(dumps(asdict(finding)), markup=False)
+            show_json(asdict(result))
         else:
-            show(finding)
+            show_result(result)
     wrong, notes = verdicts.count("wrong"), verdicts.count("note")
-    noted = f"{notes} to know of, " if notes else ""
+    noted = f"{notes} {'note' if notes == 1 else 'notes'}, " if notes else ""
     progress.print(f"{wrong or 'nothing'} wrong, {noted}{len(verdicts) - wrong - notes} fine", style="dim")
     if wrong:
-        raise typer.Exit(NoRoom.code)
+        raise typer.Exit(OutOfSpace.code)
 
 
-def show(finding: "Finding") -> None:
-    """A line, and below it what mends it; on a terminal what is longer than a line stays in its column."""
+def show_result(result: "CheckResult") -> None:
+    """Print the result of a check and, below it, the fix."""
     from textwrap import wrap
 
     from rich.text import Text
 
-    from llamactl.cli.screen import output
-    from llamactl.spelling import safe
+    from llamactl.cli.ui.console import output
+    from llamactl.escape import escape_control_chars
 
-    mark, style = MARKS[finding.verdict]
+    mark, style = MARKS[result.verdict]
+    # Into a file or a pipe a result is one line, so that grep finds all of it.
     width = max(40, output.width - NAME_WIDTH - 4) if output.is_terminal else 10_000
     margin = " " * (NAME_WIDTH + 4)
-    first, *rest = wrap(safe(finding.what), width, break_on_hyphens=False) or [""]
-    output.print(Text.assemble((f"{mark} ", style), (f"{finding.name:<{NAME_WIDTH}}  ", "bold"), first))
+    # Not broken at hyphens: commands and paths can be copied.
+    first, *rest = wrap(escape_control_chars(result.what), width, break_on_hyphens=False) or [""]
+    output.print(Text.assemble((f"{mark} ", style), (f"{result.name:<{NAME_WIDTH}}  ", "bold"), first))
     for line in rest:
         output.print(Text(margin + line))
-    for number, line in enumerate(wrap(safe(finding.fix), width - 2, break_on_hyphens=False)):
+    for number, line in enumerate(wrap(escape_control_chars(result.fix), width - 2, break_on_hyphens=False)):
         output.print(Text(f"{margin}{' ' if number else '→'} {line}", style="cyan"))

@@ -1,28 +1,29 @@
-"""llamactl eval: how good a model is, and how sure that is."""
+"""llamactl eval: measure loss, bits per byte and scores on questions, with standard errors."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from llamactl.cli import completion
-from llamactl.cli.settings import SAID, DeviceName
+from llamactl.cli.options import SAID, DeviceName
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from llamactl.inference.choices import Score
     from llamactl.inference.evaluate import Evaluation
-    from llamactl.inference.harness import Scores
+    from llamactl.inference.lm_eval_harness import Scores
+    from llamactl.inference.multiple_choice import Score
     from llamactl.model.llama import Llama
-    from llamactl.tokenizer import Tokenizer
+    from llamactl.tokenizer.bpe import Tokenizer
 
-# Headings under which options stand in the help.
-TEXT, QUESTIONS, MODEL = "Which text", "Which questions", "The model"
+# Headings of the groups of options in --help.
+TEXT, QUESTIONS, MODEL = "Text", "Questions", "Model"
 
-TEXT_HELP = "Text files (.txt, .jsonl, .parquet, also .gz and .zst), folders or globs, instead of a dataset."
-TASKS_HELP = "Tasks of lm-evaluation-harness, with commas between, or a task's .yaml: blimp,lambada_openai,sciq,piqa,arc_easy."
-POSITIONS = (1, 4, 16, 64, 256, 1024, 4096)  # places in a window whose loss is shown
+TEXT_HELP = "Text files (.txt, .jsonl, .parquet, also .gz and .zst), folders or globs, - for stdin, instead of a dataset."
+TASKS_HELP = "Tasks of lm-evaluation-harness, separated by commas, or a task's .yaml: blimp,lambada_openai,sciq,piqa,arc_easy."
+POSITIONS = (1, 4, 16, 64, 256, 1024, 4096)  # in the context, whose loss is shown
 
 
 def evaluate(
@@ -42,121 +43,165 @@ def evaluate(
             help="Dataset under data/.", show_default="the run's", autocompletion=completion.datasets, rich_help_panel=TEXT
         ),
     ] = "",
-    split: Annotated[Literal["val", "train"], typer.Option(help="Which part of the dataset.", rich_help_panel=TEXT)] = "val",
-    text_column: Annotated[str, typer.Option(help="Column or key of the text.", rich_help_panel=TEXT)] = "text",
+    split: Annotated[Literal["val", "train"], typer.Option(help="Split of the dataset.", rich_help_panel=TEXT)] = "val",
+    text_column: Annotated[str, typer.Option(help="Column or key of the text in files.", rich_help_panel=TEXT)] = "text",
     questions: Annotated[
-        list[Path] | None, typer.Option(help="JSONL of questions with choices; repeatable.", rich_help_panel=QUESTIONS)
+        list[Path] | None, typer.Option(help="JSONL file of multiple-choice questions; repeatable.", rich_help_panel=QUESTIONS)
     ] = None,
     tasks: Annotated[str, typer.Option(help=TASKS_HELP, rich_help_panel=QUESTIONS)] = "",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Questions of each task.", show_default="all", rich_help_panel=QUESTIONS)
+        int | None,
+        typer.Option(min=1, max=10**9, help="Questions per task.", show_default="all", rich_help_panel=QUESTIONS),
     ] = None,
     device: DeviceName = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.", rich_help_panel=SAID)] = False,
 ) -> None:
-    """Loss, perplexity and bits per byte with standard errors; scores on questions."""
+    """Measure loss, perplexity and bits per byte with standard errors, and scores on questions."""
     from dataclasses import asdict
 
-    from llamactl import checkpoint
-    from llamactl.cli.screen import show_figures
-    from llamactl.errors import BadUsage
-    from llamactl.inference.choices import read_questions, score
-    from llamactl.inference.harness import run_tasks
-    from llamactl.model.device import choose_device
+    from llamactl.checkpoint import io as checkpoint_io
+    from llamactl.cli.ui.console import show_figures
+    from llamactl.hardware.device import choose_device
+    from llamactl.inference.lm_eval_harness import run_tasks
+    from llamactl.inference.multiple_choice import read_questions, score_questions
 
-    if texts and data:
-        raise BadUsage("Text files and --data exclude each other.", "", "Evaluate them one after the other.")
-    asked = {str(path): read_questions(path) for path in questions or []}
-    path, where = checkpoint.locate(run), choose_device(device)
-    model, tokenizer, state = checkpoint.load_model(path, where)
+    check_options(texts or [], data, split, text_column, tasks, limit)
+    # Read before the model is loaded, so that a mistake in a file is reported at once.
+    question_files = {str(path): read_questions(path) for path in questions or []}
+    target = choose_device(device)
+    path, model, tokenizer, state = checkpoint_io.open_model(run, target)
     record: dict[str, Any] = {"checkpoint": str(path), "step": state.step, "sha256": state.files, "results": {}}
     rows: dict[str, str] = {}
-    if texts or data or not (asked or tasks):
-        name, digest, found = (
-            on_text(model, tokenizer, texts, text_column) if texts else on_dataset(path, model, tokenizer, data, split)
+    # Without any source the dataset of the run is evaluated, unless questions or tasks were asked for.
+    if texts or data or not (question_files or tasks):
+        name, digest, result = (
+            evaluate_text(model, tokenizer, texts, text_column)
+            if texts
+            else evaluate_dataset(path, model, tokenizer, data, split)
         )
-        record["results"][name] = {**asdict(found), "perplexity": found.perplexity, "data": digest}
-        rows |= described(name, found)
-    for file, lines in asked.items():
-        result = score(model, tokenizer, lines)
-        record["results"][file] = asdict(result)
-        rows[Path(file).name] = answered(result)
-    scores = run_tasks(path, tasks.split(","), where, limit) if tasks else None
+        record["results"][name] = {**asdict(result), "perplexity": result.perplexity, "data": digest}
+        rows |= describe_evaluation(name, result)
+    for file, lines in question_files.items():
+        score = score_questions(model, tokenizer, lines)
+        record["results"][file] = asdict(score)
+        rows[Path(file).name] = describe_score(score)
+    scores = run_tasks(path, tasks.split(","), target, limit) if tasks else None
     record |= {"tasks": scores.record} if scores else {}
     show_figures(f"{path.parents[1].name} at step {state.step:,}", rows, record if json else None)
     if scores and not json:
         show_scores(scores)
 
 
-def on_dataset(path: Path, model: "Llama", tokenizer: "Tokenizer", data: str, split: str) -> tuple[str, str, "Evaluation"]:
-    """The name and digest of a dataset, and what the model makes of a part of it; raises BadData."""
-    from llamactl.artifacts import DatasetDir, RunDir
-    from llamactl.errors import BadData
-    from llamactl.inference.evaluate import evaluate as measured
+def check_options(texts: list[str], data: str, split: str, text_column: str, tasks: str, limit: int | None) -> None:
+    """Raise UsageError for options that exclude each other, or would have no effect."""
+    from llamactl.errors import UsageError
+
+    if texts and data:
+        raise UsageError("Text files and --data exclude each other.", "", "Evaluate them one after the other.")
+    if texts and split != "val":
+        raise UsageError(
+            "--split needs a dataset; text files have no splits.", "", "Leave it out, or name a dataset: --data NAME"
+        )
+    if text_column != "text" and not texts:
+        raise UsageError("--text-column needs text files.", "", "Example: llamactl eval my.jsonl --text-column body")
+    if limit is not None and not tasks:
+        raise UsageError("--limit needs --tasks.", "", "Example: llamactl eval --tasks sciq --limit 100")
+
+
+def evaluate_dataset(
+    path: Path, model: "Llama", tokenizer: "Tokenizer", data: str, split: str
+) -> tuple[str, str, "Evaluation"]:
+    """Evaluate a split of a dataset; return its name, its digest and the result. Raises DataError."""
+    import os
+
+    from llamactl.corpus.dataset import DatasetDir
+    from llamactl.corpus.dataset_info import Split
+    from llamactl.corpus.verify import verify_in_background
+    from llamactl.errors import DataError
+    from llamactl.inference.evaluate import evaluate_streams
+    from llamactl.runs.run_dir import RunDir
 
     run = RunDir(path.absolute().parent.parent)
-    folder = DatasetDir.named(data or (run.config().data.name if run.config_path.exists() else ""))
+    folder = DatasetDir.from_name(data or (run.config().data.name if os.path.lexists(run.config_path) else ""))
     dataset = folder.open()
     if dataset.info.tokenizer != tokenizer.digest:
-        fix = "Evaluate its text instead, which the model's own tokenizer reads: llamactl eval FILES"
-        raise BadData(
-            f"The dataset {dataset.name} has another tokenizer than the model.", "The same ids stand for other text.", fix
+        fix = "Evaluate its text instead, with the model's tokenizer: llamactl eval FILES"
+        raise DataError(
+            f"The dataset {dataset.name} has another tokenizer than the model.", "The same ids mean other text.", fix
         )
-    shards = dataset.val if split == "val" else dataset.train
-    return f"{dataset.name}, {split}", dataset.info.digest, measured(model, tokenizer, shards, rests=False)
+    part: Split = "val" if split == "val" else "train"
+    shards = dataset.val if part == "val" else dataset.train
+    # A generator of one result: the files are hashed in a thread meanwhile, and damage is raised instead of a result.
+    (result,) = verify_in_background((evaluate_streams(model, tokenizer, shards, rests=False) for _ in range(1)), folder, part)
+    return f"{dataset.name}, {split}", dataset.info.digest, result
 
 
-def on_text(model: "Llama", tokenizer: "Tokenizer", texts: list[str], column: str) -> tuple[str, str, "Evaluation"]:
-    """The same of documents in files."""
+def evaluate_text(model: "Llama", tokenizer: "Tokenizer", texts: list[str], column: str) -> tuple[str, str, "Evaluation"]:
+    """Evaluate documents in files; return their name, the digest of their tokens and the result. Raises DataError."""
     import hashlib
 
-    from llamactl.inference.evaluate import evaluate as measured
-    from llamactl.inference.evaluate import stream
+    from llamactl.errors import DataError
+    from llamactl.inference.evaluate import evaluate_streams, token_stream
 
-    ids = stream(tokenizer, read(texts, column))
+    ids = token_stream(tokenizer, read_documents(texts, column))
+    # A stream begins with the end-of-text token: alone it has nothing to predict.
+    if len(ids) == 1:
+        raise DataError(f"There is nothing to measure in {', '.join(texts)}.", "It is empty or has only spaces.")
     name = texts[0] if len(texts) == 1 else f"{texts[0]} and {len(texts) - 1} more"
-    return name, hashlib.sha256(ids.tobytes()).hexdigest(), measured(model, tokenizer, (ids,), rests=True)
+    return name, hashlib.sha256(ids.tobytes()).hexdigest(), evaluate_streams(model, tokenizer, (ids,), rests=True)
 
 
-def read(texts: list[str], column: str) -> "Iterator[str]":
-    """The documents of files; raises BadData for one that can't be read."""
+def read_documents(texts: list[str], column: str) -> "Iterator[str]":
+    """Yield the documents of stdin and of files, without empty ones; raises DataError for one that can't be read."""
     from llamactl.corpus.sources import open_source
-    from llamactl.errors import BadData
+    from llamactl.errors import DataError
+    from llamactl.inference.text_arguments import STDIN, read_stdin
 
-    source = open_source(texts)
+    files = [text for text in texts if text != STDIN]
+    if len(files) < len(texts) and (piped := read_stdin()).strip():
+        yield piped
+    if not files:
+        return
+    source = open_source(files)
     for piece in range(len(source.pieces)):
         for row in source.documents(piece, column):
-            if isinstance(row, BadData):
-                raise row
+            # Raised with other advice than its own, which is for `prepare`: that may skip documents.
+            if isinstance(row, DataError):
+                raise DataError(row.what, row.why, "Repair it, or leave it out.")
             if row and not row.isspace():
                 yield row
 
 
-def described(name: str, found: "Evaluation") -> dict[str, str]:
-    """What was measured, in words."""
-    places = [place for place in POSITIONS if place <= len(found.by_position)]
-    curve = "  ".join(f"{place:,}: {found.by_position[place - 1]:.2f}" for place in places)
+def describe_evaluation(name: str, result: "Evaluation") -> dict[str, str]:
+    """Describe an evaluation in rows of names and values."""
+    positions = [position for position in POSITIONS if position <= len(result.by_position)]
+    curve = "  ".join(f"{position:,}: {result.by_position[position - 1]:.2f}" for position in positions)
     return {
-        "text": f"{name}: {found.documents:,} documents, {found.tokens:,} tokens, {found.bytes:,} bytes",
-        "loss": f"{found.loss:.4f} ± {found.loss_error:.4f} nats per token",
-        "bits per byte": f"{found.bits_per_byte:.4f} ± {found.bits_per_byte_error:.4f}",
-        "perplexity": f"{found.perplexity:.2f}",
-        "by position": f"{curve}  (nats per token at that place in a window)",
+        "text": f"{name}: {result.documents:,} documents, {result.tokens:,} tokens, {result.bytes:,} bytes",
+        "loss": f"{result.loss:.4f} ± {_error(result.loss_error)} nats per token",
+        "bits per byte": f"{result.bits_per_byte:.4f} ± {_error(result.bits_per_byte_error)}",
+        "perplexity": f"{result.perplexity:.2f}",
+        "by position": f"{curve}  (nats per token at that position in the context)",
     }
 
 
-def answered(result: "Score") -> str:
-    """A score in words; one that can't be told from guessing says so."""
-    guessing = "" if result.above_chance else "; not to be told from guessing"
+def _error(value: float) -> str:
+    """Format a standard error, or ? for that of a single document, which is not finite."""
+    return f"{value:.4f}" if math.isfinite(value) else "?"
+
+
+def describe_score(score: "Score") -> str:
+    """Describe a score, with a note where it is not significantly above chance."""
+    guessing = "" if score.above_chance else "; not significantly above chance"
     return (
-        f"{result.accuracy:.1%} ± {result.accuracy_error:.1%} right, {result.accuracy_per_character:.1%} by likelihood per "
-        f"character, {result.questions:,} questions, chance {result.chance:.1%}{guessing}"
+        f"{score.accuracy:.1%} ± {score.accuracy_error:.1%} correct, {score.accuracy_per_character:.1%} by likelihood per "
+        f"character, {score.questions:,} questions, chance {score.chance:.1%}{guessing}"
     )
 
 
 def show_scores(scores: "Scores") -> None:
-    """A line a task, those greyed that can't be told from guessing."""
-    from llamactl.cli.screen import show_columns
+    """Print a line for each task, greyed where its score is not significantly above chance."""
+    from llamactl.cli.ui.console import show_columns
 
     def percent(share: float | None) -> str:
         return "" if share is None else f"{share:.1%}"
@@ -165,5 +210,6 @@ def show_scores(scores: "Scores") -> None:
         (task.task, task.metric, f"{task.value:.1%} ± {percent(task.error)}", percent(task.chance), percent(task.gpt2))
         for task in scores.tasks
     ]
+    # From 1, as show_columns counts the header as row 0.
     guesses = {number for number, task in enumerate(scores.tasks, start=1) if not task.above_chance}
     show_columns(("task", "metric", "score", "chance", "GPT-2 124M"), rows, dim=guesses)

@@ -1,4 +1,4 @@
-"""llamactl export: a checkpoint for other programs."""
+"""llamactl export: write a checkpoint in the formats of other programs."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,49 +7,56 @@ import typer
 
 from llamactl.cli import completion
 
-app = typer.Typer(no_args_is_help=True, help="Write a checkpoint for other programs, and check what was written.")
+app = typer.Typer(no_args_is_help=True, help="Write a checkpoint for other programs, and verify the result.")
 RUN_HELP = "RUN, RUN@STEP, RUN@best or a checkpoint's folder."
-OUT_HELP = "Folder to write into."
+OUT_HELP = "Folder to write into; files that were added or edited there are kept."
 
 
 @app.command(epilog="Example: llamactl export gguf RUN@best --type q8_0")
 def gguf(
     run: Annotated[str, typer.Argument(help=RUN_HELP, show_default="the newest", autocompletion=completion.checkpoints)] = "",
-    kind: Annotated[Literal["f32", "f16", "bf16", "q8_0"], typer.Option("--type", help="How numbers are stored.")] = "bf16",
+    kind: Annotated[
+        Literal["f32", "f16", "bf16", "q8_0"], typer.Option("--type", help="Number format of the weights.")
+    ] = "bf16",
     out: Annotated[Path, typer.Option(help=OUT_HELP)] = Path("exports"),
 ) -> None:
-    """One file for llama.cpp, Ollama and LM Studio, and a Modelfile."""
-    from llamactl import checkpoint
-    from llamactl.cli.screen import show_next
-    from llamactl.inference.gguf import export
+    """Write one file for llama.cpp, Ollama and LM Studio, and a Modelfile."""
+    from llamactl.checkpoint import select as checkpoint_select
+    from llamactl.cli.ui.console import show_next
+    from llamactl.export.gguf import export_gguf, modelfile_path
 
-    written = export(checkpoint.locate(run), out, kind)
-    _say(written)
-    show_next(f"llama-cli -m {written} -p 'California is'   or   ollama create mine -f {written.parent / 'Modelfile'}")
+    # A run that is training may prune the checkpoint meanwhile; then it is found by its name again.
+    written = checkpoint_select.retry_while_pruned(run, lambda path: export_gguf(path, out, kind))
+    _show_result(written)
+    show_next(f"llama-cli -m {written} -p 'California is'   or   ollama create mine -f {modelfile_path(written)}")
 
 
 @app.command(epilog="Example: llamactl export hf RUN@best")
 def hf(
     run: Annotated[str, typer.Argument(help=RUN_HELP, show_default="the newest", autocompletion=completion.checkpoints)] = "",
-    kind: Annotated[Literal["f32", "f16", "bf16"], typer.Option("--type", help="How numbers are stored.")] = "bf16",
+    kind: Annotated[Literal["f32", "f16", "bf16"], typer.Option("--type", help="Number format of the weights.")] = "bf16",
     out: Annotated[Path, typer.Option(help=OUT_HELP)] = Path("exports"),
 ) -> None:
-    """A Hugging Face folder, smaller than a checkpoint, with a model card."""
-    from llamactl import checkpoint
-    from llamactl.cli.screen import show_next
-    from llamactl.inference.release import export
+    """Write a Hugging Face folder, smaller than a checkpoint, with a model card."""
+    from llamactl.checkpoint import select as checkpoint_select
+    from llamactl.cli.ui.console import progress, show_next
+    from llamactl.export.huggingface import export_hf
 
-    written = export(checkpoint.locate(run), out, kind)
-    _say(written)
-    show_next(f"hf upload NAME {written}", why="To share it")
+    written = checkpoint_select.retry_while_pruned(run, lambda path: export_hf(path, out, kind))
+    _show_result(written)
+    # A model card may disclose names and paths that its author did not mean to publish.
+    progress.print(
+        "README.md contains the names of the run and its dataset and the command line; check it before you share.", style="dim"
+    )
+    show_next(f"hf upload NAME {written}", why="Share")
 
 
-def _say(written: Path) -> None:
-    """Where it is, on stdout, and how big."""
-    from llamactl.cli.screen import output, progress
-    from llamactl.quantities import show_bytes
+def _show_result(written: Path) -> None:
+    """Print the path of an export on stdout, so that it can be piped, and its size on stderr."""
+    from llamactl.cli.ui.console import output, progress
+    from llamactl.units import show_bytes
 
     files = written.iterdir() if written.is_dir() else [written]
     size = show_bytes(sum(file.stat().st_size for file in files))
-    progress.print(f"{size}, read again and compared with the checkpoint", style="dim")
-    output.print(str(written), markup=False)
+    progress.print(f"{size}, verified against the checkpoint", style="dim")
+    output.print(str(written))

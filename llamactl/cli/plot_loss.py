@@ -1,4 +1,4 @@
-"""llamactl plot-loss: metrics become a picture."""
+"""llamactl plot-loss: draw the loss curves of runs."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,51 +7,49 @@ import typer
 
 from llamactl.cli import completion
 
-REFERENCE_HELP = "Grey lines to hold it against: notebook, gpt2 (124M, on OpenWebText), none; repeatable."
+REFERENCE_HELP = "Grey lines to compare with: notebook, gpt2 (124M, on OpenWebText), none; repeatable."
 
 
 def plot_loss(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="RUN", help="One or several.", show_default="the newest", autocompletion=completion.runs),
+        typer.Argument(metavar="RUN", help="One or more runs.", show_default="the newest", autocompletion=completion.runs),
     ] = None,
-    x: Annotated[Literal["step", "tokens", "time", "flops"], typer.Option(help="What the loss is drawn against.")] = "tokens",
+    x: Annotated[Literal["step", "tokens", "time", "flops"], typer.Option(help="Unit of the x axis.")] = "tokens",
     out: Annotated[Path | None, typer.Option(help="A .png, .svg or .pdf.", show_default="loss.png in the run")] = None,
     reference: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help=REFERENCE_HELP, show_default="both for openwebtext, else none"),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the curves' ends as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the final losses as JSON.")] = False,
 ) -> None:
-    """Draw the loss of one or several runs."""
-    from json import dumps
+    """Draw the loss of one or more runs."""
+    from llamactl.cli.ui.console import output, progress, show_json, show_next, suggest_out
+    from llamactl.report.baselines import choose_baselines, reads_their_text
+    from llamactl.report.plots import draw_plot, is_visible, read_curve, sketch_plot
+    from llamactl.runs.run_dir import RunDir
 
-    from llamactl.artifacts import RunDir
-    from llamactl.cli.screen import output, progress, show_next
-    from llamactl.plots import draw, in_sight, read_curve, sketch
-    from llamactl.references import choose, reads_their_text
-    from llamactl.spelling import safe
-
-    folders = [RunDir.named(name).existing() for name in runs or [""]]
+    folders = [RunDir.from_name(name).check_exists() for name in runs or [""]]
     curves = [read_curve(folder, x) for folder in folders]
+    # The picture of several runs is written into the folder of the first.
     picture = out or folders[0].loss_path
-    references = choose(reference or [], folders[0])
-    shown = [known for known in references if in_sight(known, curves, x)]
-    draw(curves, x, picture, shown)
+    references = choose_baselines(reference or [], folders[0])
+    shown = [baseline for baseline in references if is_visible(baseline, curves, x)]
+    with suggest_out(out, picture):
+        draw_plot(curves, x, picture, shown)
     for curve in curves:
         validation = f", validation {curve.validation[-1]:.3f}" if curve.validation else ""
-        progress.print(f"{safe(curve.name)}: train {curve.smooth[-1]:.3f}{validation} nats per token", markup=False)
-        progress.print(sketch(curve, x, width=min(64, progress.width - 12)), markup=False)
-    for known in references:
-        if known not in shown:
-            progress.print(f"Not drawn, it starts after these runs end: {known.label}", style="dim", markup=False)
+        progress.print(f"{curve.name}: train {curve.smooth[-1]:.3f}{validation} nats per token")
+        progress.print(sketch_plot(curve, x, width=min(64, progress.width - 12)))
+    for baseline in references:
+        if baseline not in shown:
+            progress.print(f"Not drawn, as it starts after these runs end: {baseline.label}", style="dim")
+    # Losses on different texts are not comparable.
     if shown and not reads_their_text(folders[0]):
-        progress.print("The grey lines are of OpenWebText; these runs read another text.", style="yellow")
+        progress.print("The grey lines are for OpenWebText; these runs were trained on another text.", style="yellow")
     if json:
         ends = [{"run": c.name, "loss": c.loss[-1], "validation": c.validation[-1] if c.validation else None} for c in curves]
-        output.print(
-            dumps({"picture": str(picture), "runs": ends, "references": [known.label for known in shown]}), markup=False
-        )
+        show_json({"picture": str(picture), "runs": ends, "references": [baseline.label for baseline in shown]})
     else:
-        output.print(str(picture), markup=False)
+        output.print(str(picture))
     show_next('llamactl sample "California is "')

@@ -1,4 +1,4 @@
-"""llamactl report: runs become one page."""
+"""llamactl report: write one HTML page about one or more runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,21 +11,23 @@ from llamactl.cli import completion
 def report(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="RUN", help="One or several.", show_default="the newest", autocompletion=completion.runs),
+        typer.Argument(metavar="RUN", help="One or more runs.", show_default="the newest", autocompletion=completion.runs),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="An .html file.", show_default="report.html in the first run")] = None,
 ) -> None:
-    """Make one page of one or several runs: curves to explore, figures, settings, samples. It opens without network."""
-    from llamactl import durable
-    from llamactl.artifacts import RunDir
-    from llamactl.cli.screen import output, show_next
-    from llamactl.model.llama import count
-    from llamactl.report.page import page
-    from llamactl.report.subject import read_subject
+    """Write an HTML page about one or more runs: curves to explore, results, settings, samples. It needs no network."""
+    from llamactl.cli.ui.console import output, show_next, suggest_out
+    from llamactl.model.llama import num_params
+    from llamactl.report.page import render_report
+    from llamactl.report.run_data import read_run_data
+    from llamactl.runs.run_dir import RunDir
+    from llamactl.storage import atomic
 
-    folders = [RunDir.named(name).existing() for name in dict.fromkeys(runs or [""])]
-    subjects = [read_subject(folder, count(folder.config().model)) for folder in folders]
+    # dict.fromkeys: a run that is named twice is shown once.
+    folders = [RunDir.from_name(name).check_exists() for name in dict.fromkeys(runs or [""])]
+    data = [read_run_data(folder, num_params(folder.config().model)) for folder in folders]
     path = out or folders[0].path / "report.html"
-    durable.write(path, page(subjects))
-    output.print(str(path), markup=False)
+    with suggest_out(out, path):
+        atomic.write_file(path, render_report(data))
+    output.print(str(path))
     show_next('llamactl sample "California is "')

@@ -1,4 +1,4 @@
-"""llamactl runs: what there is, what became of it, and away with it."""
+"""llamactl runs: list, show, compare and remove runs."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,37 +9,36 @@ from llamactl.cli import completion
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from llamactl.runs import Comparison, Summary
+    from llamactl.runs.summary import Comparison, Summary
 
-app = typer.Typer(no_args_is_help=True, help="List, show and remove runs.")
+app = typer.Typer(no_args_is_help=True, help="List, show, compare and remove runs.")
 JSON_HELP = "Print JSON on stdout."
 COLUMNS = ("run", "state", "data", "step", "loss", "validation", "bits/byte", "time", "size")
-LONGEST_CELL = 40  # characters of a setting in `runs diff`
+MAX_CELL = 40  # characters of a value in `runs diff`
 
 
 @app.command("list", epilog="Example: llamactl runs list")
 def list_runs(json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False) -> None:
-    """All runs, the newest first; losses in nats a token."""
+    """List all runs, the newest first; losses in nats per token."""
     from dataclasses import asdict
-    from json import dumps
 
-    from llamactl.artifacts import RunDir
-    from llamactl.cli.screen import output, progress, show_columns, show_next
-    from llamactl.runs import summarise
+    from llamactl.cli.ui.console import progress, show_columns, show_json, show_next
+    from llamactl.runs.summary import summarize_all
 
-    summaries = [summarise(run) for run in RunDir.all()]
+    summaries = summarize_all()
     if json:
         for summary in summaries:
-            output.print(dumps(asdict(summary)), markup=False)
+            show_json(asdict(summary))
     elif summaries:
         show_columns(COLUMNS, [_cells(summary) for summary in summaries])
     else:
         progress.print("There is no run yet.")
-        show_next("llamactl train --tokens 256000")
+        show_next("llamactl train")
 
 
 def _cells(summary: "Summary") -> list[str]:
-    from llamactl.quantities import show_bytes, show_time
+    """Format a summary in the order of COLUMNS."""
+    from llamactl.units import show_bytes, show_time
 
     figures = (summary.loss, summary.validation_loss, summary.bits_per_byte)
     return [
@@ -56,46 +55,47 @@ def _cells(summary: "Summary") -> list[str]:
 @app.command(epilog="Example: llamactl runs show")
 def show(
     run: Annotated[str, typer.Argument(metavar="RUN", show_default="the newest", autocompletion=completion.runs)] = "",
-    samples: Annotated[bool, typer.Option("--samples", help="What it made of the same prompts, step by step.")] = False,
+    samples: Annotated[bool, typer.Option("--samples", help="Show its samples of the same prompts over training.")] = False,
     json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
-    """One run: how far it is, how good, on what, with which settings."""
+    """Show one run: its progress, results, data and settings."""
     from dataclasses import asdict
 
-    from llamactl.artifacts import RunDir
-    from llamactl.cli.screen import show_figures
-    from llamactl.runs import summarise
+    from llamactl.cli.ui.console import show_figures
+    from llamactl.runs.run_dir import RunDir
+    from llamactl.runs.summary import describe_disclosure, summarize_run
 
-    folder = RunDir.named(run).existing()
+    folder = RunDir.from_name(run).check_exists()
     if samples:
         show_samples(folder.samples(), json)
         return
-    summary, made_with = summarise(folder), folder.environment()
+    summary, environment = summarize_run(folder), folder.environment()
     rows = {name: value for name, value in zip(COLUMNS, _cells(summary), strict=True) if value}
     rows["started"] = summary.started
     rows["checkpoints"] = ", ".join(f"{step:,}" for step in summary.checkpoints) or "none yet"
+    rows |= {"warning": summary.warning} if summary.warning else {}
+    rows |= {"damaged, set aside": ", ".join(summary.set_aside)} if summary.set_aside else {}
     known = ("command", "device", "precision", "threads", "llamactl")
-    rows |= {name: str(made_with[name]) for name in known if name in made_with}
-    show_figures(str(folder.path), rows, {**asdict(summary), "environment": made_with} if json else None)
+    rows |= {name: str(environment[name]) for name in known if name in environment}
+    # For those who share the folder: the command line, the system, the prompts.
+    rows["discloses"] = describe_disclosure(folder)
+    show_figures(str(folder.path), rows, {**asdict(summary), "environment": environment} if json else None)
 
 
 def show_samples(samples: "Mapping[str, Mapping[int, str]]", as_json: bool) -> None:
-    """A film strip: each prompt, and below it what the model made of it as it learned."""
-    from json import dumps
-
+    """Print each prompt and, below it, the model's samples by step; or a line of JSON for each sample."""
     from rich.text import Text
 
-    from llamactl.cli.screen import output
-    from llamactl.spelling import safe
+    from llamactl.cli.ui.console import escape_line, output, show_json
 
-    for prompt, said in samples.items():
+    for prompt, by_step in samples.items():
         if as_json:
-            for step, text in sorted(said.items()):
-                output.print(dumps({"prompt": prompt, "step": step, "text": text}), markup=False)
+            for step, text in sorted(by_step.items()):
+                show_json({"prompt": prompt, "step": step, "text": text})
             continue
-        output.print(Text(safe(prompt), style="bold"))
-        for step, text in sorted(said.items()):
-            output.print(Text.assemble((f"{step:>9,}  ", "dim"), safe(text).strip().replace("\n", " ⏎ ")))
+        output.print(Text(escape_line(prompt), style="bold"))
+        for step, text in sorted(by_step.items()):
+            output.print(Text.assemble((f"{step:>9,}  ", "dim"), text.strip().replace("\n", " ⏎ ")))
 
 
 @app.command(epilog="Example: llamactl runs diff first second")
@@ -103,31 +103,32 @@ def diff(
     runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Two or more.", autocompletion=completion.runs)],
     json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
-    """Runs beside each other: the settings that differ, then what came of them."""
+    """Compare runs: the settings that differ, then the results."""
     from dataclasses import asdict
 
     from rich.text import Text
 
-    from llamactl.artifacts import RunDir
-    from llamactl.cli.screen import progress, show_columns, show_figures
-    from llamactl.runs import compare
+    from llamactl.cli.ui.console import progress, show_columns, show_figures
+    from llamactl.runs.run_dir import RunDir
+    from llamactl.runs.summary import compare_runs
 
-    compared = compare([RunDir.named(name).existing() for name in runs])
+    compared = compare_runs([RunDir.from_name(name).check_exists() for name in runs])
     if json:
         show_figures("", {}, asdict(compared))
         return
+    # Settings are a table of their own above the results, with an empty row between, so that causes come before effects.
     causes = [[name, *map(_short, values)] for name, values in (compared.settings | compared.environment).items()]
-    apart = [[""] * (len(runs) + 1)] if causes else []
-    show_columns(("", *compared.names), [*causes, *apart, *_results(compared)])
+    separator = [[""] * (len(runs) + 1)] if causes else []
+    show_columns(("", *compared.names), [*causes, *separator, *_results(compared)])
     if not causes:
-        progress.print("Their settings and what they were made with are the same.")
+        progress.print("Their settings and environments are the same.")
     for caution in compared.cautions:
         progress.print(Text(caution, style="yellow"))
 
 
 def _results(compared: "Comparison") -> list[list[str]]:
-    """The cells of what came of runs, each row with its name and its unit in front."""
-    from llamactl.quantities import show_bytes, show_time
+    """Build the rows of results, each with its name and unit first."""
+    from llamactl.units import show_bytes, show_time
 
     figures: dict[str, tuple[str, Callable[[float], str]]] = {
         "step": ("step", "{:,.0f}".format),
@@ -146,22 +147,22 @@ def _results(compared: "Comparison") -> list[list[str]]:
 
 
 def _short(value: object) -> str:
-    """A setting in a column; what is longer, such as a digest, is whole in the JSON."""
+    """Shorten a long value, such as a digest, for a column; --json prints it in full."""
     text = ", ".join(value) if isinstance(value, tuple) else "-" if value in ("", None) else str(value)
-    return text if len(text) <= LONGEST_CELL else f"{text[:12]}…"
+    return text if len(text) <= MAX_CELL else f"{text[:12]}…"
 
 
 @app.command(epilog="Example: llamactl runs remove my-first --yes")
 def remove(
     run: Annotated[str, typer.Argument(metavar="RUN", autocompletion=completion.runs)],
-    yes: Annotated[bool, typer.Option("--yes", help="It is meant: there is no way back.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Confirm: it can't be undone.")] = False,
 ) -> None:
-    """Remove a run for good; without --yes, say what would go."""
-    from llamactl import runs
-    from llamactl.artifacts import RunDir
-    from llamactl.cli.screen import progress
-    from llamactl.quantities import show_bytes
-    from llamactl.spelling import safe
+    """Remove a run permanently; without --yes, print what would be removed."""
+    from llamactl.cli.ui.console import progress
+    from llamactl.runs import summary
+    from llamactl.runs.run_dir import RunDir
+    from llamactl.units import show_bytes
 
-    gone = runs.remove(RunDir.named(run), yes)
-    progress.print(f"Removed {safe(gone.name)}: {show_bytes(gone.bytes)} are free again.", markup=False)
+    # Without --yes it raises, with what would be removed and the command that does it.
+    removed = summary.remove_run(RunDir.from_name(run), yes)
+    progress.print(f"Removed {removed.name}: freed {show_bytes(removed.bytes)}.")

@@ -1,5 +1,6 @@
-"""llamactl sample: a checkpoint becomes text."""
+"""llamactl sample: generate text from prompts."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -7,27 +8,28 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from llamactl.cli import completion
-from llamactl.cli.settings import MACHINE, SAID, DeviceName
+from llamactl.cli.options import MACHINE, SAID, DeviceName
+from llamactl.cli.ui.samples import show_samples, strip_prompt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from llamactl.inference.generate import Request, Said
+    from llamactl.checkpoint.format import State
+    from llamactl.inference.generate import Request
     from llamactl.model.llama import Llama
-    from llamactl.tokenizer import Tokenizer
+    from llamactl.tokenizer.bpe import Tokenizer
 
-# Headings under which options stand in the help.
-ASKED, DRAWN = "What is asked", "How tokens are drawn"
-
-PROMPT_HELP = "Texts to go on from; with none, on a terminal, you are asked for one after another."
-WEIGHTS_HELP = "Format of the weights: smaller ones are faster, int8 is a little less exact."
+# Headings of the groups of options in --help.
+GENERATION, SAMPLING = "Generation", "Sampling"
+PROMPT_HELP = "Texts to continue, - for stdin. Without any: read a pipe or, on a terminal, ask for one after another."
+WEIGHTS_HELP = "Format of the weights: smaller is faster; int8 is slightly less exact."
 
 
 def sample(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help=PROMPT_HELP, show_default=False)] = None,
     prompts_file: Annotated[
         Path | None,
-        typer.Option("--prompts", metavar="FILE", help="A prompt a line.", show_default=False, rich_help_panel=ASKED),
+        typer.Option(
+            "--prompts", metavar="FILE", help="A file with one prompt per line.", show_default=False, rich_help_panel=GENERATION
+        ),
     ] = None,
     run: Annotated[
         str,
@@ -35,128 +37,137 @@ def sample(
             help="RUN, RUN@STEP or RUN@best.",
             show_default="the newest",
             autocompletion=completion.checkpoints,
-            rich_help_panel=ASKED,
+            rich_help_panel=GENERATION,
         ),
     ] = "",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add at most.", rich_help_panel=ASKED)] = 200,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, max=10_000_000, help="Maximum number of tokens to add.", rich_help_panel=GENERATION)
+    ] = 200,
     temperature: Annotated[
-        float, typer.Option(min=0, help="0 takes the likeliest token; higher is wilder.", rich_help_panel=DRAWN)
+        float, typer.Option(min=0, help="0 takes the likeliest token; higher is more random.", rich_help_panel=SAMPLING)
     ] = 0.8,
-    top_k: Annotated[int, typer.Option(min=0, help="Pick among the k likeliest; 0: all.", rich_help_panel=DRAWN)] = 0,
+    top_k: Annotated[
+        int, typer.Option(min=0, help="Sample from the k likeliest tokens; 0: all.", rich_help_panel=SAMPLING)
+    ] = 0,
     top_p: Annotated[
-        float, typer.Option(min=0, max=1, help="Pick among the likeliest that hold this share; 1: all.", rich_help_panel=DRAWN)
+        float,
+        typer.Option(
+            min=0, max=1, help="Sample from the likeliest tokens with this total probability; 1: all.", rich_help_panel=SAMPLING
+        ),
     ] = 0.95,
     min_p: Annotated[
-        float, typer.Option(min=0, max=1, help="Drop what is less likely than this share of the best.", rich_help_panel=DRAWN)
+        float,
+        typer.Option(min=0, max=1, help="Drop tokens less likely than this share of the likeliest.", rich_help_panel=SAMPLING),
     ] = 0.0,
     repetition_penalty: Annotated[
-        float, typer.Option(min=1, help="Above 1: what was said is less likely again.", rich_help_panel=DRAWN)
+        float, typer.Option(min=1, help="Above 1: make repeated tokens less likely.", rich_help_panel=SAMPLING)
     ] = 1.0,
     stop: Annotated[
-        list[str] | None, typer.Option(help="End before this text; repeatable.", show_default=False, rich_help_panel=ASKED)
+        list[str] | None,
+        typer.Option(help="Stop before this text; repeatable.", show_default=False, rich_help_panel=GENERATION),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.", rich_help_panel=DRAWN)] = 0,
-    n: Annotated[int, typer.Option("--n", min=1, help="Samples of each prompt.", rich_help_panel=ASKED)] = 1,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same text.", rich_help_panel=SAMPLING)
+    ] = 0,
+    n: Annotated[int, typer.Option("--n", min=1, max=10_000, help="Samples per prompt.", rich_help_panel=GENERATION)] = 1,
     raw_prompt: Annotated[
-        bool, typer.Option("--raw-prompt", help="Keep spaces at the end of the prompt.", rich_help_panel=ASKED)
+        bool, typer.Option("--raw-prompt", help="Keep spaces at the end of the prompt.", rich_help_panel=GENERATION)
     ] = False,
     weights: Annotated[Literal["f32", "bf16", "int8"], typer.Option(help=WEIGHTS_HELP, rich_help_panel=MACHINE)] = "f32",
     device: DeviceName = "auto",
     log_probabilities: Annotated[
-        bool, typer.Option("--log-probabilities", help="With --json: of each token.", rich_help_panel=SAID)
+        bool, typer.Option("--log-probabilities", help="With --json: print those of each token.", rich_help_panel=SAID)
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print each sample as a line of JSON.", rich_help_panel=SAID)] = False,
 ) -> None:
-    """Let a model go on from a text."""
-    from llamactl import checkpoint
-    from llamactl.cli.conversation import converse
-    from llamactl.cli.screen import progress, show_next
-    from llamactl.errors import BadUsage
+    """Generate text from a prompt."""
+    from llamactl.checkpoint import io as checkpoint_io
+    from llamactl.checkpoint import select as checkpoint_select
+    from llamactl.cli.ui.console import progress, show_next
+    from llamactl.cli.ui.prompt_loop import run_prompt_loop
+    from llamactl.errors import UsageError
+    from llamactl.hardware.device import choose_device
     from llamactl.inference.generate import Request
-    from llamactl.model.decode import Picker
-    from llamactl.model.device import choose_device
-    from llamactl.model.quantise import stored
-    from llamactl.quantities import show_count
-    from llamactl.spelling import safe
+    from llamactl.inference.text_arguments import check_literal
+    from llamactl.model.decode import Sampler
+    from llamactl.model.quantize import convert_weights
 
-    texts = [*(prompts or []), *(lines(prompts_file) if prompts_file else [])]
-    if not texts and not sys.stdin.isatty():
-        raise BadUsage("There is no prompt.", "", 'Example: llamactl sample "California is "')
-    path = checkpoint.find(run)
-    model, tokenizer, state = checkpoint.load_model(path, choose_device(device))
-    model = stored(model, weights)
+    if log_probabilities and not json:
+        raise UsageError("--log-probabilities needs --json.", "", "Add --json, which prints them with the tokens.")
+    sampler = Sampler(temperature, top_k, top_p, min_p, repetition_penalty)
+    texts = read_prompts(prompts or [], prompts_file)
+    # Without a prompt, only a person at a terminal can be asked for one; stdin is None where it was closed.
+    if not texts and (json or not sys.stdin or not sys.stdin.isatty()):
+        raise UsageError("There is no prompt.", "", 'Example: llamactl sample "California is "')
+    stripped = texts if raw_prompt else [strip_prompt(text) for text in texts]
+    stops = tuple(check_literal(text, "A stop") for text in stop or ())
+    request = Request(tuple(stripped), max_new_tokens, n, seed, stops, sampler)
+    path, model, tokenizer, state = checkpoint_io.open_model(run, choose_device(device), checkpoint_select.find_checkpoint)
+    model = convert_weights(model, weights)
     loss = "" if state.validation_loss is None else f", validation loss {state.validation_loss:.3f}"
-    progress.print(f"{safe(path.parents[1].name)} at step {state.step:,}{loss}", markup=False, style="dim")
-    pick = Picker(temperature, top_k, top_p, min_p, repetition_penalty)
-    asked = texts if raw_prompt else [trimmed(text) for text in texts]
-    request = Request(tuple(asked), max_new_tokens, n, seed, tuple(stop or ()), pick)
+    progress.print(f"{path.parents[1].name} at step {state.step:,}{loss}", style="dim")
     if not texts:
-        converse(model, tokenizer, request)
+        run_prompt_loop(model, tokenizer, request, raw_prompt)
         return
-    spoken(model, tokenizer, request, json, log_probabilities)
-    show_next(f"llamactl train --tokens {show_count(10 * state.tokens)}", why="A longer run")
+    generate_and_print(model, tokenizer, request, json, log_probabilities)
+    if longer := longer_run(state):
+        show_next(longer, why="A longer run")
 
 
-def lines(path: Path) -> list[str]:
-    """The prompts of a file; raises BadData where it can't be read."""
-    from llamactl.errors import BadData
+def longer_run(state: "State") -> str:
+    """Return the command for ten times the tokens, or as many as the data is worth; empty when it has had them."""
+    from llamactl.config.describe import train_command
+    from llamactl.config.schema import build_config
+    from llamactl.corpus.dataset import DatasetDir
+    from llamactl.errors import UserError
+    from llamactl.planning.defaults import default_budget
 
+    if not state.config:
+        return ""
     try:
-        return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadData(f"{path} can't be read.", str(error)) from error
+        config = build_config([state.config])
+        tokens = min(10 * state.tokens, default_budget(DatasetDir.from_name(config.data.name).info()))
+    except UserError:  # the dataset is gone, or the checkpoint is of another version
+        return ""
+    return train_command(config, tokens) if tokens > 1.5 * state.tokens else ""
 
 
-def trimmed(prompt: str) -> str:
-    """The prompt without spaces at its end, which as tokens of their own derail a BPE model: words bring their own."""
-    from llamactl.cli.screen import progress
+def read_prompts(typed: list[str], file: "Path | None") -> list[str]:
+    """Read all prompts: arguments, lines of a file or, without any, a pipe; raises DataError or UsageError."""
+    from llamactl.cli.ui.console import progress
+    from llamactl.errors import DataError
+    from llamactl.inference.text_arguments import STDIN, check_literal, read_lines, read_piped, read_stdin
 
-    bare = prompt.rstrip(" ")
-    if bare != prompt:
-        progress.print(
-            "(the space at the end of the prompt is left off, as words bring their own; --raw-prompt keeps it)", style="dim"
-        )
-    return bare
+    prompts = [_strip_line_end(read_stdin()) if text == STDIN else check_literal(text, "A prompt") for text in typed]
+    for text in typed:
+        # Path.is_file raises OSError where a text is too long for a file name.
+        if text != STDIN and os.path.isfile(text):  # noqa: PTH113
+            note = f"({text} is a file, and was used as text; for the prompts in it: --prompts {text})"
+            progress.print(note, style="dim")
+    if file:
+        lines = [line for line in read_lines(file) if line.strip()]
+        if not lines:
+            raise DataError(f"{file} has no prompts.", "Each of its lines is a prompt.")
+        prompts += lines
+    if not prompts and (piped := read_piped()) is not None:
+        prompts.append(_strip_line_end(piped))
+    return prompts
 
 
-def spoken(model: "Llama", tokenizer: "Tokenizer", request: "Request", as_json: bool, logs: bool) -> None:
-    """Generate and print; a prompt that will not fit with what is to come is named before."""
-    from llamactl.cli.screen import progress
-    from llamactl.inference.generate import generate
+def _strip_line_end(text: str) -> str:
+    """Remove the final line end, which `echo` and editors add and which would be a token of the prompt."""
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def generate_and_print(model: "Llama", tokenizer: "Tokenizer", request: "Request", as_json: bool, logs: bool) -> None:
+    """Generate samples and print them; say so before where a prompt and its continuation exceed the context."""
+    from llamactl.cli.ui.console import progress
+    from llamactl.inference.generate import generate_samples
 
     context = model.config.context
     longest = max(len(tokenizer.encode(prompt)) for prompt in request.prompts)
+    # Not >: the end-of-text token in front of each prompt takes a position too.
     if longest + request.max_new_tokens >= context:
-        said = f"(longer than the context of {context:,} tokens: its beginning is forgotten on the way)"
-        progress.print(said, style="dim")
-    show(generate(model, tokenizer, request), request, as_json, logs)
-
-
-def show(steps: "Iterator[list[Said]]", request: "Request", as_json: bool, logs: bool = False) -> None:
-    """Print a single sample as it comes, several or JSON when they are whole."""
-    from json import dumps
-
-    from rich.text import Text
-
-    from llamactl.cli.screen import output
-    from llamactl.spelling import safe
-
-    clean = safe if output.is_terminal else str
-    streaming = len(request.prompts) * request.samples == 1 and not as_json
-    if streaming:
-        output.print(Text(clean(request.prompts[0]), style="bold"), end="")
-    said: list[Said] = []
-    for said in steps:
-        if streaming:
-            output.print(Text(clean(said[0].new)), end="")
-    if streaming:
-        output.print()
-        return
-    for each in said:
-        if as_json:
-            record = {"prompt": each.prompt, "sample": each.sample, "seed": request.seed, "text": each.text}
-            record |= {"tokens": each.tokens, "log_probabilities": each.log_probabilities} if logs else {}
-            output.print(dumps(record), markup=False)
-        else:
-            number = Text(f"[{each.sample}] ", style="dim") if request.samples > 1 else Text()
-            output.print(Text.assemble(number, (clean(each.prompt), "bold"), clean(each.text)))
+        note = f"(longer than the context of {context:,} tokens: the model will not see its beginning any more)"
+        progress.print(note, style="dim")
+    show_samples(generate_samples(model, tokenizer, request), request, as_json, logs)

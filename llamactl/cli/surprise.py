@@ -1,23 +1,24 @@
-"""llamactl surprise: a text as the model reads it."""
+"""llamactl surprise: show how well a model predicts each token of a text."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llamactl.cli import completion
-from llamactl.cli.settings import DeviceName
+from llamactl.cli.options import DeviceName
 
 if TYPE_CHECKING:
-    from llamactl.inference.surprise import Piece
+    from llamactl.inference.surprisal import Piece
 
-COMPARE_HELP = "Show what changed since this one."
-TEXT_HELP = "A text, or the name of a .txt file; left out or -: what comes on stdin."
+COMPARE_HELP = "Show the change since this checkpoint."
+TEXT_HELP = "A text or a text file; left out or -: stdin."
+LITERAL_HELP = "A text that is never read as a file name."
 
 
 def surprise(
-    text: Annotated[str, typer.Argument(help=TEXT_HELP, show_default=False)] = "-",
+    text: Annotated[str | None, typer.Argument(help=TEXT_HELP, show_default=False)] = None,
+    literal: Annotated[str | None, typer.Option("--text", metavar="TEXT", help=LITERAL_HELP, show_default=False)] = None,
     run: Annotated[
         str,
         typer.Option(
@@ -29,82 +30,94 @@ def surprise(
     compare: Annotated[
         str, typer.Option(metavar="CHECKPOINT", help=COMPARE_HELP, show_default=False, autocompletion=completion.checkpoints)
     ] = "",
-    out: Annotated[Path | None, typer.Option(help="Write an HTML page, with what was expected.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="Write an HTML page, with the expected tokens.", show_default=False)] = None,
     device: DeviceName = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print each piece as a line of JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print each piece of the text as a line of JSON.")] = False,
 ) -> None:
-    """Colour a text by how surprised the model is at each of its pieces."""
-    from json import dumps
+    """Colour each piece of a text by its surprisal under the model."""
+    from llamactl.cli.ui.console import output, progress
+    from llamactl.inference.surprisal_page import render_page
+    from llamactl.storage import atomic
 
-    from llamactl import durable
-    from llamactl.cli.screen import output
-    from llamactl.inference.surprise_page import page
-
-    content = read(text)
-    title, pieces = measured(content, run, device)
-    since, before = measured(content, compare, device) if compare else ("", [])
+    content = read_text_argument(text, literal)
+    title, pieces = measure_checkpoint(content, run, device)
+    since, before = measure_checkpoint(content, compare, device) if compare else ("", [])
+    # Bits can be compared only piece by piece, so both tokenizers must split the text alike.
     if [piece.text for piece in before] not in ([], [piece.text for piece in pieces]):
-        from llamactl.errors import BadData
+        from llamactl.errors import DataError
 
-        raise BadData(f"{compare} and the other checkpoint cut this text differently.", "They have different tokenizers.")
+        raise DataError(f"{compare} and the other checkpoint split this text differently.", "They have different tokenizers.")
     if json:
-        for piece in pieces:
-            output.print(dumps({"text": piece.text, "bits": piece.bits, "expected": piece.expected}), markup=False)
+        show_pieces(pieces, before)
     elif out is None:
-        show(title, pieces, since, before)
+        show_surprisal(title, pieces, since, before)
     if out is not None:
-        durable.write(out, page(f"{title} since {since}" if since else title, pieces, before))
-        output.print(str(out), markup=False)
+        atomic.write_file(out, render_page(f"{title} since {since}" if since else title, pieces, before))
+        # stdout has the JSON already, so the path goes to stderr.
+        (progress if json else output).print(str(out))
 
 
-def read(text: str) -> str:
-    """What was typed, what a file holds, or what comes on stdin; raises BadUsage where there is nothing."""
-    from llamactl.errors import BadUsage
+def read_text_argument(text: str | None, literal: str | None) -> str:
+    """Read the text: --text, an argument, a file or stdin; raises UsageError for none, DataError for an empty one."""
+    from llamactl.errors import DataError, UsageError
+    from llamactl.inference.text_arguments import check_literal, read_argument, read_piped
 
-    found = text
-    if text == "-":
-        found = "" if sys.stdin.isatty() else sys.stdin.read()
-    elif text.endswith(".txt") and Path(text).is_file():
-        found = Path(text).read_text("utf-8", errors="replace")
-    if not found:
-        raise BadUsage("There is no text.", "", 'Example: llamactl surprise "The people of the United States"')
-    return found
-
-
-def measured(text: str, name: str, device: str) -> tuple[str, list["Piece"]]:
-    """A checkpoint in words, and what it makes of a text."""
-    from llamactl import checkpoint
-    from llamactl.inference.surprise import surprise as pieces_of
-    from llamactl.model.device import choose_device
-
-    path = checkpoint.locate(name)
-    model, tokenizer, state = checkpoint.load_model(path, choose_device(device))
-    return f"{path.absolute().parents[1].name} at step {state.step:,}", pieces_of(model, tokenizer, text)
+    if text is not None and literal is not None:
+        raise UsageError("There are two texts.", "TEXT and --text exclude each other.")
+    if literal is not None:
+        content: str | None = check_literal(literal)
+    else:
+        content = read_piped() if text is None else read_argument(text)
+    if content is None or "" in (text, literal):
+        raise UsageError("There is no text.", "", 'Example: llamactl surprise "The people of the United States"')
+    if not content.strip():
+        raise DataError("There is nothing to measure.", "The text is empty or has only spaces.")
+    return content
 
 
-def show(title: str, pieces: list["Piece"], since: str, before: list["Piece"]) -> None:
-    """The text in colours, and the number that sums it up."""
+def show_pieces(pieces: list["Piece"], before: list["Piece"]) -> None:
+    """Print a line of JSON for each piece, with its earlier bits where two checkpoints are compared."""
+    from llamactl.cli.ui.console import show_json
+
+    for number, piece in enumerate(pieces):
+        record = {"text": piece.text, "bits": piece.bits, "expected": piece.expected}
+        show_json(record | ({"bits_before": before[number].bits} if before else {}))
+
+
+def measure_checkpoint(text: str, name: str, device: str) -> tuple[str, list["Piece"]]:
+    """Measure a text with a checkpoint; return the checkpoint's title and the pieces."""
+    from llamactl.checkpoint import io as checkpoint_io
+    from llamactl.hardware.device import choose_device
+    from llamactl.inference.surprisal import measure_surprisal
+
+    path, model, tokenizer, state = checkpoint_io.open_model(name, choose_device(device))
+    return f"{path.absolute().parents[1].name} at step {state.step:,}", measure_surprisal(model, tokenizer, text)
+
+
+def show_surprisal(title: str, pieces: list["Piece"], since: str, before: list["Piece"]) -> None:
+    """Print the text in colours on stdout, and its bits per byte on stderr."""
     from rich.text import Text
 
-    from llamactl.cli.screen import output, progress
-    from llamactl.inference.surprise import bits_per_byte
-    from llamactl.spelling import safe
+    from llamactl.cli.ui.console import output, progress
+    from llamactl.inference.surprisal import bits_per_byte
 
     changed = [piece.bits - other.bits for piece, other in zip(pieces, before, strict=True)] if before else []
     shown = Text()
     for number, piece in enumerate(pieces):
-        shown.append(safe(piece.text), style=_style(changed[number] if changed else piece.bits, bool(changed)))
+        shown.append(piece.text, style=_style(changed[number] if changed else piece.bits, bool(changed)))
     output.print(shown)
-    legend = "blue: less surprised than before, orange: more" if changed else "orange: surprised, 10 bits and more in full"
-    was = f", {bits_per_byte(before):.3f} at {since}" if before else ""
-    progress.print(f"{safe(title)}: {bits_per_byte(pieces):.3f} bits per byte{safe(was)} ({legend})", markup=False, style="dim")
+    legend = "blue: less surprisal than before, orange: more" if changed else "orange: surprisal, full colour from 10 bits"
+    earlier = f", {bits_per_byte(before):.3f} at {since}" if before else ""
+    progress.print(f"{title}: {bits_per_byte(pieces):.3f} bits per byte{earlier} ({legend})", style="dim")
 
 
 def _style(bits: float, change: bool) -> str:
-    """A background between none and the full colour, in black on it; nothing where there is nothing to show."""
+    """Choose the style for a number of bits: a background from pale to full colour at 10 bits, with black text."""
     share = max(-1.0, min(1.0, bits / 10))
+    # Below one bit, and without --compare for a negative number, there is nothing to point out.
     if abs(share) < 0.1 or (not change and share < 0):
         return ""
+    # Orange for more bits, blue for fewer.
     full = (230, 130, 50) if share > 0 else (90, 160, 220)
     pale = (250, 225, 195) if share > 0 else (205, 225, 245)
     mixed = [round(low + (high - low) * abs(share)) for low, high in zip(pale, full, strict=True)]

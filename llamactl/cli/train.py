@@ -1,12 +1,11 @@
-"""llamactl train: token shards become a model."""
+"""llamactl train: train a model on a prepared dataset, or resume a run."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llamactl.cli import completion
-from llamactl.cli.execution import Chosen, execute
-from llamactl.cli.settings import (
+from llamactl.cli.options import (
     MACHINE,
     RUN,
     SAID,
@@ -21,21 +20,25 @@ from llamactl.cli.settings import (
     PresetName,
     RopeScaling,
     Settings,
+    Time,
     Tokens,
-    continued,
-    fresh,
-    overrides,
-    positions,
-    resumed,
+    config_of_init_from,
+    config_of_new_run,
+    config_of_resumed_run,
+    configs_in_time,
+    typed_positions,
+    typed_settings,
 )
+from llamactl.cli.run_training import TrainingRequest, run_training
 
 if TYPE_CHECKING:
-    from llamactl.artifacts import RunDir
-    from llamactl.config import Config
+    from llamactl.config.schema import Config
+    from llamactl.runs.run_dir import RunDir
 
-RESUME_HELP = "With --resume: the run to go on with."
-BITS_HELP = "On a GPU: the same bits every time, slower."
-TRACK_HELP = "Show it elsewhere too, with commas between: tensorboard, wandb, trackio."
+RESUME_HELP = "With --resume: the run to resume."
+BITS_HELP = "On a GPU: bit-identical results every time, but slower."
+YES_HELP = "Train even for over 20 epochs or 30 days."
+TRACK_HELP = "Also log to trackers, separated by commas: tensorboard, wandb, trackio."
 
 
 def train(
@@ -57,85 +60,101 @@ def train(
     ] = "",
     preset: PresetName = "",
     tokens: Tokens = "",
+    time: Time = "",
     config: ConfigFile = None,
     settings: Settings = None,
     init_from: InitFrom = "",
     context: Context = None,
     rope_scaling: RopeScaling = "",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a run from its newest checkpoint.", rich_help_panel=START)
+        bool, typer.Option("--resume", help="Resume a run from its newest checkpoint.", rich_help_panel=START)
     ] = False,
     device: DeviceName = "",
     precision: PrecisionName = "",
     parallel: ParallelWay = "",
     deterministic: Annotated[bool, typer.Option("--deterministic", help=BITS_HELP, rich_help_panel=MACHINE)] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and stop.", rich_help_panel=SAID)] = False,
+    yes: Annotated[bool, typer.Option("--yes", help=YES_HELP, rich_help_panel=RUN)] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and exit.", rich_help_panel=SAID)] = False,
     track: Annotated[str, typer.Option(metavar="NAMES", help=TRACK_HELP, show_default=False, rich_help_panel=SAID)] = "",
     json: Annotated[
         bool, typer.Option("--json", help="Print each event as a line of JSON on stdout.", rich_help_panel=SAID)
     ] = False,
 ) -> None:
     """Train a Llama on a prepared dataset."""
-    from llamactl.errors import BadUsage
-    from llamactl.training.launch import launch
+    from llamactl.distributed.launch import read_launch
+    from llamactl.errors import UsageError
+    from llamactl.units import read_time
 
     if to_resume and not resume:
-        raise BadUsage(f"What is {to_resume!r}?", "A run is named before training with --run, afterwards with --resume.")
-    if resume and (preset or config or init_from):
-        fix = "Leave --preset, --config and --init-from out."
-        raise BadUsage("A resumed run keeps its preset, its config and where it started from.", "", fix)
-    typed = [*overrides(tokens, device, precision, data, settings or []), *positions(context, rope_scaling)]
+        fix = f"Name a new run: --run {to_resume}, or resume one: --resume {to_resume}"
+        raise UsageError(f"Unexpected argument {to_resume!r}.", "", fix)
+    if time and tokens:
+        raise UsageError("--time and --tokens exclude each other.", "Both are the budget.", "Leave one of them out.")
+    seconds = read_time(time) if time else 0.0
+    if resume and (preset or config or init_from or time):
+        fix = "Leave --preset, --config, --init-from and --time out."
+        raise UsageError("A resumed run keeps its preset, its config and its initial checkpoint.", "", fix)
+    typed = [*typed_settings(tokens, device, precision, data, settings or []), *typed_positions(context, rope_scaling)]
     typed += [{"train": {"parallel": parallel}}] if parallel else []
     typed += [{"train": {"deterministic": True}}] if deterministic else []
 
-    def choose() -> Chosen:
-        begun = begun_before(run)
-        if resume or begun:
-            return gone_on(begun or to_resume or run, typed)
-        chosen = continued(init_from, preset, config, typed) if init_from else fresh(preset, config, typed)
-        return Chosen(chosen, new(run or chosen, dry_run), False)
+    def choose() -> TrainingRequest:
+        # torchrun restarts the same command after a failure: it must resume its run and not begin another.
+        restarted = find_restarted_run(run)
+        if resume or restarted:
+            return resume_run(restarted or to_resume or run, typed)
+        chosen = (
+            config_of_init_from(init_from, preset, config, typed) if init_from else config_of_new_run(preset, config, typed)
+        )
+        configs = configs_in_time(preset, config, typed) if time and not init_from else ()
+        folder = new_run(run or ("timed" if len(configs) > 1 else chosen), dry_run, bool(run))
+        return TrainingRequest(chosen, folder, False, seconds, configs)
 
     trackers = track.split(",") if track else []
-    if launch().size == 1:
-        execute(choose(), dry_run, json, trackers)
+    if read_launch().size == 1:
+        run_training(choose(), dry_run, json, trackers, yes)
         return
-    from llamactl.training.world import led, together
+    from llamactl.distributed.context import broadcast_from_rank0, process_group
 
-    with together():
-        execute(led(choose), dry_run, json, trackers)
-
-
-def gone_on(name: str, typed: list[dict[str, Any]]) -> Chosen:
-    """A run that is there, with what was typed laid over its config."""
-    from llamactl.artifacts import RunDir
-
-    folder = RunDir.named(name).existing()
-    return Chosen(resumed(folder, typed), folder, True)
+    # Rank 0 chooses for all: the name of a new run contains the time, which differs between ranks.
+    with process_group():
+        run_training(broadcast_from_rank0(choose), dry_run, json, trackers, yes)
 
 
-def new(name: "str | Config", dry_run: bool) -> "RunDir":
-    """The folder of a name, or one named by date and preset; raises BadUsage when it is taken."""
-    from llamactl.artifacts import RunDir
-    from llamactl.errors import BadUsage
+def resume_run(name: str, typed: list[dict[str, Any]]) -> TrainingRequest:
+    """Build the request to resume a run, with the typed settings; raises UsageError for one that can't change."""
+    from llamactl.runs.run_dir import RunDir
+
+    folder = RunDir.from_name(name).check_exists()
+    return TrainingRequest(config_of_resumed_run(folder, typed), folder, True)
+
+
+def new_run(name: "str | Config", dry_run: bool, typed: bool) -> "RunDir":
+    """Choose the folder of a new run, by its `typed` name or by date and preset; raises UsageError when it exists."""
+    from llamactl.errors import UsageError
+    from llamactl.runs.run_dir import RunDir
 
     if not isinstance(name, str):
-        return RunDir.fresh("continued" if name.train.init_from else name.preset)
-    folder = RunDir.named(name)
+        return RunDir.with_new_name("continued" if name.train.init_from else name.preset)
+    if not typed:
+        return RunDir.with_new_name(name)
+    folder = RunDir.from_name(name)
     if folder.config_path.exists() and not dry_run:
-        fix = f"Choose another --run, or go on with it: llamactl train --resume {name}"
-        raise BadUsage(f"The run {name} is there already.", "", fix)
+        fix = f"Choose another --run, or resume it: llamactl train --resume {name}"
+        raise UsageError(f"The run {name} already exists.", "", fix)
     return folder
 
 
-def begun_before(name: str) -> str:
-    """The run that this very command began in this very job before torchrun started it again; empty when there is none."""
-    from llamactl.artifacts import RunDir
-    from llamactl.training.environment import command
-    from llamactl.training.launch import launch
+def find_restarted_run(name: str) -> str:
+    """Find the run that this command started in this job before torchrun restarted it; empty for none."""
+    from llamactl.distributed.launch import read_launch
+    from llamactl.runs.run_dir import RunDir
+    from llamactl.training.provenance import redacted_command
 
-    if not launch().job and not launch().restarts:
+    if not read_launch().job and not read_launch().restarts:
         return ""
-    runs = [run for run in ([RunDir.named(name)] if name else RunDir.all()) if run.config_path.exists()]
-    made = {run.path.name: run.environment() for run in runs}
-    begun = (command(), launch().job)
-    return next((run for run, by in made.items() if (by.get("command"), by.get("job")) == begun), "")
+    runs = [run for run in ([RunDir.from_name(name)] if name else RunDir.all()) if run.config_path.exists()]
+    environments = {run.path.name: run.environment() for run in runs}
+    # The same command may be running in other jobs: only both together identify the run.
+    origin = (redacted_command(), read_launch().job)
+    return next((name for name, record in environments.items() if (record.get("command"), record.get("job")) == origin), "")

@@ -1,13 +1,13 @@
-"""llamactl verify: damage is found before it is used."""
+"""llamactl verify: check datasets and runs for damaged files."""
 
-from collections.abc import Iterator
-from pathlib import PurePath
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from llamactl.artifacts import RunDir
+    from llamactl.runs.run_dir import RunDir
 
 NAMES_HELP = "A dataset or a run: NAME, data/NAME or runs/NAME."
 
@@ -18,53 +18,90 @@ def verify(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each file.")] = False,
 ) -> None:
-    """Find damage in datasets and runs, and name the file."""
-    from json import dumps
-
-    from llamactl.cli.screen import output, progress
-    from llamactl.errors import BadData
-    from llamactl.spelling import safe
+    """Check every file of datasets and runs, and name the damaged ones."""
+    from llamactl.cli.ui.console import progress, show_json
+    from llamactl.errors import DataError
 
     damaged = []
     for name in names or [""]:
         count = 0
-        for file, damage in verdicts(name):
+        for file, damage in check_named(name):
             count += 1
             if json:
-                output.print(dumps({"file": file, "damage": damage or None}), markup=False)
+                show_json({"file": file, "damage": damage or None})
             if damage:
                 damaged.append(file)
-                progress.print(f"✗ {safe(file)}: {safe(damage)}", markup=False, style="red")
-        progress.print(f"{count} files of {safe(name) or 'the newest dataset'} read", markup=False)
+                progress.print(f"✗ {file}: {damage}", style="red")
+        progress.print(f"{count} files of {name or 'the newest dataset'} read")
     if damaged:
-        raise BadData(f"{len(damaged)} files are damaged, the first is {damaged[0]}.", "", "Make them again.")
+        raise DataError(f"{len(damaged)} files are damaged, the first is {damaged[0]}.", "", "Make them again.")
 
 
-def verdicts(name: str) -> Iterator[tuple[str, str]]:
-    """The files of what a person named, a run or a dataset, and what is wrong with each."""
-    from llamactl.artifacts import DatasetDir, RunDir
+def check_named(name: str) -> Iterator[tuple[str, str]]:
+    """Yield each file of a run or a dataset, and what is wrong with it, empty when nothing is."""
+    import os
+
     from llamactl.corpus import verify as datasets
+    from llamactl.corpus.dataset import DatasetDir
+    from llamactl.runs.run_dir import RunDir
 
+    # A bare name that both a run and a dataset have means the run.
     path = PurePath(name)
-    run = RunDir.named(path.name) if path.name else None
-    if run and (path.parent.name == "runs" or (path.parent.name != "data" and run.config_path.exists())):
-        yield from whole_run(run.existing())
+    run = RunDir.from_name(path.name) if path.name else None
+    if run and (path.parent.name == "runs" or (path.parent.name != "data" and os.path.lexists(run.config_path))):
+        yield from check_run(run.check_exists())
     else:
-        folder = DatasetDir.named(path.name)
-        yield from ((str(folder.path / file), damage) for file, damage in datasets.verify(folder))
+        folder = DatasetDir.from_name(path.name)
+        if not os.path.lexists(folder.path):
+            folder.info()  # raises, with the nearest name
+        yield from ((str(folder.path / file), damage) for file, damage in datasets.check_dataset(folder))
 
 
-def whole_run(run: "RunDir") -> Iterator[tuple[str, str]]:
-    """The files of a run: its config and its log must be readable, its checkpoints as they were written."""
-    from llamactl import checkpoint
+def check_run(run: "RunDir") -> Iterator[tuple[str, str]]:
+    """Yield each file of a run (config, logs, checkpoints), and what is wrong with it, empty when nothing is."""
+    import os
+    from functools import partial
+
+    from llamactl.checkpoint import format as checkpoint_format
+    from llamactl.checkpoint import select as checkpoint_select
     from llamactl.errors import UserError
+    from llamactl.storage.records import check_file
 
-    for path, reading in ((run.config_path, run.config), (run.environment_path, run.environment), (run.metrics_path, run.rows)):
+    # A run need not have a plan or a picture, but those it has must be readable.
+    readings: list[tuple[Path, Callable[[], object]]] = [
+        (run.config_path, run.config),
+        (run.environment_path, run.environment),
+        *((log, partial(read_all, log, run.path)) for log in (run.metrics_path, run.samples_path)),
+        *([(run.plan_path, run.plan)] if os.path.lexists(run.plan_path) else []),
+        *([(run.loss_path, partial(check_file, run.loss_path, run.path))] if os.path.lexists(run.loss_path) else []),
+    ]
+    for path, reading in readings:
         try:
             reading()
         except UserError as error:
             yield str(path), f"{error.what} {error.why}".strip()
         else:
             yield str(path), ""
-    for step in run.steps():
-        yield from ((str(file), damage) for file, damage in checkpoint.verify(run.checkpoint(step)))
+    try:
+        steps = run.steps()
+    except UserError as error:
+        yield str(run.checkpoints), f"{error.what} {error.why}".strip()
+        return
+    for path in map(run.checkpoint, steps):
+        before = checkpoint_select.folder_identity(path)
+        try:
+            files = list(checkpoint_format.check_files(path))
+        except OSError:
+            if checkpoint_select.folder_identity(path) == before:
+                raise
+        # Otherwise its trainer has removed the checkpoint meanwhile: nothing in it counts as damage.
+        if checkpoint_select.folder_identity(path) == before:
+            yield from ((str(file), damage) for file, damage in files)
+
+
+def read_all(log: Path, root: Path) -> None:
+    """Read every row of a log; raises DataError at the first damaged one."""
+    from llamactl.runs.metrics_log import read_rows
+
+    for _ in read_rows(log, root):
+        pass

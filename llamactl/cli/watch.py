@@ -1,4 +1,4 @@
-"""llamactl watch: a run that another terminal trains."""
+"""llamactl watch: show the live screen of a run that another process trains."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,59 +7,65 @@ import typer
 from llamactl.cli import completion
 
 if TYPE_CHECKING:
-    from llamactl.artifacts import RunDir
-    from llamactl.cli.live import Course
+    from llamactl.cli.ui.live import Course
+    from llamactl.runs.run_dir import RunDir
 
-PAUSE = 0.5  # seconds between looks
+PAUSE = 0.5  # seconds between reads of the log
 
 
 def watch(
     run: Annotated[str, typer.Argument(metavar="RUN", show_default="the newest", autocompletion=completion.runs)] = "",
     json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON on stdout.")] = False,
 ) -> None:
-    """Watch a run that is being trained, from its log; Ctrl-C ends the watching, not the run."""
+    """Watch a run that is being trained; Ctrl-C ends the watching, not the run."""
     import time
     from contextlib import suppress
 
-    from llamactl.artifacts import RunDir
-    from llamactl.cli.training_screen import TrainingScreen
-    from llamactl.follow import follow
-    from llamactl.training.events import read
+    from llamactl.cli.ui.training import TrainingScreen
+    from llamactl.runs.run_dir import RunDir
+    from llamactl.runs.tail import MOST_ROWS, follow_rows
+    from llamactl.training.events import event_from_row
 
-    folder = RunDir.named(run).existing()
+    folder = RunDir.from_name(run).check_exists()
 
     class Watched(TrainingScreen):
-        """The same screen with other last words: who watches did not stop anything."""
+        """The training screen with another end: closing it does not stop the run."""
 
-        def conclude(self, failed: bool) -> None:
+        def show_end(self, failed: bool) -> None:
+            """Print the state of the run."""
             show_state(folder)
 
-    with suppress(KeyboardInterrupt), Watched(course_of(folder), folder, json) as screen:
-        for rows in follow(folder):
+    with suppress(KeyboardInterrupt), Watched(planned_course(folder), folder, json) as screen:
+        for rows in follow_rows(folder):
             for row in rows:
-                if event := read(row):
+                if event := event_from_row(row):
                     screen.show(event)
-            time.sleep(PAUSE)
+            # A full read means that there is more: catch up with a long log without pauses.
+            time.sleep(PAUSE if len(rows) < MOST_ROWS else 0)
 
 
-def course_of(folder: "RunDir") -> "Course":
-    """Where the run is going, from its config and its plan."""
-    from llamactl.cli.live import Course
+def planned_course(folder: "RunDir") -> "Course":
+    """Read the extent of a run from its config and its plan."""
+    import os
 
-    config, planned = folder.config(), folder.plan() if folder.plan_path.exists() else {}
-    steps = -(-config.train.tokens // config.train.tokens_per_step)
-    seconds = planned.get("duration", {}).get("steps", 0.0)
+    from llamactl.cli.ui.live import Course
+    from llamactl.storage.records import look_up
+
+    config, planned = folder.config(), folder.plan() if os.path.lexists(folder.plan_path) else {}
+    steps = -(-config.train.tokens // max(1, config.train.tokens_per_step))
+    # Without a plan the time left is shown once steps have been measured.
+    known = look_up(planned, "duration", "steps")
+    seconds = float(known) if isinstance(known, int | float) else 0.0
     title = f"{folder.path.name}: {config.preset} on {config.data.name}"
-    return Course(title, steps, config.train.tokens_per_step, config.train.save_every, seconds / max(1, steps))
+    return Course(title, steps, config.train.tokens_per_step, max(1, config.train.save_every), seconds / max(1, steps))
 
 
 def show_state(folder: "RunDir") -> None:
-    """What became of it, and the command that makes sense now."""
-    from llamactl.cli.screen import progress, show_next
-    from llamactl.runs import summarise
-    from llamactl.spelling import safe
+    """Print the state of a run and the next command."""
+    from llamactl.cli.ui.console import progress, show_next
+    from llamactl.runs.summary import summarize_run
 
-    summary = summarise(folder)
-    progress.print(f"{safe(summary.name)}: {summary.condition}, step {summary.step:,} of {summary.steps:,}.", markup=False)
-    following = {"running": f"llamactl watch {summary.name}", "stopped": f"llamactl train --resume {summary.name}"}
-    show_next(following.get(summary.condition, f"llamactl plot-loss {summary.name}"))
+    summary = summarize_run(folder)
+    progress.print(f"{summary.name}: {summary.condition}, step {summary.step:,} of {summary.steps:,}.")
+    next_commands = {"running": f"llamactl watch {summary.name}", "stopped": f"llamactl train --resume {summary.name}"}
+    show_next(next_commands.get(summary.condition, f"llamactl plot-loss {summary.name}"))

@@ -1,7 +1,7 @@
-"""Tokens become batches: batch k is a pure function of (dataset, seed, k).
+"""Batches of token windows: batch k is a pure function of (dataset, seed, k).
 
-There is no loader state: resuming at step 10 or 10,000,000 costs the same, and the order depends neither on
-processes nor on the micro-batch. Each window is seen exactly once an epoch.
+There is no loader state: resuming at step 10 or 10,000,000 costs the same, and the order depends neither on the number of
+processes nor on the micro-batch size. Each window is used exactly once per epoch.
 """
 
 import hashlib
@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llamactl.mapping import Shards
+from llamactl.corpus.memmap import read_tokens, shard_lengths
 
+# Four rounds are the usual minimum of a Feistel network (Luby & Rackoff 1988).
 ROUNDS = 4
 
 
 class Batch(NamedTuple):
-    """Windows of tokens, and for each token the one that follows it; both B T, int64.
+    """Windows of tokens and, for each token, the one that follows it; both (B, T) int64.
 
-    `share` is how much of a step they are: nothing, where a process has no window left but the others still have.
+    `share` is the fraction of a step that they are: 0 for the placeholder of a process that has no window left while others do.
     """
 
     inputs: Tensor
@@ -29,47 +30,54 @@ class Batch(NamedTuple):
 
 
 class Windows:
-    """Shards cut into windows of `context` tokens and their successors, numbered through."""
+    """Shards cut into consecutive windows of `context` tokens and their targets, numbered from 0."""
 
     def __init__(self, shards: Sequence[np.ndarray], context: int) -> None:
-        """Windows do not cross shards; what is left at a shard's end is not used."""
+        """Count the windows of each shard; windows do not cross shards, so the end of a shard may be unused."""
         self._shards, self.context = shards, context
-        lengths = shards.lengths if isinstance(shards, Shards) else map(len, shards)  # known, without a file being read
-        self._ends = np.cumsum([max(0, length - 1) // context for length in lengths], dtype=np.int64)
+        self._lengths = shard_lengths(shards)
+        self._ends = np.cumsum([max(0, length - 1) // context for length in self._lengths], dtype=np.int64)
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of windows."""
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def batch(self, numbers: np.ndarray) -> Batch:
-        """The windows of some numbers."""
+        """Read the windows with these numbers; raises DataError when a shard has changed since it was opened."""
         rows = torch.from_numpy(np.stack([self._window(int(number)) for number in numbers]).astype(np.int64))
         return Batch(rows[:, :-1], rows[:, 1:])
 
     def _window(self, number: int) -> np.ndarray:
         shard = int(np.searchsorted(self._ends, number, side="right"))
         start = (number - (int(self._ends[shard - 1]) if shard else 0)) * self.context
-        window: np.ndarray = self._shards[shard][start : start + self.context + 1]
-        return window
+        return read_tokens(self._shards, shard, start, start + self.context + 1)
+
+    def rest(self) -> np.ndarray:
+        """Read the tokens after the last window of the last shard, preceded by that window's last token."""
+        last = len(self._lengths) - 1
+        used = int(np.diff(self._ends, prepend=0)[last]) * self.context
+        return read_tokens(self._shards, last, used, self._lengths[last])
 
 
-def shuffled(places: np.ndarray, size: int, key: str) -> np.ndarray:
-    """Where a keyed permutation of range(size) puts each place: a Feistel network with cycle walking.
+def permuted_index(places: np.ndarray, size: int, key: str) -> np.ndarray:
+    """Map positions through a keyed permutation of range(size): a Feistel network with cycle walking.
 
-    A bijection that needs no table (Black & Rogaway 2002, "Ciphers with arbitrary finite domains").
+    It is a bijection that needs no table (Black & Rogaway 2002, "Ciphers with arbitrary finite domains").
     """
+    # The network permutes 2 * half bits: less than four times `size`, so the walk below ends after a few tries.
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     keys = np.frombuffer(hashlib.blake2b(key.encode(), digest_size=8 * ROUNDS).digest(), dtype=np.uint64)
-    found = _feistel(places.astype(np.uint64), half, keys)
-    while (outside := found >= size).any():
-        found[outside] = _feistel(found[outside], half, keys)
-    return found.astype(np.int64)
+    result = _feistel(places.astype(np.uint64), half, keys)
+    while (outside := result >= size).any():
+        result[outside] = _feistel(result[outside], half, keys)
+    return result.astype(np.int64)
 
 
 def _feistel(values: np.ndarray, half: int, keys: np.ndarray) -> np.ndarray:
     mask = np.uint64((1 << half) - 1)
     left, right = values >> np.uint64(half), values & mask
     for key in keys:
+        # The round function mixes with the constants of SplitMix64.
         mixed = (right ^ key) * np.uint64(0x9E3779B97F4A7C15)  # wraps around, as intended
         mixed ^= mixed >> np.uint64(29)
         mixed *= np.uint64(0xBF58476D1CE4E5B9)
@@ -78,30 +86,34 @@ def _feistel(values: np.ndarray, half: int, keys: np.ndarray) -> np.ndarray:
 
 
 class Batches:
-    """The training batches of one process out of `size`."""
+    """The training batches of process `rank` out of `size`."""
 
     def __init__(self, windows: Windows, per_step: int, key: str, rank: int = 0, size: int = 1) -> None:
-        """`per_step` windows make a step, in an order that `key` (dataset and seed) decides."""
+        """Take `per_step` windows for each step, in an order that `key` (dataset and seed) decides."""
         self._windows, self._per_step, self._key = windows, per_step, key
         self._rank, self._size = rank, size
 
-    def numbers(self, step: int) -> np.ndarray:
-        """The windows of a step, over all processes; epochs follow one another without a seam."""
+    def window_ids(self, step: int) -> np.ndarray:
+        """Return the windows of a step over all processes; a step may span the end of an epoch and the next one."""
         total = len(self._windows)
-        places = np.arange(step * self._per_step, (step + 1) * self._per_step, dtype=np.int64)
-        epochs = places // total
-        order = [shuffled(places[epochs == epoch] % total, total, f"{self._key} {epoch}") for epoch in np.unique(epochs)]
+        positions = np.arange(step * self._per_step, (step + 1) * self._per_step, dtype=np.int64)
+        epochs = positions // total
+        # The key contains the epoch, so that each epoch has an order of its own.
+        order = [
+            permuted_index(positions[epochs == epoch] % total, total, f"{self._key} {epoch}") for epoch in np.unique(epochs)
+        ]
         return np.concatenate(order)
 
-    def mine(self, step: int) -> np.ndarray:
-        """The windows of a step that are this process's."""
-        return self.numbers(step)[self._rank :: self._size]
+    def rank_window_ids(self, step: int) -> np.ndarray:
+        """Return the windows of a step that belong to this process."""
+        return self.window_ids(step)[self._rank :: self._size]
 
-    def micro(self, step: int, most: int) -> list[Batch]:
-        """Its share of a step in micro-batches of at most `most` windows, as many of them as any other process has."""
-        mine = self.mine(step)
+    def micro_batches(self, step: int, most: int) -> list[Batch]:
+        """Read this process's part of a step in micro-batches of up to `most` windows, as many of them as other processes."""
+        local = self.rank_window_ids(step)
+        # Collective operations need every process in each micro-batch: one without a window left reads window 0, with weight 0.
         largest = -(-self._per_step // self._size)
-        parts = [mine[start : start + most] for start in range(0, largest, most)]
+        parts = [local[start : start + most] for start in range(0, largest, most)]
         return [self._batch(part) if len(part) else self._batch(np.zeros(1, np.int64), 0.0) for part in parts]
 
     def _batch(self, numbers: np.ndarray, counts: float = 1.0) -> Batch:

@@ -1,46 +1,58 @@
-"""Documents become token shards: pieces in parallel, one shard a piece and split, dataset.json last."""
+"""Prepare a dataset: pieces become token shards in parallel, one shard per piece and split; dataset.json is written last."""
 
-import shutil
+import os
 import sys
-from collections import Counter
-from collections.abc import Generator, Iterator
-from contextlib import closing, nullcontext
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from time import monotonic
 
 import numpy as np
 
-from llamactl import durable, encoders, tokenizer
-from llamactl.artifacts import DatasetDir, DatasetInfo, Recipe
-from llamactl.corpus import duplicates
-from llamactl.corpus.documents import documents
-from llamactl.corpus.engines import Engine, local
-from llamactl.corpus.pieces import Job, Receipt, dtype, finished, make_piece
-from llamactl.corpus.sources import Source
-from llamactl.errors import BadData, DiskFull, NoRoom
-from llamactl.tokenizer import Tokenizer
+from llamactl.corpus import dedup
+from llamactl.corpus.dataset import DatasetDir
+from llamactl.corpus.dataset_info import DatasetInfo, InputFile, Recipe
+from llamactl.corpus.documents import SPLITS, read_piece, with_holdout
+from llamactl.corpus.engines import Engine, local_engine
+from llamactl.corpus.inputs import Hashed, hash_inputs
+from llamactl.corpus.kinds import PACKED
+from llamactl.corpus.pieces import PATIENCE, Job, Receipt, inspect_piece, make_piece, marks_digest, token_dtype
+from llamactl.corpus.seal import check_complete, check_tokenizer, seal_dataset
+from llamactl.corpus.sources import Piece, Source
+from llamactl.errors import DataError, DiskFull, OutOfSpace
+from llamactl.storage import atomic, disk, locks
+from llamactl.tokenizer import bpe, encoders
+from llamactl.tokenizer.bpe import Tokenizer, read_tokenizer
 
-# A BPE learns from this much text; more changes its merges little and takes memory (research: 50 MB gave 4.0 bytes a token).
+# A BPE is trained on this much text; more changes its merges little and takes memory (50 MB gave 4.0 bytes per token).
 TRAINING_TEXT = 64 << 20
 
-
-# An encoder is held against the reference on this many characters before it is trusted with the rest.
+# An encoder is compared with the reference, tiktoken, on this many characters before it is used for the rest.
 CHECKED_TEXT = 1 << 20
 
-USUAL_BYTES_PER_TOKEN = 4.0  # English in GPT-2's BPE or one of its own, a little less than it usually has
+USUAL_BYTES_PER_TOKEN = 4.0  # English in GPT-2's BPE or one trained on it, a slight underestimate
 USUAL_COMPRESSION = 3.0
 
 
 @dataclass(frozen=True)
 class Estimated:
-    """What the shards will take on disk (0: not known), and what is free, in bytes."""
+    """The bytes that the shards will take on disk (0: not known), and the bytes that are free."""
 
     needed: int
     free: int
 
 
 @dataclass(frozen=True)
+class Learning:
+    """The progress of training a BPE: bytes of text read so far, and seconds since it began."""
+
+    text_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class TokenizerReady:
-    """The tokenizer is there; `learned` when it was trained on the source. `refused` names a faster encoder that erred."""
+    """The tokenizer exists; `learned` if it was trained on the source. `refused` names a faster encoder that gave other ids."""
 
     vocab_size: int
     learned: bool
@@ -50,151 +62,218 @@ class TokenizerReady:
 
 @dataclass(frozen=True)
 class PieceDone:
-    """A piece is on disk; `kept` when an earlier run had finished it."""
+    """A piece is on disk; `kept` if an earlier run made it, `stale` says why earlier work was not reused."""
 
     piece: int
     pieces: int
     receipt: Receipt
     kept: bool
+    stale: str = ""
 
 
 @dataclass(frozen=True)
 class Sealed:
-    """The dataset is complete; `kept` when it was before."""
+    """The dataset is complete; `kept` if it was so before."""
 
     info: DatasetInfo
     kept: bool
 
 
-Event = Estimated | TokenizerReady | PieceDone | Sealed
+Event = Estimated | Learning | TokenizerReady | PieceDone | Sealed
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which pieces to make: every `of`-th from `number` (1 is the first) on; 1 of 1 is all."""
+    """The pieces to make: every `of`-th from `number` (counted from 1) on; 1 of 1 is all."""
 
     number: int = 1
     of: int = 1
 
+    def of_all(self, pieces: Sequence[int]) -> Sequence[int]:
+        """Select this share's pieces."""
+        return pieces[self.number - 1 :: self.of]
 
-def prepare(
+
+def prepare_dataset(
     source: Source, recipe: Recipe, folder: DatasetDir, engine: Engine, encoder: str = "auto", share: Share = Share()
 ) -> Iterator[Event]:
-    """Make the dataset, keeping what an earlier, interrupted call has finished; a share of it is made but not sealed.
+    """Make the dataset, reusing what an earlier, interrupted call finished; a share of it is made but not sealed.
 
-    Raises BadData when `folder` is complete with another recipe, or when the source can't be read, NoRoom when the disk is
-    too small, and InUse when another process makes it.
+    Raises DataError when `folder` is complete but not what is asked for, or when the source can't be read, OutOfSpace
+    when the disk is too small, and InUse when another process makes it.
     """
     if folder.info_path.exists():
-        yield _already(folder, recipe)
+        yield Sealed(check_complete(source, recipe, folder), kept=True)
         return
-    found = estimate(source, recipe, folder)
-    yield found
-    alone = durable.locked(folder.lock_path) if share == Share() else nullcontext()
+    estimate = estimate_disk(source, recipe, folder)
+    yield estimate
     try:
-        with alone:
-            yield from _make(source, recipe, folder, engine, encoder, share)
+        with locks.hold_lock(folder.lock_path, shared=share != Share()):
+            yield from _unless_sealed(source, recipe, folder, _make(source, recipe, folder, engine, encoder, share))
     except DiskFull as error:
-        whole = f" The whole dataset takes some {found.needed / 1e6:,.1f} MB." if found.needed else ""
-        raise DiskFull(error.what, f"{error.why}{whole}", error.fix) from error
+        total = f" The whole dataset takes some {estimate.needed / 1e6:,.1f} MB." if estimate.needed else ""
+        raise DiskFull(error.what, f"{error.why}{total}", error.fix) from error
+
+
+def _unless_sealed(source: Source, recipe: Recipe, folder: DatasetDir, work: Iterator[Event]) -> Iterator[Event]:
+    """Do the work under the lock, unless another process sealed the dataset while this one waited for the lock."""
+    if folder.info_path.exists():
+        yield Sealed(check_complete(source, recipe, folder), kept=True)
+    else:
+        yield from work
 
 
 def _make(source: Source, recipe: Recipe, folder: DatasetDir, engine: Engine, encoder: str, share: Share) -> Iterator[Event]:
-    ready = _store_tokenizer(source, recipe, folder, encoders.choose(encoder))
+    is_all, source = share == Share(), with_holdout(source, recipe)
+    # Drafts are left by a process that was killed; those of a live process are locked and stay.
+    for drafts in (folder.path, folder.lock_path.parent, *(folder.path / split for split in SPLITS)):
+        atomic.remove_stale_drafts(drafts)
+    ready, digest = yield from _store_tokenizer(source, recipe, folder, encoders.get_encoder(encoder), alone=is_all)
     yield ready
-    jobs = _jobs(source, recipe, folder, ready.encoder)
+    numbers = range(len(source.pieces))
+    # Whether a document is a duplicate depends on all pieces, so even a share hashes all of them.
+    jobs = _jobs(source, recipe, folder, ready.encoder, digest, numbers if is_all or recipe.dedup else share.of_all(numbers))
     if recipe.dedup:
-        with closing(engine(duplicates.scan, jobs)) as hashes:
-            duplicates.mark(jobs, list(hashes))
-    if share == Share():
-        yield from _all(jobs, engine)
+        with closing(engine(dedup.hash_documents, jobs)) as hashes:
+            jobs = dedup.mark_duplicates(jobs, list(hashes))
+    if is_all:
+        yield from _make_all(jobs, engine)
         return
-    mine = jobs[share.number - 1 :: share.of]
-    with closing(engine(make_piece, mine)) as done:
-        for job, (receipt, kept) in zip(mine, done, strict=True):
-            yield PieceDone(job.piece, len(mine), receipt, kept)
+    local = [job for job in jobs if job.piece in share.of_all(numbers)]
+    with closing(engine(make_piece, local)) as done:
+        for job, made in zip(local, done, strict=True):
+            yield PieceDone(job.piece, len(local), *made)
 
 
-def finish(source: Source, recipe: Recipe, folder: DatasetDir) -> Iterator[Event]:
-    """Seal a dataset whose pieces were made in shares, perhaps elsewhere; raises BadData that names the missing ones."""
+def finish_dataset(source: Source, recipe: Recipe, folder: DatasetDir, engine: Engine | None = None) -> Iterator[Event]:
+    """Seal a dataset whose pieces were made in shares, perhaps on other machines.
+
+    Raises DataError that names the pieces which are missing, damaged or made from something else, InUse while a share is made.
+    """
     if folder.info_path.exists():
-        yield _already(folder, recipe)
+        yield Sealed(check_complete(source, recipe, folder), kept=True)
         return
-    jobs = [replace(job, trusting=True) for job in _jobs(source, recipe, folder, encoders.choose("auto"))]
-    if missing := list(_missing(jobs)):
-        names = ", ".join(map(str, missing[:9])) + (" ..." if len(missing) > 9 else "")
-        what = f"{len(missing)} of {len(jobs)} pieces are not there yet: {names}."
-        raise BadData(what, "A share was not run, not to its end, or with other options.", "Run each: --piece 1/N to N/N")
-    yield from _all(jobs, local(1))
+    if not folder.lock_path.parent.is_dir():
+        raise DataError(f"There are no pieces in {folder.path}.", "No share was made.", "Run each: --piece 1/N to N/N")
+    with locks.hold_lock(folder.lock_path):
+        yield from _unless_sealed(source, recipe, folder, _finish(source, recipe, folder, engine or local_engine(1)))
 
 
-def _jobs(source: Source, recipe: Recipe, folder: DatasetDir, encoder: str) -> list[Job]:
-    most = recipe.max_tokens or sys.maxsize
-    return [Job(source, piece, recipe, folder, most, encoder) for piece in range(len(source.pieces))]
+def _finish(source: Source, recipe: Recipe, folder: DatasetDir, engine: Engine) -> Iterator[Event]:
+    source, digest = with_holdout(source, recipe), read_tokenizer(folder.tokenizer_path, folder.path).digest
+    check_tokenizer(recipe, folder, digest)
+    jobs = _jobs(source, recipe, folder, encoders.get_encoder("auto"), digest, range(len(source.pieces)))
+    if recipe.dedup:
+        jobs = [replace(job, duplicates=marks_digest(folder, job.piece)) for job in jobs]
+    with closing(engine(inspect_piece, jobs)) as found:
+        receipts = _collect_receipts(jobs, found)
+    for number, receipt in enumerate(receipts):
+        yield PieceDone(number, len(jobs), receipt, kept=True)
+    yield Sealed(seal_dataset(jobs, receipts), kept=False)
 
 
-def _missing(jobs: list[Job]) -> Iterator[int]:
-    """The pieces without a receipt, as far as they are needed for `max_tokens`."""
-    room = jobs[0].most
-    for job in jobs:
-        receipt = finished(job)
-        if receipt is None:
-            yield job.piece
-        elif (room := room - receipt.tokens) <= 0:
-            return
-
-
-def _all(jobs: list[Job], engine: Engine) -> Iterator[Event]:
-    """Every piece, then the seal."""
-    first = jobs[0]
+def _collect_receipts(jobs: list[Job], inspected: Iterator[Receipt | str]) -> list[Receipt]:
+    """Return the receipts that `max_tokens` needs, the last one cut to it; raises DataError that names pieces without one."""
     receipts: list[Receipt] = []
-    with closing(_pieces(jobs, engine)) as events:
+    missing: list[str] = []
+    remaining = jobs[0].most
+    for job, found in zip(jobs, inspected, strict=False):
+        too_many = remaining <= 0 or (isinstance(found, Receipt) and found.tokens > remaining)
+        # How far a piece is cut depends on all those before it, so nothing is made while one of them is missing.
+        if too_many and missing:
+            break
+        receipt = make_piece(replace(job, most=remaining)).receipt if too_many else found
+        if isinstance(receipt, str):
+            missing.append(f"{job.piece} ({receipt.rstrip('.')})" if receipt else str(job.piece))
+            continue
+        remaining -= receipt.tokens
+        receipts.append(receipt)
+        if receipt.cut:
+            break
+    if missing:
+        names = ", ".join(missing[:9]) + (" ..." if len(missing) > 9 else "")
+        what = f"{len(missing)} of {len(jobs)} pieces are missing: {names}."
+        raise DataError(what, "A share was not run, did not finish, or had other options.", "Run each: --piece 1/N to N/N")
+    return receipts
+
+
+def _jobs(
+    source: Source, recipe: Recipe, folder: DatasetDir, encoder: str, tokenizer: str, numbers: Sequence[int]
+) -> list[Job]:
+    """Build the jobs of some pieces; each contains the hashes of the files that it reads."""
+    most, hashed = recipe.max_tokens or sys.maxsize, hash_inputs(source.pieces[piece] for piece in numbers)
+    return [
+        Job(source.for_piece(piece), piece, recipe, folder, most, encoder, tokenizer, _of_piece(source.pieces[piece], hashed))
+        for piece in numbers
+    ]
+
+
+def _of_piece(piece: Piece, hashed: Hashed) -> dict[str, InputFile]:
+    return {part.location: hashed[part.location] for part in piece if part.location in hashed}
+
+
+def _make_all(jobs: list[Job], engine: Engine) -> Iterator[Event]:
+    """Make every piece, then seal the dataset."""
+    receipts: list[Receipt] = []
+    with closing(_make_pieces(jobs, engine)) as events:
         for event in events:
             receipts.append(event.receipt)
             yield event
-    made, _ = encoders.opened(first.encoder, first.folder.tokenizer_path)
-    yield Sealed(_seal(receipts, made, first.recipe, first.folder), kept=False)
+    yield Sealed(seal_dataset(jobs, receipts), kept=False)
 
 
-def estimate(source: Source, recipe: Recipe, folder: DatasetDir) -> Estimated:
-    """What is to be written, guessed from the size of the inputs; raises NoRoom when the disk has less."""
-    packed = (part.size * (USUAL_COMPRESSION if part.location.endswith((".gz", ".zst")) else 1) for part in source.parts)
+def estimate_disk(source: Source, recipe: Recipe, folder: DatasetDir) -> Estimated:
+    """Estimate the bytes to be written from the size of the inputs; raises OutOfSpace when the disk has less free."""
+    packed = (part.size * (USUAL_COMPRESSION if part.location.lower().endswith(PACKED) else 1) for part in source.parts)
     tokens = sum(packed) / (1 if recipe.tokenizer == "bytes" else USUAL_BYTES_PER_TOKEN)
     tokens = min(tokens or source.usual_tokens, recipe.max_tokens or sys.maxsize)
     done = sum(path.stat().st_size for path in folder.path.glob("*/*.npy"))
-    width = np.dtype(dtype(tokenizer.bpe_size(recipe.tokenizer) or 0)).itemsize
-    found = Estimated(round(tokens * width), durable.free_bytes(folder.path) + done)
-    if found.needed > found.free:
-        why = f"The shards will take some {found.needed / 1e9:.3g} GB; {found.free / 1e9:.3g} GB are free."
-        raise NoRoom(
-            f"There is no room for {folder.path}.", why, "Take fewer with --max-tokens, or set LLAMACTL_HOME to another disk."
-        )
-    return found
+    width = np.dtype(token_dtype(bpe.parse_bpe_size(recipe.tokenizer) or 0)).itemsize
+    estimate = Estimated(round(tokens * width), disk.free_bytes(folder.path) + done)
+    if estimate.needed > estimate.free:
+        why = f"The shards will take some {estimate.needed / 1e9:.3g} GB; {estimate.free / 1e9:.3g} GB are free."
+        fix = "Take fewer with --max-tokens, or set LLAMACTL_HOME to another disk."
+        raise OutOfSpace(f"Not enough disk space for {folder.path}.", why, fix)
+    return estimate
 
 
-def _already(folder: DatasetDir, recipe: Recipe) -> Sealed:
-    info = folder.info()
-    if info.recipe != recipe:
-        differ = [key for key, value in info.recipe.model_dump().items() if value != getattr(recipe, key)]
-        why = f"It was made with another {', '.join(differ)}."
-        raise BadData(f"{folder.path} is there already.", why, f"Use --name NAME, or remove {folder.path}.")
-    folder.info_path.touch()  # what was asked for last is the newest, which the next command takes
-    return Sealed(info, kept=True)
+def _train_tokenizer(source: Source, recipe: Recipe, size: int) -> Generator[Learning, None, Tokenizer]:
+    """Train a BPE on the source and yield its progress; returns the tokenizer."""
+    started = monotonic()
+    learning = bpe.learn_bpe(_training_text(source, recipe, TRAINING_TEXT), size)
+    while True:
+        try:
+            yield Learning(next(learning), monotonic() - started)
+        except StopIteration as ended:
+            tokenizer: Tokenizer = ended.value
+            return tokenizer
 
 
-def _store_tokenizer(source: Source, recipe: Recipe, folder: DatasetDir, encoder: str) -> TokenizerReady:
-    size = tokenizer.bpe_size(recipe.tokenizer)
-    made = tokenizer.train_bpe(_text(source, recipe, TRAINING_TEXT), size) if size else tokenizer.named(recipe.tokenizer)
-    durable.write(folder.tokenizer_path, made.description)
-    if encoder == "tiktoken" or encoders.agrees(encoder, made, list(_text(source, recipe, CHECKED_TEXT))):
-        return TokenizerReady(made.vocab_size, bool(size), encoder)
-    return TokenizerReady(made.vocab_size, bool(size), "tiktoken", refused=encoder)
+def _store_tokenizer(
+    source: Source, recipe: Recipe, folder: DatasetDir, encoder: str, alone: bool
+) -> Generator[Learning, None, tuple[TokenizerReady, str]]:
+    """Write the tokenizer where all pieces find it; returns its digest. Raises DataError when other shares use another one."""
+    size = bpe.parse_bpe_size(recipe.tokenizer)
+    if size:
+        tokenizer = yield from _train_tokenizer(source, recipe, size)
+    else:
+        tokenizer = bpe.load_tokenizer(recipe.tokenizer)
+    with locks.hold_lock(folder.tokenizer_lock_path, patience=PATIENCE):
+        exists = os.path.lexists(folder.tokenizer_path)
+        if exists and not alone and read_tokenizer(folder.tokenizer_path, folder.path).digest != tokenizer.digest:
+            what = f"{folder.tokenizer_path} is another tokenizer than {recipe.tokenizer} is now."
+            fix = f"Give the tokenizer of the other shares, use --name NAME, or remove {folder.path}."
+            raise DataError(what, "All shares of a dataset must have the same one.", fix)
+        atomic.write_file(folder.tokenizer_path, tokenizer.description)
+    if encoder == "tiktoken" or encoders.encoders_agree(encoder, tokenizer, list(_training_text(source, recipe, CHECKED_TEXT))):
+        return TokenizerReady(tokenizer.vocab_size, bool(size), encoder), tokenizer.digest
+    return TokenizerReady(tokenizer.vocab_size, bool(size), "tiktoken", refused=encoder), tokenizer.digest
 
 
-def _text(source: Source, recipe: Recipe, most: int) -> Iterator[str]:
-    """The first documents of the source, some `most` characters, without those that are held out."""
+def _training_text(source: Source, recipe: Recipe, most: int) -> Iterator[str]:
+    """Yield the first training documents of the source, up to some `most` characters."""
     for piece in range(len(source.pieces)):
-        for document in documents(source, piece, recipe):
+        for document in read_piece(source, piece, recipe):
             if most <= 0:
                 return
             if document.place == "train":
@@ -202,39 +281,19 @@ def _text(source: Source, recipe: Recipe, most: int) -> Iterator[str]:
                 yield document.text
 
 
-def _pieces(jobs: list[Job], engine: Engine) -> Generator[PieceDone, None, None]:
-    """The pieces in their order, each cut so that together they hold at most `max_tokens`."""
-    room, allowed, bad = jobs[0].most, jobs[0].recipe.max_bad_docs, 0
+def _make_pieces(jobs: list[Job], engine: Engine) -> Generator[PieceDone, None, None]:
+    """Make the pieces and yield them in order, each cut so that together they hold at most `max_tokens`."""
+    remaining, allowed, bad = jobs[0].most, jobs[0].recipe.max_bad_docs, 0
+    # A generator that is not run to its end must be closed, which ends the workers.
     with closing(engine(make_piece, jobs)) as done:
-        for job, (receipt, kept) in zip(jobs, done, strict=False):
-            if receipt.tokens > room:
-                receipt, kept = make_piece(replace(job, most=room))
-            room -= receipt.tokens
-            bad += receipt.skipped.get("unreadable", 0)
+        for job, made in zip(jobs, done, strict=False):
+            # Pieces are made in parallel, without knowing what the others hold, so the last one may have to be made again.
+            if made.receipt.tokens > remaining:
+                made = make_piece(replace(job, most=remaining))._replace(stale=made.stale)
+            remaining -= made.receipt.tokens
+            bad += made.receipt.skipped.get("unreadable", 0)
             if bad > allowed:
-                raise BadData(f"{bad} documents can't be read.", f"--max-bad-docs allows {allowed}.")
-            yield PieceDone(job.piece, len(jobs), receipt, kept)
-            if receipt.cut:
+                raise DataError(f"{bad} documents can't be read.", f"--max-bad-docs allows {allowed}.")
+            yield PieceDone(job.piece, len(jobs), *made)
+            if made.receipt.cut:
                 return
-
-
-def _seal(receipts: list[Receipt], made: Tokenizer, recipe: Recipe, folder: DatasetDir) -> DatasetInfo:
-    """Write dataset.json, which makes the dataset complete, and drop what only an unfinished one needs."""
-    info = DatasetInfo(
-        recipe=recipe,
-        tokenizer=made.digest,
-        vocab_size=made.vocab_size,
-        dtype=dtype(made.vocab_size),
-        shards=tuple(shard for receipt in receipts for shard in receipt.shards if shard.tokens),
-        documents_read=sum(receipt.documents_read for receipt in receipts),
-        skipped=dict(sorted(sum((Counter(receipt.skipped) for receipt in receipts), Counter()).items())),
-    ).sealed()
-    if not info.total("train", "tokens"):
-        why = f"Documents read: {info.documents_read}; the first one with text is held out for validation."
-        raise BadData("There is no text to train on.", why, "Give it more than one document, or more --max-tokens.")
-    durable.write(folder.info_path, info.model_dump_json(indent=1) + "\n")
-    for path in [*folder.path.glob("*/[0-9]*.npy")]:
-        if f"{path.parent.name}/{path.name}" not in {shard.file for shard in info.shards}:
-            path.unlink()
-    shutil.rmtree(folder.receipt(0).parent, ignore_errors=True)
-    return info

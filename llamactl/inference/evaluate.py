@@ -1,23 +1,28 @@
-"""How well a model predicts a text: nats per token and bits per byte, each with its standard error over documents."""
+"""Evaluate a model on text: nats per token and bits per byte, each with its standard error over documents."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from llamactl.corpus.batches import Batch, Windows
+from llamactl.errors import DataError
 from llamactl.model.llama import Llama
 from llamactl.model.objective import NextToken
-from llamactl.tokenizer import Tokenizer
+from llamactl.tokenizer.bpe import Tokenizer
 
-AT_ONCE = 4_096  # tokens
+AT_ONCE = 4_096  # tokens of a batch
+LARGEST_EXPONENT = 709.0  # largest x for which e to the x is finite in a float of 64 bits
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Losses in nats a token; `by_position` has one for each place in a window, whose first tokens have little to go on."""
+    """The result of an evaluation; losses are in nats per token.
+
+    `by_position` is the mean loss at each position of a window, whose first tokens have little context.
+    """
 
     documents: int
     tokens: int
@@ -30,22 +35,22 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """As many choices as uncertain a model would be among."""
-        return math.exp(self.loss)
+        """Return e to the loss: the number of equally likely tokens with the same loss. Infinite above the range of a float."""
+        return math.exp(self.loss) if self.loss < LARGEST_EXPONENT else self.loss * math.inf
 
 
 class Ratio:
-    """A sum over a sum, both by document, with the standard error of their quotient.
+    """A ratio of two sums over documents, with its standard error.
 
-    Documents are the units, as tokens of one document are not independent (the ratio estimator of Cochran 1977, 2.11).
+    Documents are the sampling units, as tokens of one document are not independent (the ratio estimator of Cochran 1977, 2.11).
     """
 
     def __init__(self) -> None:
-        """Nothing is counted yet."""
+        """Start with no documents."""
         self._sums = np.zeros((2, 0))
 
     def add(self, documents: np.ndarray, above: np.ndarray, below: np.ndarray) -> None:
-        """Count some values, each with the number of its document."""
+        """Add values to the numerator (`above`) and the denominator (`below`); `documents` are the values' document numbers."""
         size = max(self._sums.shape[1], int(documents.max(initial=-1)) + 1)
         grown = np.zeros((2, size))
         grown[:, : self._sums.shape[1]] = self._sums
@@ -55,22 +60,22 @@ class Ratio:
 
     @property
     def documents(self) -> int:
-        """How many had anything to count."""
+        """Return the number of documents with a positive denominator."""
         return int((self._sums[1] > 0).sum())
 
     @property
     def below(self) -> float:
-        """The sum that is divided by."""
+        """Return the denominator: the sum of `below` over all documents."""
         return float(self._sums[1].sum())
 
     @property
     def value(self) -> float:
-        """The quotient."""
+        """Return the ratio of the two sums."""
         return float(self._sums[0].sum()) / max(1.0, self.below)
 
     @property
     def error(self) -> float:
-        """Its standard error; infinite for less than two documents."""
+        """Return the standard error of the ratio; infinite for fewer than two documents."""
         number = self.documents
         if number < 2:
             return math.inf
@@ -78,17 +83,17 @@ class Ratio:
         return math.sqrt(number / (number - 1) * float(np.square(residuals).sum())) / max(1.0, self.below)
 
 
-def stream(tokenizer: Tokenizer, texts: Iterable[str]) -> np.ndarray:
-    """Texts as training has them: each ends with the end-of-text token, and one stands before the first."""
+def token_stream(tokenizer: Tokenizer, texts: Iterable[str]) -> np.ndarray:
+    """Encode texts as in training: each ends with the end-of-text token, and the stream begins with one."""
     end = np.array([tokenizer.end], dtype=np.uint32)
     return np.concatenate([end, *(part for text in texts for part in (tokenizer.encode(text), end))])
 
 
-def evaluate(model: Llama, tokenizer: Tokenizer, shards: Iterable[np.ndarray], rests: bool) -> Evaluation:
-    """Read all windows of some token streams, in the format the model's weights are in.
+def evaluate_streams(model: Llama, tokenizer: Tokenizer, shards: Sequence[np.ndarray], rests: bool) -> Evaluation:
+    """Evaluate the model on all windows of token streams, in the dtype of its weights.
 
-    With `rests` also what is left at a stream's end, which training leaves out. The end-of-text token counts as a token, as in
-    training, but has no bytes, so that bits per byte depend on the text alone.
+    With `rests`, the incomplete last window of each stream counts too, which training omits. The end-of-text token counts as a
+    token, as in training, but has no bytes, so that bits per byte depend on the text only. Raises DataError without any tokens.
     """
     objective, lengths = NextToken(model), torch.from_numpy(tokenizer.byte_lengths)
     tokens, text, seen = Ratio(), Ratio(), 0
@@ -96,13 +101,15 @@ def evaluate(model: Llama, tokenizer: Tokenizer, shards: Iterable[np.ndarray], r
     for inputs, targets, _ in _batches(shards, model.config.context, rests):
         device = model.lm_head.weight.device
         losses = objective.per_token(inputs.to(device), targets.to(device)).cpu().double()
-        # A token belongs to the document after the last end before it.
+        # The document of a token is numbered by the end-of-text tokens before it.
         documents = seen + (inputs == tokenizer.end).flatten().cumsum(0)
         seen = int(documents[-1])
         wordy = (targets != tokenizer.end).flatten()
         tokens.add(documents.numpy(), losses.flatten().numpy(), np.ones(targets.numel()))
         text.add(documents.numpy(), (losses.flatten() * wordy).numpy(), lengths[targets].flatten().numpy())
         positions[:, : inputs.shape[1]] += losses.sum(0).numpy(), np.full(inputs.shape[1], float(len(inputs)))
+    if not tokens.below:
+        raise DataError("There is nothing to measure.", "The text has no characters, or the split has less than one window.")
     by_position = positions[0] / positions[1].clip(min=1)
     return Evaluation(
         documents=tokens.documents,
@@ -116,13 +123,13 @@ def evaluate(model: Llama, tokenizer: Tokenizer, shards: Iterable[np.ndarray], r
     )
 
 
-def _batches(shards: Iterable[np.ndarray], context: int, rests: bool) -> Iterator[Batch]:
-    """Windows in the order of the stream, some at once; rests alone, as they are shorter."""
+def _batches(shards: Sequence[np.ndarray], context: int, rests: bool) -> Iterator[Batch]:
+    """Yield the windows in stream order, in batches of about AT_ONCE tokens; an incomplete window is a batch of its own."""
     per_batch = max(1, AT_ONCE // context)
-    for shard in shards:
-        windows = Windows((shard,), context)
+    for number in range(len(shards)):
+        windows = Windows(shards[number : number + 1], context)
         for start in range(0, len(windows), per_batch):
             yield windows.batch(np.arange(start, min(start + per_batch, len(windows))))
-        rest = torch.from_numpy(shard[len(windows) * context :].astype(np.int64))
+        rest = torch.from_numpy(windows.rest().astype(np.int64))
         if rests and len(rest) > 1:
             yield Batch(rest[None, :-1], rest[None, 1:])

@@ -1,4 +1,4 @@
-"""Softmax attention, by the kernel that is fastest where it runs."""
+"""Causal softmax attention with the kernel that is fastest on the device."""
 
 import math
 
@@ -6,38 +6,48 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Up to this many positions a CPU is quicker with a staircase of dense products than with PyTorch's flash kernel:
-# 0.7 of its time in fp32, half of it in bf16 (docs/benchmarks.md).
+# Longest context, in tokens, for which `blockwise_causal` is faster than PyTorch's flash kernel on a CPU: it takes 0.7 of
+# that kernel's time in fp32 and half of it in bf16 (docs/benchmarks.md).
 SHORT = 1024
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mix values by how well their keys match each query.
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the softmax attention of the queries over the keys and values, B H T E.
 
-    q is B H T E; k and v are B K S E, each shared by H/K query heads; the result is B H T E. The queries are the last T of
-    S positions, and see the keys up to their own; a `mask` (broadcast to B 1 T S) says True where else they may look.
+    q is B H T E; k and v are B K S E with K key/value heads, each shared by H/K query heads. The queries are the last T of the
+    S positions. Without a mask, T is S or 1 and each query attends to all keys up to its own position; otherwise `mask` (bool,
+    broadcastable to B 1 T S) is True where a query may attend.
     """
     if q.shape[2] == 1 and mask is None:
-        return single(q, k, v)
+        return single_query(q, k, v)
     if mask is None and q.device.type == "cpu" and q.shape[2] <= SHORT:
-        return staircase(q, k, v)
-    return fused(q, k, v, mask)
+        return blockwise_causal(q, k, v)
+    return sdpa(q, k, v, mask)
 
 
-def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """PyTorch's choice of kernel: flash where it can (Dao et al. 2022, arXiv 2205.14135); the scores never stand whole."""
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Compute attention as `attention` does, with the kernel that PyTorch selects; without a mask it is causal, and T is S.
+
+    Where possible this is FlashAttention (Dao et al. 2022, arXiv 2205.14135), which never stores the full T x S score matrix.
+    """
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1])
 
 
-def single(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """One query, which sees everything: keys and values are read once for all the heads that share them."""
+def single_query(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Compute attention for a single query (T = 1) that attends to all S positions.
+
+    The query heads that share a key/value head are grouped in one product, so that keys and values are read only once.
+    """
     shared = (q.shape[0], k.shape[1], -1, q.shape[3])
     weights = ((q / math.sqrt(q.shape[3])).reshape(shared) @ k.mT).float().softmax(-1).to(v.dtype)
     return (weights @ v).reshape(q.shape)
 
 
-def staircase(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention, some queries at a time with the keys up to their last: most of what lies ahead is never computed."""
+def blockwise_causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Compute causal attention (T = S) in blocks of consecutive queries.
+
+    Each block uses only the keys up to its last query, so most of the masked scores above the diagonal are never computed.
+    """
     rise = max(64, q.shape[2] // 8)
     starts = range(0, q.shape[2], rise)
     steps = [_step(q[:, :, start : start + rise], k[:, :, : start + rise], v[:, :, : start + rise]) for start in starts]
@@ -45,7 +55,10 @@ def staircase(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The last queries of a sequence; the heads that share a key head are one tall matrix."""
+    """Compute causal attention for one block: the queries (B H T E) are the last T of the S positions of k and v.
+
+    The query heads that share a key/value head are stacked as rows of one matrix.
+    """
     batch, heads, positions, width = q.shape
     shared = (batch, k.shape[1], -1, width)
     scores = ((q / math.sqrt(width)).reshape(shared) @ k.mT).view(batch, heads, positions, -1)

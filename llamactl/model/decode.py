@@ -1,4 +1,4 @@
-"""Tokens after tokens: one at a time, through a cache, picked at random or greedily."""
+"""Decode one token at a time with a key/value cache, by sampling or greedily."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,13 +7,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from llamactl.errors import UsageError
 from llamactl.model.cache import KVCache
 from llamactl.model.llama import Llama
 
+DRAWN_AT_ONCE = 64  # random numbers per sequence that are drawn and copied to the device together
+RANGES = {
+    "temperature": (0.01, 100.0), "top_k": (0, 2**31), "top_p": (0, 1), "min_p": (0, 1), "repetition_penalty": (1, 100.0),
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
-class Picker:
-    """How a token is picked from its scores; temperature 0 takes the likeliest, 0 or 1 switches a filter off."""
+class Sampler:
+    """The rule that selects the next token from the logits.
+
+    Temperature 0 is greedy decoding. A top_k of 0, a top_p of 1, a min_p of 0 or a repetition_penalty of 1 disables that
+    filter.
+    """
 
     temperature: float = 0.8
     top_k: int = 0
@@ -21,31 +31,44 @@ class Picker:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
 
-    def __call__(self, logits: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
-        """Logits B V after a text B T to token ids B."""
+    def __post_init__(self) -> None:
+        """Raise UsageError for a value out of its range, such as a temperature of 1e-45 or infinity, too extreme for fp32."""
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            if not (least <= value <= most or (name == "temperature" and value == 0)):
+                allowed = f"{least:g} to {most:g}" + (", or 0 for the likeliest token" if name == "temperature" else "")
+                raise UsageError(f"{name.replace('_', '-')} can't be {value:g}.", f"It takes {allowed}.")
+
+    def __call__(self, logits: Tensor, text: Tensor, draws: Tensor) -> Tensor:
+        """Select the next token of each sequence and return the ids, B.
+
+        `logits` (B V) are the model's scores, `text` (B T) the token ids so far and `draws` (B) uniform random numbers
+        in [0, 1).
+        """
         if self.repetition_penalty != 1:
-            logits = self.penalised(logits, text)
+            logits = self.apply_repetition_penalty(logits, text)
         if self.temperature == 0:
             return logits.argmax(-1)
-        chances = self.probabilities(logits)
-        # The exponential race: the same draw as torch.multinomial, without its host sync.
-        race = torch.empty_like(chances).exponential_(generator=generator)
-        return (chances / race).argmax(-1)
+        # Inverse transform sampling: the first token whose cumulative probability exceeds the draw; its own is never 0.
+        sums = self.probs(logits).to(draws.dtype).cumsum(-1)
+        passed = draws[:, None] * sums[:, -1:]
+        passed = passed.where(passed < sums[:, -1:], 0.0)  # rounding may have reached the full sum
+        return torch.searchsorted(sums, passed, right=True)[:, 0].clamp(max=logits.shape[1] - 1)  # the clamp is for NaN
 
-    def penalised(self, logits: Tensor, text: Tensor) -> Tensor:
-        """Scores of what the text holds already are pulled down (CTRL, Keskar et al. 2019, arXiv 1909.05858)."""
+    def apply_repetition_penalty(self, logits: Tensor, text: Tensor) -> Tensor:
+        """Lower the logits (B V) of tokens that occur in `text` (B T) (CTRL, Keskar et al. 2019, arXiv 1909.05858)."""
         scores = logits.gather(1, text)
         lower = torch.where(scores > 0, scores / self.repetition_penalty, scores * self.repetition_penalty)
         return logits.scatter(1, text, lower)
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """The distribution that is drawn from, B V, in fp32."""
+    def probs(self, logits: Tensor) -> Tensor:
+        """Return the probabilities, B V in fp32, that tokens are sampled from: after temperature, min-p, top-k and top-p."""
         chances = (logits.float() / self.temperature).softmax(-1)
         if self.min_p > 0:  # Nguyen et al. 2024, arXiv 2407.01082
             chances = chances.where(chances >= self.min_p * chances.amax(-1, keepdim=True), 0.0)
         if 0 < self.top_k < chances.shape[-1]:
             chances = chances.where(chances >= chances.topk(self.top_k).values[:, -1:], 0.0)
-        if self.top_p < 1:  # Holtzman et al. 2019, arXiv 1904.09751; the likeliest always stays
+        if self.top_p < 1:  # Holtzman et al. 2019, arXiv 1904.09751; the most likely token is always kept
             ordered, places = chances.sort(dim=-1, descending=True)
             before = ordered.cumsum(-1) - ordered
             ordered = ordered.where(before <= self.top_p * chances.sum(-1, keepdim=True), 0.0)
@@ -54,7 +77,7 @@ class Picker:
 
 
 class Step(NamedTuple):
-    """The next token of each sequence, and the logarithm of its probability before anything was filtered; both B."""
+    """The next token of each sequence, and its log-probability under the model before temperature and filters; both B."""
 
     tokens: Tensor
     log_probabilities: Tensor
@@ -62,36 +85,49 @@ class Step(NamedTuple):
 
 @torch.inference_mode()
 def _step(model: Llama, tokens: Tensor, cache: KVCache, vocab_size: int) -> Tensor:
-    """Scores of the next token, B V; rows of the vocabulary that only pad it can't be picked."""
+    """Return the logits of the next token, B V in fp32; those of the padding rows of the vocabulary are -inf."""
     logits: Tensor = model.lm_head(model.hidden(tokens, cache)[:, -1]).float()
     logits[:, vocab_size:] = -torch.inf
     return logits
 
 
-def decode(
-    model: Llama, prompts: Sequence[Sequence[int]], vocab_size: int, pick: Picker, generator: torch.Generator
-) -> Iterator[Step]:
-    """Go on from prompts, without an end.
+def uniform_draws(seeds: Sequence[int], device: torch.device) -> Iterator[Tensor]:
+    """Yield uniform random numbers in [0, 1), one per sequence (B), without an end.
 
-    Where the context is full, its second half is read again as the first half of a new one. A prompt longer than the context
-    keeps its end. Prompts of different lengths are filled up in front. `vocab_size` is the tokenizer's.
+    Each sequence has its own generator, so its numbers depend only on its seed, not on the number of other sequences or on the
+    device.
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    while True:
+        rows = [torch.rand(DRAWN_AT_ONCE, generator=generator, dtype=torch.float64) for generator in generators]
+        yield from torch.stack(rows, dim=1).to(device, dtype)
+
+
+def decode_tokens(
+    model: Llama, prompts: Sequence[Sequence[int]], vocab_size: int, pick: Sampler, seeds: Sequence[int]
+) -> Iterator[Step]:
+    """Continue prompts of equal length, each with its own seed; yield the next token of every sequence, without an end.
+
+    `vocab_size` is that of the tokenizer. Of a prompt longer than the context only the last tokens are used. When the context
+    is full, its second half is encoded again as the first half of a new context.
     """
     weight, context = model.model.embed_tokens.weight, model.config.context
-    kept = [list(prompt[-(context - 1) :]) for prompt in prompts]
-    width = max(map(len, kept))
-    text = torch.tensor([ids[:1] * (width - len(ids)) + ids for ids in kept], device=weight.device)
-    padding = torch.tensor([width - len(ids) for ids in kept], device=weight.device)
-    cache = KVCache(model.config, len(kept), weight.device, weight.dtype)
+    text = torch.tensor([fit_prompt(prompt, context) for prompt in prompts], device=weight.device)
+    cache = KVCache(model.config, len(text), weight.device, weight.dtype)
+    draws = uniform_draws(seeds, weight.device)
     tokens = text
     while True:
-        if cache.length == 0:
-            hidden = padding - (text.shape[1] - tokens.shape[1])
-            cache.padding = hidden.clamp(min=0) if (hidden > 0).any() else None
         logits = _step(model, tokens, cache, vocab_size)
-        picked = pick(logits, text, generator)
+        picked = pick(logits, text, next(draws))
         yield Step(picked, (logits.gather(1, picked[:, None]) - logits.logsumexp(-1, keepdim=True))[:, 0])
         text = torch.cat([text, picked[:, None]], dim=1)
         tokens = picked[:, None]
         if cache.length == context:
             cache.clear()
-            tokens = text[:, -(context // 2) :]
+            tokens = text[:, -max(1, context // 2) :]
+
+
+def fit_prompt(prompt: Sequence[int], context: int) -> list[int]:
+    """Return the last tokens of a prompt, at most context - 1, so that one new token fits into the context."""
+    return list(prompt[-max(1, context - 1) :])

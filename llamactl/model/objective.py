@@ -1,4 +1,4 @@
-"""What training makes small: the surprise at each next token."""
+"""The training objective: the cross-entropy of the next token."""
 
 from typing import Any
 
@@ -8,29 +8,29 @@ from torch.nn import functional as F
 
 from llamactl.model.llama import Llama
 
-# Rows of logits that stand at once. More gain nothing: a product of 1,024 rows is at full speed on a CPU as on a GPU.
+# Rows of logits that exist at a time. A larger value gains nothing: 1,024 rows reach full speed on a CPU and on a GPU.
 CHUNK = 1024
 
 
 class NextToken(nn.Module):
     """The model and its loss as one module, so that both can be sharded together.
 
-    The logits never stand whole: with GPT-2's vocabulary those of 16,384 tokens would take 3.3 GB, and again for their
-    gradient.
+    The full logits are never stored: with GPT-2's vocabulary those of 16,384 tokens would take 3.3 GB, and their gradient as
+    much again.
     """
 
     def __init__(self, model: Llama) -> None:
-        """Wrap a model; its own names stay as they are."""
+        """Wrap a model; the names of the model's own parameters do not change."""
         super().__init__()
         self.model = model
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats, a scalar in fp32, of `targets` B T after `inputs` B T."""
+        """Return the mean cross-entropy in nats per token, a scalar in fp32, of `targets` (B T) given `inputs` (B T)."""
         return mean_loss(self._hidden(inputs), self.model.lm_head.weight, targets.flatten())
 
     @torch.no_grad()
     def per_token(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The cross-entropy of each target in nats, B T, in fp32, without gradients."""
+        """Return the cross-entropy of each target in nats, B T in fp32, without gradients."""
         hidden, wanted = self._hidden(inputs), targets.flatten()
         head = self.model.lm_head.weight.to(hidden.dtype)
         parts = [slice(start, start + CHUNK) for start in range(0, len(wanted), CHUNK)]
@@ -38,26 +38,27 @@ class NextToken(nn.Module):
         return torch.cat(losses).view_as(targets)
 
     def _hidden(self, inputs: Tensor) -> Tensor:
-        """The states that the head reads, N D, in the format of products: autocast's where that is on."""
+        """Return the input of the output head, N D with N = B T, in the dtype of autocast where that is enabled."""
         hidden = self.model.hidden(inputs).flatten(0, 1)
         device = hidden.device.type
         return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
 
 
 def mean_loss(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    """The mean cross-entropy, in fp32, of `targets` N under the scores `hidden` (N D) @ `head` (V D), CHUNK rows at a time.
+    """Return the mean cross-entropy in nats, a scalar in fp32, of `targets` (N) given the logits `hidden` @ `head`.T.
 
-    `torch.nn.functional.linear_cross_entropy` does the same from torch 2.13 on, but its loss comes in bf16 where the
-    products are, which is 0.03 nats from one number to the next.
+    `hidden` is N D and `head` is V D. Only CHUNK rows of logits exist at a time. `torch.nn.functional.linear_cross_entropy`
+    does the same from torch 2.13 on, but returns the loss in bf16 where the products are in bf16, whose neighbouring numbers
+    are 0.03 nats apart.
     """
     total: Tensor = _ChunkedSum.apply(hidden, head, targets)  # type: ignore[no-untyped-call]
     return total / len(targets)
 
 
 class _ChunkedSum(torch.autograd.Function):
-    """The sum of cross-entropies, whose gradients are worked out on the way, so that no logits are kept or made again.
+    """The sum of cross-entropies; the forward pass computes the gradients too, so that no logits are kept or computed again.
 
-    After Liger's fused loss (Hsu et al. 2024, arXiv 2410.10989).
+    It follows Liger's fused loss (Hsu et al. 2024, arXiv 2410.10989).
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""A report as one HTML file: no network, no font, no library, and nothing that was read from disk is taken for markup."""
+"""Render a report as one HTML file without network, fonts or libraries; nothing read from disk is interpreted as markup."""
 
 import html
 import json
@@ -6,31 +6,34 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
 from llamactl import __version__
-from llamactl.config import dump
-from llamactl.plots import COLOURS
-from llamactl.report.figures import differences, promises, results
-from llamactl.report.subject import Columns, Subject, extremes, spread
-from llamactl.spelling import safe
+from llamactl.config.schema import dump_toml
+from llamactl.escape import escape_control_chars
+from llamactl.report.plots import COLOURS
+from llamactl.report.results import compare_with_plan, differing_settings, headline_results
+from llamactl.report.run_data import Columns, RunData, keep_extremes, spread_evenly
 
 LARGEST = 2_000_000  # bytes of a page
 FINEST, COARSEST = 4_000, 50  # points of a curve
 
-# The browser is told to fetch nothing, whatever the page says.
+# This content security policy forbids the browser to fetch anything.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 X_BUTTONS = {"step": "steps", "tokens": "tokens", "seconds": "time", "flops": "FLOPs"}
 Y_BUTTONS = {"loss": "nats per token", "bits_per_byte": "bits per byte"}
 
 
-def page(subjects: Sequence[Subject]) -> str:
-    """The report of some runs, as fine as fits into 2 MB: curves and film strips are thinned, and keep their extremes."""
+def render_report(subjects: Sequence[RunData]) -> str:
+    """Render the report of some runs as HTML of at most 2 MB where possible.
+
+    Curves and samples are thinned until the page fits; curves keep their extremes.
+    """
     most = FINEST
     while len((made := _page(subjects, most)).encode()) >= LARGEST and most > COARSEST:
         most //= 2
     return made
 
 
-def _page(subjects: Sequence[Subject], most: int) -> str:
+def _page(subjects: Sequence[RunData], most: int) -> str:
     title = ", ".join(subject.summary.name for subject in subjects)
     first = (_results(subjects), _chart(subjects))
     opening = "".join(first if len(subjects) == 1 else reversed(first))
@@ -41,44 +44,50 @@ def _page(subjects: Sequence[Subject], most: int) -> str:
 <body><header><h1>{_safe(title)}</h1>{"".join(map(_origin, subjects))}</header>
 <main>{opening}{_promises(subjects)}{_samples(subjects, most)}{_settings(subjects, most)}</main>
 <footer>{_part("glossary.html")}<p>Made by llamactl {__version__}; this file needs nothing else.</p></footer>
-<script type="application/json" id="data">{embedded([_data(subject, n, most) for n, subject in enumerate(subjects)])}</script>
+<script type="application/json" id="data">{embed_json([_data(subject, n, most) for n, subject in enumerate(subjects)])}</script>
 <script>{_part("page.js")}</script></body></html>
 """
 
 
-def embedded(value: object) -> str:
-    """JSON that can stand in a script element: nothing in it can end that element or a line."""
+def embed_json(value: object) -> str:
+    """Serialise a value as JSON for a script element: nothing in it can end that element or a line."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     return "".join(f"\\u{ord(letter):04x}" if letter in "<>&\u2028\u2029" else letter for letter in text)
 
 
-def _data(subject: Subject, number: int, most: int) -> dict[str, object]:
-    """What the script draws of a run; one that is alone has its validation in a colour of its own."""
+def _data(subject: RunData, number: int, most: int) -> dict[str, object]:
+    """Collect the data of a run that the page's script draws, with at most about `most` points per curve."""
     few = {"train": most, "validation": most // 4, "resumed": most // 20, "spikes": most // 20}
     columns = {name: _thin(getattr(subject, name), few[name]) for name in few}
     whole = len(subject.train["loss"]) == len(columns["train"]["loss"])
-    return {"name": safe(subject.summary.name), "colour": COLOURS[number % len(COLOURS)], "whole": whole, **columns}
+    return {
+        "name": escape_control_chars(subject.summary.name),
+        "colour": COLOURS[number % len(COLOURS)],
+        "whole": whole,
+        **columns,
+    }
 
 
 def _thin(columns: Columns, most: int) -> Columns:
-    kept = extremes(columns.get("loss", columns["step"]), most)
+    kept = keep_extremes(columns.get("loss", columns["step"]), most)
     return {name: [_short(values[place]) for place in kept] for name, values in columns.items()}
 
 
 def _short(value: float) -> float:
-    """Six digits are more than a screen shows."""
+    """Round to six significant digits, which is more than a screen shows; integral values become int."""
     return int(value) if value == int(value) and abs(value) < 1e12 else float(f"{value:.6g}")
 
 
-def _origin(subject: Subject) -> str:
+def _origin(subject: RunData) -> str:
     command = str(subject.environment.get("command", ""))
     about = f"started {subject.summary.started} on {subject.environment.get('device', 'a device that was not noted')}"
+    about += f". {subject.summary.warning}" if subject.summary.warning else ""
     return f'<p class="origin"><code>{_cut(command, 600)}</code> <span>{_safe(about)}</span></p>'
 
 
-def _results(subjects: Sequence[Subject]) -> str:
-    """The headline figures: tiles for one run; columns for several, the best in bold, and below them how they differ."""
-    found = [results(subject) for subject in subjects]
+def _results(subjects: Sequence[RunData]) -> str:
+    """Render the headline results: tiles for one run; for several a table with the best in bold and differing settings."""
+    found = [headline_results(subject) for subject in subjects]
     if len(found) == 1:
         tiles = (f"<div><dt>{name}</dt><dd>{_with_unit(figure.text)}</dd></div>" for name, figure in found[0].items())
         return f'<section><h2>Results</h2><dl class="tiles">{"".join(tiles)}</dl></section>'
@@ -88,7 +97,7 @@ def _results(subjects: Sequence[Subject]) -> str:
         cells = ((result[name].text, "best" if result[name].score == best < float("inf") else "") for result in found)
         rows.append(_row(name, cells))
     rows += [f'<tr class="part"><th colspan="{len(found) + 1}">settings that differ</th></tr>']
-    rows += [_row(name, ((value, "") for value in values)) for name, values in differences(subjects).items()]
+    rows += [_row(name, ((value, "") for value in values)) for name, values in differing_settings(subjects).items()]
     heads = "".join(
         f'<th scope="col" style="--hue: {COLOURS[number % len(COLOURS)]}"><i></i>{_safe(subject.summary.name)}</th>'
         for number, subject in enumerate(subjects)
@@ -97,7 +106,7 @@ def _results(subjects: Sequence[Subject]) -> str:
 
 
 def _with_unit(text: str) -> str:
-    """The number of a figure, and the rest of it smaller."""
+    """Render a result with the part after its number, such as the unit, in a smaller font."""
     number, _, unit = text.partition(" ")
     return f"{_safe(number)} <small>{_safe(unit)}</small>"
 
@@ -111,7 +120,7 @@ def _table(heads: str, rows: Iterable[str]) -> str:
     return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
-def _chart(subjects: Sequence[Subject]) -> str:
+def _chart(subjects: Sequence[RunData]) -> str:
     choices = f"{_buttons('x', 'against', X_BUTTONS, 'tokens')}{_buttons('y', 'in', Y_BUTTONS, 'loss')}"
     return f"""<section id="curves"><h2>Loss</h2><div class="bar">{choices}
 <button id="close" aria-pressed="false" title="the height of the smooth curve, without its steep beginning">close up</button>
@@ -128,13 +137,13 @@ def _buttons(axis: str, word: str, labels: dict[str, str], pressed: str) -> str:
     return f'<div class="choice" role="group" aria-label="{word}"><span>{word}</span>{"".join(made)}</div>'
 
 
-def _promises(subjects: Sequence[Subject]) -> str:
+def _promises(subjects: Sequence[RunData]) -> str:
     tables = [table for subject in subjects if (table := _promised(subject, alone=len(subjects) == 1))]
     return f"<section><h2>The plan against what happened</h2>{''.join(tables)}</section>" if tables else ""
 
 
-def _promised(subject: Subject, alone: bool) -> str:
-    summary, found = subject.summary, promises(subject)
+def _promised(subject: RunData, alone: bool) -> str:
+    summary, found = subject.summary, compare_with_plan(subject)
     if not found:
         return ""
     so_far = "" if summary.condition == "done" else f", so far: step {summary.step:,} of {summary.steps:,}"
@@ -144,8 +153,8 @@ def _promised(subject: Subject, alone: bool) -> str:
     return f"{title}{_table(heads, rows)}"
 
 
-def _samples(subjects: Sequence[Subject], most: int) -> str:
-    """The film strip: whole lists, of which the script shows one moment at a time."""
+def _samples(subjects: Sequence[RunData], most: int) -> str:
+    """Render the samples by step as full lists, of which the script shows one step at a time."""
     prompts = list(dict.fromkeys(prompt for subject in subjects for prompt in subject.samples))[: max(1, most // 100)]
     if not prompts:
         return ""
@@ -155,13 +164,13 @@ def _samples(subjects: Sequence[Subject], most: int) -> str:
 <button id="all" aria-pressed="false">all at once</button></div>{strips}</section>"""
 
 
-def _strip(prompt: str, subjects: Sequence[Subject], most: int) -> str:
+def _strip(prompt: str, subjects: Sequence[RunData], most: int) -> str:
     said = ""
     for number, subject in enumerate(subjects):
         texts = subject.samples.get(prompt, {})
         moments = "".join(
             f'<li data-step="{step}"><b>{step:,}</b><span>{_cut(_line(texts[step]), most // 4)}</span></li>'
-            for step in spread(sorted(texts), max(2, most // 40))
+            for step in spread_evenly(sorted(texts), max(2, most // 40))
         )
         name = f"<h4><i></i>{_safe(subject.summary.name)}</h4>" if len(subjects) > 1 else ""
         said += (
@@ -171,28 +180,28 @@ def _strip(prompt: str, subjects: Sequence[Subject], most: int) -> str:
 
 
 def _line(text: str) -> str:
-    """A text in one line, however many it has."""
+    """Return a text as one line, with line feeds written as ⏎."""
     return text.strip().replace("\n", " ⏎ ")
 
 
-def _settings(subjects: Sequence[Subject], most: int) -> str:
+def _settings(subjects: Sequence[RunData], most: int) -> str:
     made = ""
     for subject in subjects:
         of = f" of {_safe(subject.summary.name)}" if len(subjects) > 1 else ""
         environment = json.dumps(subject.environment, indent=2, ensure_ascii=False)
-        for title, text in ((f"Settings{of}", dump(subject.config)), (f"What it was made with{of}", environment)):
+        for title, text in ((f"Settings{of}", dump_toml(subject.config)), (f"What it was made with{of}", environment)):
             made += f"<details><summary>{title}</summary><pre>{_cut(text, 5 * most)}</pre></details>"
     return f"<section><h2>Settings</h2>{made}</section>"
 
 
 def _cut(text: str, most: int) -> str:
-    """The text, or its beginning and how much there is of it."""
+    """Return the escaped text; a text longer than `most` characters is truncated and followed by its length."""
     return _safe(text) if len(text) <= most else f"{_safe(text[:most])} <em>… {len(text):,} characters</em>"
 
 
 def _safe(text: str) -> str:
-    """Text that can't end its element, nor steer what shows it."""
-    return html.escape(safe(text), quote=True)
+    """Escape text so that it cannot end its HTML element or control what displays it."""
+    return html.escape(escape_control_chars(text), quote=True)
 
 
 def _part(name: str) -> str:

@@ -1,1 +1,1 @@
-"""BATCHES -> RUN: a folder of metrics and checkpoints."""
+"""Training: from batches to a run, a folder of metrics and checkpoints."""

@@ -1,13 +1,14 @@
-"""What happens in a run."""
+"""Events of a run. Their kinds and fields are the rows of metrics.jsonl, so renaming one changes a file format."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, get_args
 
 
 @dataclass(frozen=True)
-class Moment:
-    """When something happened: steps, tokens, FLOPs and seconds of training so far."""
+class Progress:
+    """Base of all events: steps, tokens, model FLOPs and seconds of training so far."""
 
     kind: ClassVar[str] = ""
     step: int
@@ -17,8 +18,8 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Stepped(Moment):
-    """An optimizer step; the loss is in nats a token, over all its micro-batches, before the update."""
+class Stepped(Progress):
+    """An optimizer step: loss in nats per token before the update, gradient norm before clipping, peak memory in bytes."""
 
     kind: ClassVar[str] = "step"
     loss: float
@@ -30,8 +31,8 @@ class Stepped(Moment):
 
 
 @dataclass(frozen=True)
-class Skipped(Moment):
-    """A step whose loss or gradient was not finite: the weights stayed as they were."""
+class Skipped(Progress):
+    """A step whose loss or gradient was not finite; the weights were not updated."""
 
     kind: ClassVar[str] = "skipped"
     loss: float
@@ -39,8 +40,8 @@ class Skipped(Moment):
 
 
 @dataclass(frozen=True)
-class Validated(Moment):
-    """The loss on held-out text, in nats a token and in bits a byte of text."""
+class Validated(Progress):
+    """Validation on held-out text: loss in nats per token, and bits per byte of text."""
 
     kind: ClassVar[str] = "validation"
     loss: float
@@ -48,8 +49,8 @@ class Validated(Moment):
 
 
 @dataclass(frozen=True)
-class Sampled(Moment):
-    """What the model makes of a prompt, with the same seed each time."""
+class Sampled(Progress):
+    """A sample after a prompt, drawn with the same seed each time."""
 
     kind: ClassVar[str] = "sample"
     prompt: str
@@ -57,7 +58,7 @@ class Sampled(Moment):
 
 
 @dataclass(frozen=True)
-class Saved(Moment):
+class Saved(Progress):
     """A checkpoint is on disk."""
 
     kind: ClassVar[str] = "saved"
@@ -65,20 +66,22 @@ class Saved(Moment):
 
 
 @dataclass(frozen=True)
-class Resumed(Moment):
-    """The run goes on from a checkpoint; `damaged` names newer ones that could not be used.
+class Resumed(Progress):
+    """The run resumes from a checkpoint; `damaged` describes newer ones that could not be loaded.
 
-    `differs` names what is not as it was when the checkpoint was made, so that the numbers to come may not be bit-exact.
+    `differs` lists changes of the environment since the checkpoint, which may change the numbers in their last bits;
+    `changed` lists settings that were changed.
     """
 
     kind: ClassVar[str] = "resumed"
     damaged: tuple[str, ...] = ()
     differs: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Replayed(Moment):
-    """Steps that had been logged before the run was interrupted are done again; so many have another loss."""
+class Replayed(Progress):
+    """Steps logged before an interruption were repeated; `different` of them have another loss, by up to `largest` nats."""
 
     kind: ClassVar[str] = "replayed"
     steps: int
@@ -87,16 +90,16 @@ class Replayed(Moment):
 
 
 @dataclass(frozen=True)
-class RolledBack(Moment):
-    """The run went back to this step, and leaves out the data that led to numbers that are none."""
+class RolledBack(Progress):
+    """The run rolled back to this step, and skips the data that led to losses or weights that are not finite."""
 
     kind: ClassVar[str] = "rolled back"
     from_step: int
 
 
 @dataclass(frozen=True)
-class Spiked(Moment):
-    """The loss is far above what it usually was."""
+class Spiked(Progress):
+    """The loss is far above `usual`, that of recent steps."""
 
     kind: ClassVar[str] = "spike"
     loss: float
@@ -104,37 +107,55 @@ class Spiked(Moment):
 
 
 @dataclass(frozen=True)
-class Stopped(Moment):
-    """A signal asked the run to stop; what it learned is in a checkpoint."""
+class Stopped(Progress):
+    """A signal stopped the run early, with a checkpoint."""
 
     kind: ClassVar[str] = "stopped"
     signal: int
 
 
 @dataclass(frozen=True)
-class Slowed(Moment):
-    """The run goes on, slower than planned."""
+class Degraded(Progress):
+    """The run continues, slower than planned or without a tracker."""
 
     kind: ClassVar[str] = "slowed"
     why: str
 
 
-Event = Stepped | Skipped | Validated | Sampled | Saved | Resumed | Replayed | RolledBack | Spiked | Stopped | Slowed
+@dataclass(frozen=True)
+class Warned(Progress):
+    """The run ended, and its losses show that it did not learn as it should."""
+
+    kind: ClassVar[str] = "warning"
+    why: str
 
 
-def row(event: Event) -> dict[str, Any]:
-    """An event as a line of metrics.jsonl."""
+Event = Stepped | Skipped | Validated | Sampled | Saved | Resumed | Replayed | RolledBack | Spiked | Stopped | Degraded | Warned
+
+
+def event_to_row(event: Event) -> dict[str, Any]:
+    """Convert an event to a row of metrics.jsonl."""
     return {"kind": event.kind, **asdict(event)}
 
 
+# From the union above, so that a new event can be read back without a second list.
 KINDS: dict[str, Callable[..., Event]] = {kind.kind: kind for kind in get_args(Event)}
 
 
-def read(row: Mapping[str, Any]) -> Event | None:
-    """The event of a line of metrics.jsonl or samples.jsonl; None for one that is none, or is of another version."""
+def event_from_row(row: Mapping[str, Any]) -> Event | None:
+    """Convert a row of metrics.jsonl or samples.jsonl to an event; None for a kind or fields of another version."""
     kind = KINDS.get(row.get("kind", ""))
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items() if name != "kind"}
+    values = {name: _value(value) for name, value in row.items() if name != "kind"}
+    # TypeError: a row of another version may have other fields.
     try:
         return kind(**values) if kind else None
     except TypeError:
         return None
+
+
+def _value(value: object) -> object:
+    """Convert a value from JSON: a list to a tuple, null to NaN."""
+    # Strict JSON has no NaN or infinity: `records.to_json` writes both as null.
+    if value is None:
+        return math.nan
+    return tuple(value) if isinstance(value, list) else value

@@ -1,8 +1,7 @@
-"""The training loop: a generator of events that saves checkpoints and prints nothing."""
+"""The training loop. Iterate a Trainer to train; it yields events, prints nothing and knows none of their consumers."""
 
 import math
 import time
-from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -10,331 +9,291 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from llamactl import checkpoint, durable
-from llamactl.artifacts import Dataset, RunDir
-from llamactl.config import Config
+from llamactl.checkpoint import format as checkpoint_format
+from llamactl.checkpoint import io as checkpoint_io
+from llamactl.config.schema import Config
 from llamactl.corpus.batches import Batch, Batches, Windows
-from llamactl.errors import Diverged, NoRoom
-from llamactl.model.device import out_of_memory
-from llamactl.model.llama import Llama
-from llamactl.model.objective import NextToken
-from llamactl.tensors import put, whole
-from llamactl.training.ahead import Ahead
-from llamactl.training.compilation import compile_blocks, eagerly
-from llamactl.training.environment import computed_on, differences, same_data
-from llamactl.training.events import (
-    Event,
-    Resumed,
-    RolledBack,
-    Sampled,
-    Saved,
-    Skipped,
-    Slowed,
-    Stepped,
-    Stopped,
-    Validated,
-)
-from llamactl.training.meter import peak_memory
-from llamactl.training.optimizers import OPTIMIZERS, set_pace
-from llamactl.training.origin import inherit
-from llamactl.training.parallel import accumulating, deal, gathered, replicated, shard
-from llamactl.training.saver import Saver
-from llamactl.training.schedule import momentum, scale
-from llamactl.training.sizing import flops_per_token
-from llamactl.training.validation import sample, validate
-from llamactl.training.wishes import Wishes
-from llamactl.training.world import World, led
-
-MOST_SKIPPED = 8  # steps in a row without a finite gradient before the run goes back to a checkpoint
-MOST_ROLLBACKS = 2
-SHOWN = 3  # steps that are shown when it gives up
+from llamactl.corpus.dataset import Dataset
+from llamactl.distributed.context import World, broadcast_from_rank0
+from llamactl.distributed.dtensor import full_tensor
+from llamactl.distributed.parallelize import wrap_ddp
+from llamactl.errors import OutOfSpace
+from llamactl.hardware.device import is_out_of_memory
+from llamactl.hardware.memory import peak_memory
+from llamactl.optim.build import OPTIMIZERS, set_lr_and_momentum
+from llamactl.optim.distributed_muon import build_muon_exchange
+from llamactl.optim.schedule import lr_multiplier, muon_momentum
+from llamactl.planning.flops import flops_per_token
+from llamactl.runs.run_dir import RunDir
+from llamactl.training.async_checkpoint import AsyncCheckpointer
+from llamactl.training.build import build_objective, init_weights
+from llamactl.training.compile import compile_blocks, disable_compile
+from llamactl.training.events import Degraded, Event, Resumed, RolledBack, Sampled, Saved, Skipped, Stepped, Stopped, Validated
+from llamactl.training.gradients import accumulate_gradients, to_device
+from llamactl.training.init_from import load_init_weights
+from llamactl.training.prefetch import Prefetcher
+from llamactl.training.provenance import check_same_data, environment_differences, numeric_environment
+from llamactl.training.resumption import check_changed_settings
+from llamactl.training.save_clock import SaveClock
+from llamactl.training.signals import StopRequests
+from llamactl.training.state import NonFiniteGuard, TrainState
+from llamactl.training.validation import sample_prompts, validate_model
 
 
-def train(
-    config: Config, dataset: Dataset, run: RunDir, world: World, rate: float, wishes: Wishes | None = None
+def train_run(
+    config: Config, dataset: Dataset, run: RunDir, world: World, rate: float, requests: StopRequests | None = None
 ) -> Generator[Event, None, None]:
-    """Train to the end of the budget, from the newest sound checkpoint, yielding what happens.
+    """Train from the newest valid checkpoint to the end of the token budget; yield the events.
 
-    `config` is resolved (`plan.resolve`); `rate` is the device's FLOP/s, for MFU. Stop by a wish, which saves, or by closing
-    the generator, which does not. The caller holds the run's lock.
+    `config` must be resolved (`planning.resolve`); `rate` is the device's peak FLOP/s, for MFU. `requests.stop` saves and
+    stops; closing the generator stops without saving. The caller holds the run's lock.
     """
-    wishes, signal = wishes or Wishes(), 0
-    with closing(Trainer(config, dataset, run, world, rate)) as trainer:
-        yield from trainer.resume()
-        yield from trainer.compile()
-        while trainer.step < trainer.steps and not (signal := world.most(wishes.stop)[0]):
-            event = trainer.advance()
-            yield event
-            yield from trainer.landed()
-            if isinstance(event, Slowed):
-                continue  # the step is still to be done
-            if trainer.skipped == MOST_SKIPPED:
-                yield from trainer.roll_back()
-                continue
-            if trainer.is_due(config.train.eval_every):
-                yield from trainer.validate()
-            if trainer.is_due(config.train.save_every) or trainer.owes_save or any(world.most(wishes.save)):
-                wishes.save = False
-                yield from trainer.save()
-        stopped = trainer.step < trainer.steps
-        if stopped and trainer.step != trainer.saved_step:
-            yield from trainer.save(anyway=True)
-        yield from trainer.landed(wait=True)
-        world.most(0)  # nobody leaves before the checkpoint is on the disk: torchrun would end who writes it
-        if stopped:
-            yield Stopped(*trainer.now, signal)
+    with closing(Trainer(config, dataset, run, world, rate, requests)) as trainer:
+        yield from trainer
 
 
 class Trainer:
-    """A run in memory: the model, its optimizers, and where it stands."""
+    """One training run: the model, its optimizers, its data and its progress. Iterate it for events."""
 
-    def __init__(self, config: Config, dataset: Dataset, run: RunDir, world: World, rate: float) -> None:
-        """Build everything at step 0."""
+    def __init__(
+        self, config: Config, dataset: Dataset, run: RunDir, world: World, rate: float, requests: StopRequests | None = None
+    ) -> None:
+        """Build the model, the optimizers and the data stream at step 0."""
+        # First, as it opens the run's folder: if that is moved while the rest is built, the next save notices.
+        self.checkpointer = AsyncCheckpointer(run, config, dataset.tokenizer, world.is_main)
         self.config, self.dataset, self.run, self.world, self.rate = config, dataset, run, world, rate
+        self.requests = requests or StopRequests()
         self.objective = build_objective(config, world)
         self.model = self.objective.model
-        self.model.model.recompute = config.train.recompute == "on"
-        self.forward = replicated(self.objective, world)
-        self.optimizers = OPTIMIZERS[config.optim.name](self.model, config.optim, world.precision.dtype, deal(world))
-        self.per_step = config.train.tokens_per_step // config.model.context
+        self.model.model.activation_checkpointing = config.train.activation_checkpointing == "on"
+        self.forward = wrap_ddp(self.objective, world)
+        build_optimizers = OPTIMIZERS[config.optim.name]
+        self.optimizers = build_optimizers(self.model, config.optim, world.precision.dtype, build_muon_exchange(world))
+        per_step = config.train.tokens_per_step // config.model.context
         key = f"{dataset.info.digest} {config.data.seed}"
-        self.batches = Batches(Windows(dataset.train, config.model.context), self.per_step, key, world.rank, world.size)
-        self.micro_batch = config.train.micro_batch
-        self.ahead = Ahead(self._micro_batches)
-        # fp16's smallest numbers are too large for gradients, which are scaled up; the other formats need none of it.
+        self.batches = Batches(Windows(dataset.train, config.model.context), per_step, key, world.rank, world.size)
+        self.prefetch = Prefetcher(self._load_micro_batches)
+        # Small gradients underflow in fp16, so the loss is scaled up; bf16 and fp32 have the range without it.
         self.scaler = torch.amp.GradScaler(world.device.type, init_scale=2.0**12, enabled=world.precision.name == "fp16")
-        self.saver = Saver(run, config, dataset.tokenizer, world.leads)
-        self.environment = computed_on(config, dataset, world)
-        self.steps = -(-config.train.tokens // config.train.tokens_per_step)
-        self.step = self.skipped = self.rollbacks = self.jumped = 0
-        self.saved_step, self.owes_save = 0, False
-        self.latest: deque[str] = deque(maxlen=SHOWN)
-        self.seconds = 0.0
-        self.validation_loss: float | None = None
+        self.clock = SaveClock(config.train.save_minutes)
+        self.environment = numeric_environment(config, dataset, world)
+        # Rounded up: the last step may exceed the token budget.
+        self.max_steps = -(-config.train.tokens // config.train.tokens_per_step)
+        self.state, self.guard = TrainState(config.train.micro_batch), NonFiniteGuard()
+        self.saved_step, self.save_deferred = 0, False
+
+    def __iter__(self) -> Iterator[Event]:
+        """Train to the end of the token budget, or until a stop is requested."""
+        yield from self.load_checkpoint()
+        yield from self.compile()
+        self.clock.restart()
+        stop_signal = 0
+        # The maximum over all ranks: signals reach them at different times, but all must leave the loop at the same step.
+        while self.state.step < self.max_steps and not (stop_signal := self.world.all_reduce_max(self.requests.stop)[0]):
+            yield from self.train_step()
+            yield from self.poll()
+            if self.guard.must_roll_back(self.state):
+                yield from self.roll_back()
+                # Back at an earlier step: its validation and its checkpoint are done.
+                continue
+            if self.is_due(self.config.train.eval_every):
+                yield from self.validate()
+            if self.must_save():
+                yield from self.save_checkpoint()
+        yield from self.finish(stop_signal)
 
     @property
-    def now(self) -> tuple[int, int, float, float]:
-        """The fields of a Moment."""
-        tokens = self.step * self.config.train.tokens_per_step
-        return self.step, tokens, tokens * flops_per_token(self.config.model), self.seconds
-
-    def resume(self) -> Iterator[Event]:
-        """Go to the newest sound checkpoint, or start with the weights of another run's, where there is one."""
-        path, damaged = led(self._newest)
-        if path is None:
-            inherit(self.config, self.dataset, self.model)
-            if damaged:
-                yield Resumed(*self.now, damaged)
-            return
-        state = self._restore(path)
-        self.rollbacks, self.jumped = state.rollbacks, state.jumped
-        yield Resumed(*self.now, damaged, differences(state.environment, self.environment))
-
-    def _newest(self) -> tuple[Path | None, tuple[str, ...]]:
-        durable.sweep(self.run.checkpoints)
-        return checkpoint.newest(self.run)
-
-    def _restore(self, path: Path) -> checkpoint.State:
-        state = checkpoint.restore(path, self.model, self.optimizers, trusted=True)
-        same_data(state.environment, self.environment)
-        self.step, self.seconds, self.validation_loss = state.step, state.seconds, state.validation_loss
-        self.skipped, self.saved_step = state.skipped, state.step
-        self.micro_batch = min(self.micro_batch, state.micro_batch or self.micro_batch)
-        if state.scaler:
-            self.scaler.load_state_dict(dict(state.scaler))
-        return state
-
-    def roll_back(self) -> Iterator[Saved | RolledBack]:
-        """Go back to the newest checkpoint, or to the start, and leave out the data from there to here; raises Diverged."""
-        yield from self.landed(wait=True)
-        failed, position = self.step, self.step + self.jumped
-        if self.rollbacks == MOST_ROLLBACKS:
-            what = f"Training diverged at step {failed}, after {MOST_ROLLBACKS} times back to a checkpoint."
-            fix = f"Start again with a smaller rate: --set optim.lr={self.config.optim.lr / 2:.2g}"
-            raise Diverged(what, f"The last rows: {'; '.join(self.latest)}. Earlier checkpoints are good.", fix)
-        path, _ = led(self._newest)
-        if path is None:
-            self._begin_again()
-        else:
-            self._restore(path)
-        self.skipped, self.owes_save = 0, False
-        self.rollbacks += 1
-        self.jumped = position - self.step
-        yield RolledBack(*self.now, failed)
-
-    def _begin_again(self) -> None:
-        """As at step 0, in the model that is there, which may be compiled."""
-        initialise(self.model, self.config.train.seed)
-        inherit(self.config, self.dataset, self.model)
-        for optimizer in self.optimizers:
-            optimizer.state.clear()
-        self.step, self.saved_step, self.seconds, self.validation_loss = 0, 0, 0.0, None
+    def progress(self) -> tuple[int, int, float, float]:
+        """Return the fields of a `Progress`: steps, tokens, model FLOPs and seconds of training so far."""
+        tokens = self.state.step * self.config.train.tokens_per_step
+        return self.state.step, tokens, tokens * flops_per_token(self.config.model), self.state.seconds
 
     def is_due(self, every: int) -> bool:
-        """Whether what happens every so many steps, and at the last one, happens now."""
-        return self.step == self.steps or self.step % every == 0
+        """Check whether the current step is a multiple of `every`, or the last one."""
+        return self.state.step == self.max_steps or self.state.step % every == 0
 
-    def compile(self) -> Iterator[Slowed]:
-        """Compile the blocks if the config says so, or say why that can't be done here."""
+    def load_checkpoint(self) -> Iterator[Event]:
+        """Load the newest valid checkpoint, else the weights of `init_from`, else keep those drawn from the seed."""
+        path, damaged = broadcast_from_rank0(self.checkpointer.newest)
+        if path is None:
+            load_init_weights(self.config, self.dataset, self.model)
+            if damaged:
+                yield Resumed(*self.progress, damaged)
+            return
+        saved = self._restore(path, rollback=False)
+        changed = check_changed_settings(saved.config, self.config)
+        yield Resumed(*self.progress, damaged, environment_differences(saved.environment, self.environment), changed)
+
+    def _restore(self, path: Path, rollback: bool) -> checkpoint_format.State:
+        """Load weights, optimizers and progress; raises DataError for other data or a damaged file."""
+        # Trusted: `checkpointer.newest` has just verified the hashes of all its files.
+        saved = checkpoint_io.restore_checkpoint(path, self.model, self.optimizers, trusted=True)
+        check_same_data(saved.environment, self.environment)
+        self.state.load_checkpoint(saved, rollback)
+        self.saved_step = saved.step
+        if saved.scaler:
+            self.scaler.load_state_dict(dict(saved.scaler))
+        return saved
+
+    def roll_back(self) -> Iterator[Saved | RolledBack]:
+        """Return to the newest checkpoint, else to step 0, and skip the data since; raises Diverged after too many times."""
+        yield from self.poll(wait=True)
+        failed_step, position = self.state.step, self.state.step + self.state.data_offset
+        self.guard.check_rollbacks(self.state, self.config.optim.lr)
+        path, _ = broadcast_from_rank0(self.checkpointer.newest)
+        if path is None:
+            self._restart()
+        else:
+            self._restore(path, rollback=True)
+        self.state.nonfinite_steps, self.save_deferred = 0, False
+        self.state.rollbacks += 1
+        # The data moves, not the seed: batches stay a function of step + data_offset, so a resumed run sees the same ones.
+        self.state.data_offset = position - self.state.step
+        yield RolledBack(*self.progress, failed_step)
+
+    def _restart(self) -> None:
+        """Return to step 0 in place, as the model may be compiled already."""
+        init_weights(self.model, self.config.train.seed)
+        load_init_weights(self.config, self.dataset, self.model)
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
+        self.state = TrainState(self.state.micro_batch, rollbacks=self.state.rollbacks)
+        self.saved_step = 0
+
+    def compile(self) -> Iterator[Degraded]:
+        """Compile the blocks if the config asks for it; yield `Degraded` if this machine can't."""
         reason = compile_blocks(self.model) if self.config.train.compile == "on" else ""
         if reason:
-            yield Slowed(*self.now, f"without torch.compile: {reason}")
+            yield Degraded(*self.progress, f"without torch.compile: {reason}")
 
-    def advance(self) -> Stepped | Skipped | Slowed:
-        """One optimizer step; one that is not finite leaves the weights alone, and a full memory leaves it undone."""
+    def train_step(self) -> Iterator[Stepped | Skipped | Degraded]:
+        """Run one optimizer step. Skip the update if it is not finite; out of memory, halve the micro-batch and retry."""
         started = time.perf_counter()
-        total = self.gradients(self.ahead(self.step + self.jumped))
-        if isinstance(total, Slowed):
-            return total
-        loss, norm = self.update(total)
-        elapsed = time.perf_counter() - started
-        lr = self._lr
-        self.step += 1
-        self.seconds += elapsed
-        self.latest.append(f"step {self.step} loss {loss:.4g}, gradient norm {norm:.3g}")
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            self.skipped += 1
-            return Skipped(*self.now, loss, norm)
-        self.skipped = 0
+        while (loss_sum := self.forward_backward(self.prefetch(self.state.step + self.state.data_offset))) is None:
+            yield self._halve_micro_batch()
+            started = time.perf_counter()
+        loss, norm = self.optimizer_step(loss_sum)
+        # The schedule follows state.step, so the learning rate of this step is read before it advances.
+        elapsed, lr = time.perf_counter() - started, self._lr
+        self.state.step += 1
+        self.state.seconds += elapsed
+        is_finite = math.isfinite(loss) and math.isfinite(norm)
+        self.guard.observe(self.state, loss, norm, is_finite)
+        if not is_finite:
+            yield Skipped(*self.progress, loss, norm)
+            return
         speed = self.config.train.tokens_per_step / elapsed
         mfu = speed * flops_per_token(self.config.model) / (self.rate * self.world.size)
-        return Stepped(*self.now, loss, lr, norm, speed, mfu, peak_memory(self.world))
+        yield Stepped(*self.progress, loss, lr, norm, speed, mfu, peak_memory(self.world.device))
 
-    def gradients(self, micro_batches: list[Batch]) -> Tensor | Slowed:
-        """The loss of a step's windows, and its gradients; a full memory halves the micro-batch, not the step."""
+    def forward_backward(self, micro_batches: list[Batch]) -> Tensor | None:
+        """Accumulate a step's gradients; return its mean loss, a scalar tensor, or None if out of memory."""
         try:
-            return accumulate(self.forward, micro_batches, self.world, self.scaler)
+            return accumulate_gradients(self.forward, micro_batches, self.world, self.scaler)
         except RuntimeError as error:
-            if self.micro_batch == 1 or not out_of_memory(error):
+            if self.state.micro_batch == 1 or not is_out_of_memory(error):
                 raise
-            if self.world.size > 1:  # the others are in the midst of it
-                fix = f"Add --set train.micro_batch={-(-self.micro_batch // 2)}"
-                raise NoRoom(f"The memory of {self.world.device} is full.", "", fix) from error
-        # Outside the except block, whose error holds on to what filled the memory.
-        self._forget_gradients()
+            # The other ranks wait inside this step's collectives, so one rank can't repeat it alone.
+            if self.world.size > 1:
+                fix = f"Add --set train.micro_batch={-(-self.state.micro_batch // 2)}"
+                raise OutOfSpace(f"{self.world.device} ran out of memory.", "", fix) from error
+        return None
+
+    def _halve_micro_batch(self) -> Degraded:
+        """Free the failed step's memory and halve the micro-batch."""
+        # Not done in the except block: the traceback there still references the activations.
+        self._zero_grad()
         torch.cuda.empty_cache()
-        self.micro_batch = -(-self.micro_batch // 2)
-        self.ahead = Ahead(self._micro_batches)
-        return Slowed(*self.now, f"the memory is full: {self.micro_batch} windows at once from here on")
+        self.state.micro_batch = -(-self.state.micro_batch // 2)
+        self.prefetch = Prefetcher(self._load_micro_batches)
+        return Degraded(*self.progress, f"out of memory: micro-batch {self.state.micro_batch} from here on")
 
-    def update(self, total: Tensor) -> tuple[float, float]:
-        """Move the weights, unless the loss or the gradient's norm is not finite; both are the answer.
-
-        The device is asked for numbers here, once a step: until then it has always more to do.
-        """
-        set_pace(self.optimizers, self._lr, momentum(self.step, self.config.optim.momentum))
+    def optimizer_step(self, loss_sum: Tensor) -> tuple[float, float]:
+        """Clip the gradients and update the weights, unless loss or norm is not finite; return loss and gradient norm."""
+        set_lr_and_momentum(self.optimizers, self._lr, muon_momentum(self.state.step, self.config.optim.momentum))
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip)
-        loss, size = torch.stack([total, whole(norm)]).tolist()
-        for optimizer in self.optimizers if math.isfinite(loss) and math.isfinite(size) else []:
+        total_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.max_grad_norm)
+        # Both numbers in one transfer: it waits for the device, which until here has a queue of work and never idles.
+        loss, norm = torch.stack([loss_sum, full_tensor(total_norm)]).tolist()
+        for optimizer in self.optimizers if math.isfinite(loss) and math.isfinite(norm) else []:
             self.scaler.step(optimizer)
         self.scaler.update()
-        self._forget_gradients()
-        return loss, size
+        self._zero_grad()
+        return loss, norm
 
-    def _forget_gradients(self) -> None:
-        """DDP's gradients are views of what it sends, and stay: new ones would stand beside those."""
+    def _zero_grad(self) -> None:
+        # DDP's gradients are views of its buckets; to drop them would allocate the memory a second time.
         self.model.zero_grad(set_to_none=self.world.parallel != "ddp")
 
     @property
     def _lr(self) -> float:
-        return self.config.optim.lr * scale(self.step, self.steps, self.config.schedule)
+        return self.config.optim.lr * lr_multiplier(self.state.step, self.max_steps, self.config.schedule)
 
-    def _micro_batches(self, step: int) -> list[Batch]:
-        """A step's share of windows on the device, in micro-batches."""
-        return [
-            batch._replace(inputs=self._moved(batch.inputs), targets=self._moved(batch.targets))
-            for batch in self.batches.micro(step, self.micro_batch)
-        ]
-
-    def _moved(self, tokens: Tensor) -> Tensor:
-        pinned = tokens.pin_memory() if self.world.device.type == "cuda" else tokens
-        return pinned.to(self.world.device, non_blocking=True)
+    def _load_micro_batches(self, step: int) -> list[Batch]:
+        """Load this rank's windows of a step onto the device, in micro-batches. Runs in the prefetch thread."""
+        return [to_device(batch, self.world.device) for batch in self.batches.micro_batches(step, self.state.micro_batch)]
 
     def validate(self) -> Iterator[Validated | Sampled]:
-        """The loss on the same held-out windows each time, then the same prompts with the same seed."""
+        """Measure the loss on the same held-out windows each time, then sample the same prompts with the same seeds."""
         windows = Windows(self.dataset.val, self.config.model.context)
         if len(windows):
-            with eagerly():
-                measured = validate(self.objective, windows, self.dataset, self.config, self.world)
-            self.validation_loss = measured[0]
-            yield Validated(*self.now, *measured)
-        takes_part = self.world.leads or self.world.shards > 1  # whoever holds a part of the model
-        for number, prompt in enumerate(self.config.train.prompts if takes_part else ()):
-            with eagerly(), gathered(self.objective, self.world):
-                text = sample(self.model, prompt, self.config.train.seed + number, self.dataset, self.config)
-            yield Sampled(*self.now, prompt, text)
+            # Eager: its shapes are rare, and it checks the compiled loss against an uncompiled one.
+            with disable_compile():
+                measured = validate_model(self.objective, windows, self.dataset, self.config, self.world)
+            self.state.validation_loss = measured[0]
+            yield Validated(*self.progress, *measured)
+        for prompt, text in sample_prompts(self.objective, self.dataset, self.config, self.world):
+            yield Sampled(*self.progress, prompt, text)
 
-    def save(self, anyway: bool = False) -> Iterator[Saved | RolledBack]:
-        """Start to write a checkpoint; weights that are no numbers are not saved, but lead back to some that are.
+    def must_save(self) -> bool:
+        """Check whether a checkpoint is due by steps, by time or by request, or was deferred; all ranks agree."""
+        requested = any(self.world.all_reduce_max(self.requests.save or self.clock.is_due()))
+        if requested:
+            self.requests.save = False
+        return requested or self.save_deferred or self.is_due(self.config.train.save_every)
 
-        In the middle of steps that had no finite gradient it waits for one that has, unless it is wanted `anyway`.
+    def save_checkpoint(self, anyway: bool = False) -> Iterator[Saved | RolledBack]:
+        """Start an asynchronous checkpoint. If any weight is not finite, roll back instead.
+
+        Wait for a step with finite gradients first, unless `anyway`: a rollback must not land among skipped steps.
         """
-        self.owes_save = bool(self.skipped) and not anyway and self.step < self.steps
-        if self.owes_save:
+        self.save_deferred = bool(self.state.nonfinite_steps) and not anyway and self.state.step < self.max_steps
+        if self.save_deferred:
             return
-        yield from self.landed(wait=True)
-        taken = checkpoint.snapshot(self.model, self.optimizers)
-        if any(self.world.most(not taken.finite())):
+        yield from self.poll(wait=True)
+        self.clock.restart()
+        snapshot = checkpoint_format.take_snapshot(self.model, self.optimizers)
+        if any(self.world.all_reduce_max(not snapshot.is_finite())):
             yield from self.roll_back()
             return
-        step, tokens, _, seconds = self.now
-        state = checkpoint.State(
-            step=step,
-            tokens=tokens,
-            seconds=seconds,
-            validation_loss=self.validation_loss,
-            micro_batch=self.micro_batch,
+        state = self.state.to_checkpoint(
+            self.config.train.tokens_per_step,
             scaler=self.scaler.state_dict(),
-            skipped=self.skipped,
-            rollbacks=self.rollbacks,
-            jumped=self.jumped,
             environment=self.environment,
+            config=self.config.model_dump(mode="json"),
         )
-        self.saver.save(taken, state)
-        self.saved_step = self.step
+        self.checkpointer.save(snapshot, state)
+        self.saved_step = self.state.step
 
-    def landed(self, wait: bool = False) -> Iterator[Saved]:
-        """Whether a checkpoint has reached the disk; raises what kept it from there."""
-        state = self.saver.landed(wait)
-        if state:
-            flops = state.tokens * flops_per_token(self.config.model)
-            yield Saved(state.step, state.tokens, flops, state.seconds, str(self.run.checkpoint(state.step)))
+    def poll(self, wait: bool = False) -> Iterator[Saved]:
+        """Yield `Saved` once the pending checkpoint is on disk; raises the error that its write raised."""
+        if saved := self.checkpointer.poll(wait):
+            flops = saved.tokens * flops_per_token(self.config.model)
+            yield Saved(saved.step, saved.tokens, flops, saved.seconds, str(self.run.checkpoint(saved.step)))
+
+    def finish(self, stop_signal: int) -> Iterator[Event]:
+        """Save a run that was stopped early, and wait until the last checkpoint is on disk."""
+        stopped = self.state.step < self.max_steps
+        if stopped and self.state.step != self.saved_step:
+            yield from self.save_checkpoint(anyway=True)
+        yield from self.poll(wait=True)
+        # torchrun kills all ranks once one exits with a signal's code, so none may exit while rank 0 is still writing.
+        self.world.barrier()
+        if stopped:
+            yield Stopped(*self.progress, stop_signal)
 
     def close(self) -> None:
-        """Wait for what is being written, and let the threads go."""
-        self.saver.close()
-        self.ahead.close()
-
-
-def build_objective(config: Config, world: World) -> NextToken:
-    """A model and its loss, with fp32 weights that its seed decides, whatever the device and however many share it."""
-    with torch.device("meta"):
-        objective = NextToken(Llama(config.model))
-    if world.shards > 1:
-        shard(objective, world)
-    objective.to_empty(device=world.device)
-    objective.model.tie()
-    initialise(objective.model, config.train.seed)
-    return objective
-
-
-def initialise(model: Llama, seed: int) -> None:
-    """Put a seed's weights into place, whole ones one at a time."""
-    torch.manual_seed(seed)
-    for parameter, weights in model.initial_weights():
-        put(parameter, weights)
-
-
-def accumulate(forward: nn.Module, micro_batches: list[Batch], world: World, scaler: torch.amp.GradScaler) -> Tensor:
-    """Add up the gradients of a step's micro-batches; the result is the loss over all windows of all processes."""
-    total = torch.zeros((), device=world.device)
-    for number, (inputs, targets, share) in enumerate(micro_batches, start=1):
-        with accumulating(forward, last=number == len(micro_batches)):
-            with world.precision.compute(world.device):
-                loss = forward(inputs, targets) * share
-            # What processes add up is divided by their number.
-            scaler.scale(loss * world.size).backward()
-        total += loss.detach()
-    return world.sum(total)
+        """Wait for a pending write, and stop the threads."""
+        self.checkpointer.close()
+        self.prefetch.close()

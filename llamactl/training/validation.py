@@ -1,46 +1,64 @@
-"""How good the model is by now: its loss on held-out text, and what it makes of a prompt."""
+"""Validation during training: the loss on held-out text, and samples after fixed prompts."""
 
 import math
+from collections.abc import Iterator
 from itertools import islice, takewhile
 
 import numpy as np
 import torch
 
-from llamactl.artifacts import Dataset
-from llamactl.config import Config
+from llamactl.config.schema import Config
 from llamactl.corpus.batches import Windows
-from llamactl.model.decode import Picker, decode
+from llamactl.corpus.dataset import Dataset
+from llamactl.distributed.context import World
+from llamactl.distributed.parallelize import unsharded_root
+from llamactl.model.decode import Sampler, decode_tokens
 from llamactl.model.llama import Llama
 from llamactl.model.objective import NextToken
-from llamactl.training.world import World
+from llamactl.training.compile import disable_compile
 
 
 @torch.no_grad()
-def validate(objective: NextToken, windows: Windows, dataset: Dataset, config: Config, world: World) -> tuple[float, float]:
-    """Mean loss in nats a token, and bits a byte of text, over `eval_tokens` spread evenly over the held-out windows.
+def validate_model(
+    objective: NextToken, windows: Windows, dataset: Dataset, config: Config, world: World
+) -> tuple[float, float]:
+    """Compute the loss in nats per token and bits per byte of text, over `eval_tokens` tokens of the held-out windows.
 
-    Bits a byte do not depend on the tokenizer; the end-of-text token has no bytes, so it is left out of them.
+    Bits per byte do not depend on the tokenizer. The end-of-text token has no bytes, so they leave it out.
     """
-    number = max(1, min(len(windows), config.train.eval_tokens // config.model.context))
-    numbers = np.linspace(0, len(windows) - 1, number).round().astype(np.int64)
+    count = max(1, min(len(windows), config.train.eval_tokens // config.model.context))
+    # Evenly spaced windows, not random ones: each validation of a run measures the same text, from all of it.
+    indices = np.linspace(0, len(windows) - 1, count).round().astype(np.int64)
     lengths = torch.from_numpy(dataset.tokenizer.byte_lengths)
     sums = torch.zeros(3, dtype=torch.float64)  # nats, nats of text, bytes of text
-    for start, counts in world.share(range(0, number, config.train.micro_batch)):
-        inputs, targets, _ = windows.batch(numbers[start : start + config.train.micro_batch])
+    # Every rank runs the same number of batches, as FSDP's gathers need all of them; a surplus one has `counts` False.
+    for start, counts in world.shard_evenly(range(0, count, config.train.micro_batch)):
+        inputs, targets, _ = windows.batch(indices[start : start + config.train.micro_batch])
         with world.precision.compute(world.device):
             losses = objective.per_token(inputs.to(world.device), targets.to(world.device)).cpu().double()
         text = losses[targets != dataset.tokenizer.end]
         sums += counts * torch.stack([losses.sum(), text.sum(), lengths[targets].sum()])
-    nats, text_nats, text_bytes = world.sum(sums).tolist()
-    return nats / (number * windows.context), text_nats / math.log(2) / max(1.0, text_bytes)
+    nats, text_nats, text_bytes = world.all_reduce_sum(sums).tolist()
+    return nats / (count * windows.context), text_nats / math.log(2) / max(1.0, text_bytes)
 
 
-def sample(model: Llama, prompt: str, seed: int, dataset: Dataset, config: Config) -> str:
-    """A few tokens after a prompt, opened by the end-of-text token as documents are in training."""
-    tokenizer, device = dataset.tokenizer, model.lm_head.weight.device
+def sample_prompts(objective: NextToken, dataset: Dataset, config: Config, world: World) -> Iterator[tuple[str, str]]:
+    """Yield each of `train.prompts` with a sample after it, drawn with `train.seed` plus the prompt's index."""
+    # Only rank 0 prints samples, but a sharded model can't run unless all its ranks take part.
+    if not (world.is_main or world.shards > 1):
+        return
+    for number, prompt in enumerate(config.train.prompts):
+        with disable_compile(), unsharded_root(objective, world):
+            text = sample_prompt(objective.model, prompt, config.train.seed + number, dataset, config)
+        yield prompt, text
+
+
+def sample_prompt(model: Llama, prompt: str, seed: int, dataset: Dataset, config: Config) -> str:
+    """Sample up to `train.sample_tokens` tokens after a prompt; return their text, up to the end of the document."""
+    tokenizer = dataset.tokenizer
+    # Training text has an end-of-text token before each document, so a prompt starts with one too.
     tokens = [[tokenizer.end, *tokenizer.encode(prompt).tolist()]]
-    generator = torch.Generator(device).manual_seed(seed)
-    decoding = (step.tokens.item() for step in decode(model, tokens, tokenizer.vocab_size, Picker(), generator))
+    decoding = (step.tokens.item() for step in decode_tokens(model, tokens, tokenizer.vocab_size, Sampler(), [seed]))
     return tokenizer.decode(
         map(int, takewhile(lambda token: token != tokenizer.end, islice(decoding, config.train.sample_tokens)))
     )

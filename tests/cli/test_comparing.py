@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from llamactl.artifacts import RunDir
-from llamactl.config import build
+from llamactl.config.schema import build_config
+from llamactl.runs.run_dir import RunDir
 from tests.cli.test_cli import run
 from tests.conftest import make_dataset
 
@@ -15,8 +15,8 @@ from tests.conftest import make_dataset
 def two(home: Path) -> None:
     """Two runs with a step each, one of them with a validation, made with another config on another machine."""
     for name, lr, device in (("a", 0.1, "cpu"), ("b", 0.2, "\x1b[2J[bold]")):
-        folder = RunDir.named(name)
-        folder.start(build([{"optim": {"lr": lr}}]), {"device": device, "dataset": {"name": "d", "digest": name * 64}})
+        folder = RunDir.from_name(name)
+        folder.start(build_config([{"optim": {"lr": lr}}]), {"device": device, "dataset": {"name": "d", "digest": name * 64}})
         row = {"kind": "step", "step": 1, "tokens": 1234, "flops": 1.0, "seconds": 62.0, "loss": 9.0, "tokens_per_second": 20.0}
         rows = [{**row, "memory": 2_000_000}]
         rows += [{**row, "kind": "validation", "loss": 8.5, "bits_per_byte": 2.5}] if name == "a" else []
@@ -60,8 +60,8 @@ def test_what_can_not_be_compared_is_said() -> None:
 
 def test_references_of_another_text_are_drawn_when_asked_for_and_said(home: Path, corpus: Path) -> None:
     data = make_dataset(home / "data" / "d", corpus, "bytes")
-    folder = RunDir.named("a")
-    folder.start(build([{"data": {"name": "d"}}]), {"dataset": {"name": "d", "digest": data.info().digest}})
+    folder = RunDir.from_name("a")
+    folder.start(build_config([{"data": {"name": "d"}}]), {"dataset": {"name": "d", "digest": data.info().digest}})
     row = {"kind": "step", "flops": 1.0, "seconds": 62.0, "loss": 9.0, "tokens_per_second": 20.0, "memory": 1}
     rows = [{**row, "step": step, "tokens": step * 100} for step in range(1, 9)]
     folder.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -71,6 +71,6 @@ def test_references_of_another_text_are_drawn_when_asked_for_and_said(home: Path
     done = run("plot-loss --reference gpt2 --reference notebook --json")
     (label,) = json.loads(done.stdout)["references"]
     assert label.startswith("GPT-2 124M: 0.71 at this tokenizer's 1.00 bytes")
-    assert "these runs read another text" in done.stderr
+    assert "these runs were trained on another text" in done.stderr
     assert "it starts after these runs end: notebook" in done.stderr
     assert "Did you mean" in run("plot-loss --reference gtp2", code=2).stderr

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from llamactl.artifacts import DatasetDir, RunDir
 from llamactl.cli import completion
-from llamactl.config import knobs
-from llamactl.presets import PRESETS
+from llamactl.config.presets import PRESETS
+from llamactl.config.schema import setting_names
+from llamactl.corpus.dataset import DatasetDir
+from llamactl.runs.run_dir import RunDir
 
 # The console script with a note, on stderr, of what it had to import.
 SCRIPT = """
@@ -26,7 +27,7 @@ finally:
 """
 # Typer parses with pydantic, so that one is there all the same; what is ours builds no models with it.
 HEAVY = {"torch", "numpy", "datasets", "pyarrow", "matplotlib", "tokenizers", "tiktoken", "transformers"}
-OURS = {"llamactl.config", "llamactl.artifacts", "llamactl.runs"}
+OURS = {"llamactl.config.schema", "llamactl.corpus.dataset", "llamactl.runs.summary"}
 
 
 @pytest.fixture(autouse=True)
@@ -88,18 +89,35 @@ def test_names_come_from_the_disk_alone(words: str, offered: list[str]) -> None:
 @pytest.mark.parametrize("words", ["llamactl config --set ", "llamactl bench train --set optim."])
 def test_settings_are_offered_up_to_their_values(words: str) -> None:
     found, imported = tab(words)
-    assert found == [f"{name}=" for name in knobs() if name.startswith(words.split(" ")[-1])]
+    assert found == [f"{name}=" for name in setting_names() if name.startswith(words.split(" ")[-1])]
     assert not imported & HEAVY
 
 
 def test_what_is_offered_is_what_is_there() -> None:
     assert completion.runs("") == [run.path.name for run in RunDir.all() if " " not in run.path.name]
-    assert completion.datasets("") == [DatasetDir.named("").path.name]
+    assert completion.datasets("") == [DatasetDir.from_name("").path.name]
 
 
 def test_nothing_there_is_no_error(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMACTL_HOME", str(home / "nowhere"))
     assert completion.runs("") == completion.datasets("") == completion.checkpoints("a@") == []
+
+
+def test_damaged_folders_are_no_error(home: Path) -> None:
+    for name, target in (("itself", "config.toml"), ("nowhere", "missing"), ("device", "/dev/null")):
+        (home / "runs" / name).mkdir()
+        (home / "runs" / name / "config.toml").symlink_to(target)
+    (home / "runs" / "device" / "checkpoints").symlink_to("checkpoints")
+    assert {"older", "newer"} <= set(completion.runs(""))
+    assert completion.checkpoints("device@") in ([], ["device@best"])
+
+
+def test_a_home_below_a_tilde(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(home.parent))
+    monkeypatch.setenv("LLAMACTL_HOME", f"~/{home.name}")
+    assert completion.runs("ol") == ["older"]
+    monkeypatch.setenv("LLAMACTL_HOME", "~nobody-of-this-name")
+    assert completion.runs("") == []
 
 
 def test_many_runs_are_named_at_once(home: Path) -> None:

@@ -6,20 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from llamactl.artifacts import RunDir
-from llamactl.config import assignment, build, dump, knobs, load, preset
+from llamactl.config.schema import build_config, dump_toml, load_toml, parse_assignment, preset_settings, setting_names
+from llamactl.runs.run_dir import RunDir
 from tests.cli.test_cli import run
 
 
 def test_the_text_is_toml_that_explains_itself() -> None:
     said = run("config --preset tiny --set optim.lr=1e-3", "--set", 'train.prompts=["é 🦙", "#\\n"]').stdout
-    expected = build([preset("tiny"), assignment("optim.lr=1e-3"), {"train": {"prompts": ("é 🦙", "#\n")}}])
-    assert build([tomllib.loads(said)]) == expected
+    expected = build_config(
+        [preset_settings("tiny"), parse_assignment("optim.lr=1e-3"), {"train": {"prompts": ("é 🦙", "#\n")}}]
+    )
+    assert build_config([tomllib.loads(said)]) == expected
     assert "\nlr = 0.001  # --set; default 0.0\n" in said
     assert "\nbeta2 = 0.99  # preset tiny; default 0.95\n" in said
     assert "\nmomentum = 0.95  # default\n" in said
     assert "\nmicro_batch = 0  # worked out before step 0\n" in said
-    assert "#   blocks, one after another (a whole number, at least 1)" in said
+    assert "#   blocks, one after another (a whole number, at least 1, at most 1000)" in said
     assert "\x1b" not in said
 
 
@@ -41,7 +43,7 @@ def test_a_file_stands_between_the_preset_and_what_is_typed(home: Path) -> None:
         "eps": "default",
     }
     assert rows["optim.lr"]["value"] == 2.0
-    assert {name for name in knobs() if name.startswith("optim.")} == set(rows)
+    assert {name for name in setting_names() if name.startswith("optim.")} == set(rows)
     assert json.loads(run("config --json --section data").stdout.splitlines()[0])["source"] == "worked out before step 0"
 
 
@@ -49,22 +51,22 @@ def test_a_file_stands_between_the_preset_and_what_is_typed(home: Path) -> None:
 def test_the_toml_is_what_train_takes(home: Path, section: str) -> None:
     words = ["--section", section] if section else []
     (home / "mine.toml").write_text(run("config --preset notebook --set optim.lr=0.5 --toml", *words).stdout, "utf-8")
-    read = load(home / "mine.toml")
-    wanted = build([preset("notebook"), assignment("optim.lr=0.5")])
-    assert build([preset("notebook"), read]) == wanted
+    read = load_toml(home / "mine.toml")
+    wanted = build_config([preset_settings("notebook"), parse_assignment("optim.lr=0.5")])
+    assert build_config([preset_settings("notebook"), read]) == wanted
     assert ("model" in read) == (not section)
 
 
 def test_a_run_is_held_against_its_preset(home: Path) -> None:
     folder = RunDir(home / "runs" / "a")
     folder.path.mkdir(parents=True)
-    made = build([preset("tiny"), {"optim": {"lr": 0.5}, "train": {"micro_batch": 8}}])
-    folder.config_path.write_text(dump(made), "utf-8")
+    made = build_config([preset_settings("tiny"), {"optim": {"lr": 0.5}, "train": {"micro_batch": 8}}])
+    folder.config_path.write_text(dump_toml(made), "utf-8")
     said = run("config a").stdout
     assert "\nlr = 0.5  # the run's config; default 0.0\n" in said
     assert "\nbeta2 = 0.99  # preset tiny; default 0.95\n" in said
-    assert build([tomllib.loads(said)]) == made
-    assert build([tomllib.loads(run("config a --toml --set optim.lr=2.0").stdout)]).optim.lr == 2.0
+    assert build_config([tomllib.loads(said)]) == made
+    assert build_config([tomllib.loads(run("config a --toml --set optim.lr=2.0").stdout)]).optim.lr == 2.0
 
 
 @pytest.mark.parametrize(

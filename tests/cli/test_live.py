@@ -14,9 +14,9 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from llamactl.cli.live import MOST_POINTS, Course, View
+from llamactl.cli.ui.live import MOST_POINTS, Course, View
 from llamactl.training.events import Replayed, Resumed, Sampled, Saved, Stepped, Validated
-from llamactl.training.wishes import Wishes
+from llamactl.training.signals import StopRequests
 from tests.cli.test_cli import TINY, run
 from tests.conftest import make_dataset
 
@@ -70,7 +70,7 @@ def test_it_says_what_is_known_with_units() -> None:
 
 
 def test_a_wish_to_stop_is_seen_until_it_is_done() -> None:
-    wishes = Wishes()
+    wishes = StopRequests()
     made = View(COURSE, wishes)
     assert "Stopping" not in "\n".join(drawn(made, 120, 24))
     wishes.stop = 2
@@ -89,6 +89,7 @@ def test_a_long_run_is_thinned_and_one_that_goes_back_is_drawn_once() -> None:
     assert steps[-1] < 1000
 
 
+@pytest.mark.slow
 def test_watching_a_run_that_is_over_tells_it_and_ends(home: Path, corpus: Path) -> None:
     make_dataset(home / "data" / "addresses", corpus)
     run(f"train --tokens 4096 --run a {TINY}")
@@ -131,13 +132,14 @@ def test_a_real_terminal_shows_it_in_one_piece_and_survives_resizing(
 ) -> None:
     make_dataset(home / "data" / "addresses", corpus)
     llamactl = f"{shlex.quote(sys.executable)} -m llamactl"
-    command = f"{llamactl} train --tokens 2M --run a {TINY} --set train.save_every=40 --set train.eval_every=40"
+    command = f"{llamactl} train --tokens 2M --yes --run a {TINY} --set train.save_every=40 --set train.eval_every=40"
     terminal("send-keys", f"cd {shlex.quote(str(Path.cwd()))}; clear; {command}", "Enter")
     until(lambda: "validation" in terminal("send-keys", ""))
 
     def whole(width: int, height: int) -> None:
         lines = terminal("resize-window", "-x", str(width), "-y", str(height)).splitlines()
         time.sleep(1.5)
+        until(lambda: terminal("send-keys", "").startswith("a: tiny on addresses"))  # a busy machine draws late
         lines = terminal("send-keys", "").splitlines()
         text = "\n".join(lines)
         assert lines[0].startswith("a: tiny on addresses")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llamactl.artifacts import RunDir
+from llamactl.runs.run_dir import RunDir
 from tests.cli.test_cli import TINY, run
 from tests.conftest import make_dataset
 
@@ -49,7 +49,7 @@ def ended(process: Process, code: int) -> list[str]:
 def begun(process: Process, name: str) -> None:
     """Wait for the run's first steps."""
     deadline = time.monotonic() + 60
-    while not RunDir.named(name).rows():
+    while not RunDir.from_name(name).rows():
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -62,8 +62,8 @@ def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, code: int)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == code, said
-    assert f"the checkpoint of step {RunDir.named('a').steps()[-1]:,} is safe" in said
-    assert "Go on: llamactl train --resume a" in said
+    assert f"the checkpoint of step {RunDir.from_name('a').steps()[-1]:,} is safe" in said
+    assert "Resume: llamactl train --resume a" in said
     assert "Stopping after this step" in said
     assert "resumed" in run("train --resume a --set train.eval_every=1000000").stderr
 
@@ -74,7 +74,7 @@ def test_a_second_process_is_told_of_the_first() -> None:
     assert "a running" in " ".join(run("runs list").stdout.split())
     for command in ("train --resume a", "runs remove a --yes"):
         error = ended(typed(command), 7)
-        assert error[0] == f"✗ {RunDir.named('a').path} is in use by another process."
+        assert error[0] == f"✗ {RunDir.from_name('a').path} is in use by another process."
         assert str(process.pid) in error[1]
     process.kill()
     process.wait()
@@ -83,7 +83,7 @@ def test_a_second_process_is_told_of_the_first() -> None:
 
 def test_a_disk_that_fills_up_ends_with_its_code_and_every_checkpoint(home: Path, mount: Callable[[Path, str], Path]) -> None:
     disk = mount(home / "runs", "30m")
-    process = typed(f"train --run a --tokens 200k {TINY} --set train.save_every=4 --set train.keep=1")
+    process = typed(f"train --run a --tokens 200k {TINY} --set train.save_every=4 --set train.keep_last=1")
     begun(process, "a")
     with pytest.raises(OSError, match="No space"):
         (disk / "ballast").write_bytes(bytes(40_000_000))
@@ -95,9 +95,9 @@ def test_a_disk_that_fills_up_ends_with_its_code_and_every_checkpoint(home: Path
 
 def test_too_little_room_is_said_before_the_first_step(home: Path, mount: Callable[[Path, str], Path]) -> None:
     disk = mount(home / "runs", "2m")
-    error = ended(typed(f"{LONG} --run a --set train.keep=9 --set train.save_every=2"), 4)
+    error = ended(typed(f"{LONG} --run a --set train.keep_last=9 --set train.save_every=2"), 4)
     assert "do not fit" in error[0]
-    assert "train.keep=1" in error[2]
+    assert "train.keep_last=1" in error[2]
     assert list(disk.iterdir()) == []
 
 

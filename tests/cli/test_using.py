@@ -54,8 +54,8 @@ def test_exports_are_written_and_say_where(trained: Path) -> None:
     for words, name in (("gguf a --type q8_0", "a-step4-q8_0.gguf"), ("hf a@2", "a-step2-bf16")):
         done = run(f"export {words} --out", str(out))
         assert done.stdout.strip() == str(out / name)
-        assert "compared with the checkpoint" in done.stderr
-    assert (out / "Modelfile").exists()
+        assert "verified against the checkpoint" in done.stderr
+    assert (out / "a-step4-q8_0.Modelfile").exists()
     assert (out / "a-step2-bf16" / "README.md").exists()
 
 
@@ -66,5 +66,5 @@ def test_sampling_a_file_of_prompts(trained: Path) -> None:
     rows = [json.loads(line) for line in run(words, str(trained / "prompts")).stdout.splitlines()]
     assert [row["prompt"] for row in rows] == ["The people"] * 2 + ["A much longer beginning of a text"] * 2
     assert all(len(row["tokens"]) == len(row["log_probabilities"]) <= 4 for row in rows)
-    assert "forgotten on the way" in run("sample --max-new-tokens 80 --temperature 0", "The").stderr
+    assert "will not see its beginning" in run("sample --max-new-tokens 80 --temperature 0", "The").stderr
     assert "no prompt" in run("sample", code=2).stderr

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from llamactl.corpus.batches import Batches, Windows, shuffled
+from llamactl.corpus.batches import Batches, Windows, permuted_index
 
 
 @pytest.fixture
@@ -29,11 +29,11 @@ def test_windows_are_cut_within_shards(windows: Windows) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 17, 100, 1_023, 1_024, 1_025, 100_000])
 def test_the_shuffle_is_a_bijection(size: int) -> None:
-    assert sorted(shuffled(np.arange(size), size, "key")) == list(range(size))
+    assert sorted(permuted_index(np.arange(size), size, "key")) == list(range(size))
 
 
 def test_the_shuffle_depends_on_its_key_and_shuffles() -> None:
-    first, second = (shuffled(np.arange(1000), 1000, key) for key in ("a", "b"))
+    first, second = (permuted_index(np.arange(1000), 1000, key) for key in ("a", "b"))
     assert (first != second).mean() > 0.9
     assert abs(np.corrcoef(first, np.arange(1000))[0, 1]) < 0.15
     assert (np.abs(np.diff(first)) == 1).mean() < 0.02
@@ -42,7 +42,7 @@ def test_the_shuffle_depends_on_its_key_and_shuffles() -> None:
 def test_huge_datasets_cost_nothing() -> None:
     size = 15_000_000_000
     places = np.arange(size - 512, size)
-    found = shuffled(places, size, "key")
+    found = permuted_index(places, size, "key")
     assert len(set(found.tolist())) == 512
     assert found.min() >= 0
     assert found.max() < size
@@ -51,7 +51,7 @@ def test_huge_datasets_cost_nothing() -> None:
 @pytest.mark.parametrize("per_step", [1, 7, 101, 150])
 def test_each_window_is_seen_once_an_epoch(windows: Windows, per_step: int) -> None:
     batches = Batches(windows, per_step, key="digest 0")
-    seen = np.concatenate([batches.numbers(step) for step in range(-(-3 * len(windows) // per_step))])
+    seen = np.concatenate([batches.window_ids(step) for step in range(-(-3 * len(windows) // per_step))])
     epochs = seen[: 3 * len(windows)].reshape(3, len(windows))
     for epoch in epochs:
         assert sorted(epoch) == list(range(len(windows)))
@@ -59,10 +59,10 @@ def test_each_window_is_seen_once_an_epoch(windows: Windows, per_step: int) -> N
 
 
 def test_a_step_is_the_same_for_any_processes_and_micro_batches(windows: Windows) -> None:
-    whole = Batches(windows, 12, key="k").micro(5, most=12)[0].inputs
-    parts = torch.cat([batch.inputs for batch in Batches(windows, 12, key="k").micro(5, most=5)])
+    whole = Batches(windows, 12, key="k").micro_batches(5, most=12)[0].inputs
+    parts = torch.cat([batch.inputs for batch in Batches(windows, 12, key="k").micro_batches(5, most=5)])
     assert (whole == parts).all()
-    ranks = torch.cat([Batches(windows, 12, key="k", rank=r, size=3).micro(5, most=4)[0].inputs for r in range(3)])
+    ranks = torch.cat([Batches(windows, 12, key="k", rank=r, size=3).micro_batches(5, most=4)[0].inputs for r in range(3)])
     assert sorted(ranks[:, 0].tolist()) == sorted(whole[:, 0].tolist())
 
 
@@ -70,16 +70,16 @@ def test_a_step_is_the_same_for_any_processes_and_micro_batches(windows: Windows
 def test_processes_have_as_many_micro_batches_and_all_shares_make_one_step(
     windows: Windows, per_step: int, size: int, most: int
 ) -> None:
-    ranks = [Batches(windows, per_step, "k", rank, size).micro(5, most) for rank in range(size)]
+    ranks = [Batches(windows, per_step, "k", rank, size).micro_batches(5, most) for rank in range(size)]
     assert len({len(batches) for batches in ranks}) == 1
     assert sum(batch.share for batches in ranks for batch in batches) == pytest.approx(1)
     counted = torch.cat([batch.inputs for batches in ranks for batch in batches if batch.share])
-    whole = Batches(windows, per_step, "k").micro(5, per_step)[0].inputs
+    whole = Batches(windows, per_step, "k").micro_batches(5, per_step)[0].inputs
     assert sorted(counted[:, 0].tolist()) == sorted(whole[:, 0].tolist())
 
 
 def test_a_step_needs_no_history(windows: Windows) -> None:
     late = Batches(windows, 8, key="k")
     for step in range(3):
-        late.micro(step, 8)
-    assert (late.numbers(10_000_000) == Batches(windows, 8, key="k").numbers(10_000_000)).all()
+        late.micro_batches(step, 8)
+    assert (late.window_ids(10_000_000) == Batches(windows, 8, key="k").window_ids(10_000_000)).all()

@@ -18,7 +18,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from llamactl.artifacts import DatasetDir
+from llamactl.corpus.dataset import DatasetDir
 from llamactl.corpus.sources import open_source
 from llamactl.errors import UserError
 from tests.corpus.hub_server import Files, Hub, running
@@ -128,6 +128,7 @@ def test_where_there_is_only_a_script_the_converted_files_are_read(hub: Hub, ask
     assert not marker.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["missing", "script", "empty"])
 def test_where_there_is_nothing_to_read_the_mirror_is_read(first: str, hub: Hub, ask: Ask, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
@@ -139,32 +140,36 @@ def test_where_there_is_nothing_to_read_the_mirror_is_read(first: str, hub: Hub,
     assert not marker.exists()
 
 
+@pytest.mark.slow
 def test_a_config_is_picked_by_name(hub: Hub, ask: Ask) -> None:
     commit = hub.add("org/name", LANGUAGES | {"en/1.parquet": parquet("Hello"), "de/1.parquet": parquet("Hallo")})
     got = ask("hf:org/name:deutsch")
     assert got == {"name": "name-deutsch", "inputs": f"hf:org/name@{commit}:deutsch", "documents": [["Hallo"]]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["", ":french"])
 def test_the_configs_are_named_when_none_fits(config: str, hub: Hub, ask: Ask) -> None:
     hub.add("org/name", LANGUAGES | {"en/1.parquet": parquet("Hello"), "de/1.parquet": parquet("Hallo")})
     got = ask(f"hf:org/name{config}")
-    assert got["error"] == "BadData"
+    assert got["error"] == "DataError"
     assert "['english', 'deutsch']" in got["why"]
 
 
+@pytest.mark.slow
 def test_the_columns_are_named_when_none_fits(hub: Hub, ask: Ask) -> None:
     hub.add("org/name", {"train.parquet": parquet("a", "b")})
     got = ask("hf:org/name", "words")
-    assert (got["error"], got["what"]) == ("BadData", "org/name has no column 'words'.")
+    assert (got["error"], got["what"]) == ("DataError", "org/name has no column 'words'.")
     assert got["why"] == "It has: number, text."
     assert "--text-column" in got["fix"]
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_not_called_a_network_failure(hub: Hub, ask: Ask) -> None:
     hub.add("org/name", {"train-1.parquet": parquet("a"), "train-2.parquet": parquet("b")[:-9]})
     got = ask("hf:org/name")
-    assert (got["error"], got["why"][:10]) == ("BadData", "org/name: ")
+    assert (got["error"], got["why"][:10]) == ("DataError", "org/name: ")
 
 
 @pytest.mark.parametrize(("file", "status"), [("train-2.parquet", 403), ("README.md", 501)])
@@ -200,7 +205,7 @@ def test_a_hub_that_does_not_answer_as_one_is_a_network_failure(status: int, why
 @pytest.mark.parametrize("word", ["hf:org/nothing", "hf:not a name"])
 def test_a_name_that_the_hub_does_not_know_is_bad_data(word: str, ask: Ask) -> None:
     got = ask(word)
-    assert (got["error"], got["code"]) == ("BadData", 3)
+    assert (got["error"], got["code"]) == ("DataError", 3)
     assert word.removeprefix("hf:") in got["why"]
 
 
@@ -210,7 +215,7 @@ def test_a_folder_of_the_same_name_is_never_read_in_its_place(hub: Hub, ask: Ask
     folder.mkdir(parents=True)
     (folder / "train.parquet").write_bytes(parquet("another"))
     got = ask("hf:org/name")
-    assert got["error"] == "BadData"
+    assert got["error"] == "DataError"
     assert "llamactl prepare org/name" in got["why"]
 
 
@@ -234,6 +239,7 @@ def test_without_a_network_two_ways_out_are_shown_at_once(tmp_path: Path) -> Non
     assert "llamactl prepare FILES" in told
 
 
+@pytest.mark.slow
 def test_prepare_keeps_every_document(hub: Hub, tmp_path: Path) -> None:
     first, second = ["California is", "a state", "ä€😀"], ["of the\nUnited States", "", "of America"]
     commit = hub.add("org/name", {"train-1.parquet": parquet(*first), "train-2.parquet": parquet(*second)})

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llamactl import durable
-from llamactl.artifacts import Dataset, DatasetDir, DatasetInfo, Recipe, Shard
-from llamactl.corpus.batches import ROUNDS, Batches, Windows, shuffled
-from llamactl.mapping import HEADER
-from llamactl.tokenizer import raw_bytes
+from llamactl.corpus.batches import ROUNDS, Batches, Windows, permuted_index
+from llamactl.corpus.dataset import Dataset, DatasetDir
+from llamactl.corpus.dataset_info import DatasetInfo, Recipe, Shard
+from llamactl.corpus.memmap import HEADER
+from llamactl.storage import atomic
+from llamactl.tokenizer.bpe import byte_tokenizer
 
 TOKENS, PIECES, HELD_OUT = 15_000_000_000_000, 10_000, 1_000_000  # the last: tokens for validation in each piece
 TOKEN, CONTEXT, RANKS = np.dtype(np.uint16), 1_024, 1_024
@@ -26,7 +27,7 @@ MIB = 1 << 20
 OPENING = """
 import json, sys, time
 from pathlib import Path
-from llamactl.artifacts import DatasetDir
+from llamactl.corpus.dataset import DatasetDir
 
 def memory(name):
     return next(int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith(name))
@@ -62,7 +63,7 @@ def lengths() -> Iterator[tuple[str, int]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatasetDir]:
-    """A sealed dataset of 15 trillion tokens, the very last window of which is 1 to 1,025."""
+    """A sealed dataset of 15 trillion tokens, the very last window of which counts from 1 on, modulo 256."""
     made = DatasetDir(tmp_path_factory.mktemp("huge") / "web")
     for split in ("train", "val"):
         (made.path / split).mkdir(parents=True)
@@ -72,18 +73,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatasetDir]:
         pytest.skip(f"this file system has no room for sparse files of such sizes: {error.strerror}")
     with (made.path / shards[-2].file).open("r+b") as file:
         file.seek(-TOKEN.itemsize * (CONTEXT + 1), 2)
-        file.write(np.arange(1, CONTEXT + 2, dtype=TOKEN).tobytes())
-    made.tokenizer_path.write_text(raw_bytes().description, "utf-8")
+        file.write((np.arange(1, CONTEXT + 2) % 256).astype(TOKEN).tobytes())
+    made.tokenizer_path.write_text(byte_tokenizer().description, "utf-8")
     info = DatasetInfo(
         recipe=Recipe(source="web", inputs="", tokenizer="bytes", val_fraction=HELD_OUT * PIECES / TOKENS),
-        tokenizer=durable.sha256(made.tokenizer_path),
-        vocab_size=raw_bytes().vocab_size,
+        tokenizer=atomic.sha256(made.tokenizer_path),
+        vocab_size=byte_tokenizer().vocab_size,
         dtype="uint16",
         shards=shards,
         documents_read=sum(shard.documents for shard in shards),
         skipped={},
     )
-    made.info_path.write_text(info.sealed().model_dump_json(indent=1) + "\n")
+    made.info_path.write_text(info.with_digest().model_dump_json(indent=1) + "\n")
     yield made
     shutil.rmtree(made.path)
 
@@ -120,7 +121,7 @@ def test_1024_ranks_deal_out_a_step(windows: Windows, per_step: int, epochs: flo
     """Each window of the step belongs to one rank, and no rank has two more than another."""
     step = int(epochs * len(windows)) // per_step
     ranks = [Batches(windows, per_step, "digest 0", rank, RANKS) for rank in range(RANKS)]
-    dealt = [batches.mine(step) for batches in ranks]
+    dealt = [batches.rank_window_ids(step) for batches in ranks]
     assert {len(part) for part in dealt} == {per_step // RANKS, -(-per_step // RANKS)}
     dealt_out = np.concatenate(dealt)
     expected = order(np.arange(step * per_step, (step + 1) * per_step), len(windows))
@@ -134,13 +135,15 @@ def test_1024_ranks_deal_out_a_step(windows: Windows, per_step: int, epochs: flo
 
 def order(places: np.ndarray, total: int) -> np.ndarray:
     """Which windows stand at some places of an endless order of epochs."""
-    return np.array([shuffled(np.array([place % total]), total, f"digest 0 {place // total}")[0] for place in places.tolist()])
+    return np.array(
+        [permuted_index(np.array([place % total]), total, f"digest 0 {place // total}")[0] for place in places.tolist()]
+    )
 
 
 def test_steps_of_an_epoch_share_no_window(windows: Windows) -> None:
     batches = Batches(windows, 4_096, "digest 0")
     steps = np.random.default_rng(0).choice(len(windows) // 4_096, 500, replace=False)
-    found = np.concatenate([batches.numbers(int(step)) for step in (0, *steps, len(windows) // 4_096 - 1)])
+    found = np.concatenate([batches.window_ids(int(step)) for step in (0, *steps, len(windows) // 4_096 - 1)])
     assert len(np.unique(found)) == len(found) == 502 * 4_096
     assert found.max() > 2**33
 
@@ -152,7 +155,7 @@ def test_a_step_of_1024_ranks_takes_little_memory(windows: Windows) -> None:
         for rank in range(0, RANKS, 64):
             batches = Batches(windows, 4_099, "digest 0", rank, RANKS)
             for step in (0, len(windows) // 2 // 4_099, len(windows) // 4_099, 10**9):
-                found = batches.micro(step, most=2)
+                found = batches.micro_batches(step, most=2)
                 assert [batch.inputs.shape for batch in found] == [(2, CONTEXT), (2, CONTEXT), (1, CONTEXT)]
                 assert sum(batch.share for batch in found) == pytest.approx((5 if rank < 3 else 4) / 4_099)
         assert tracemalloc.get_traced_memory()[1] < 20 * MIB
@@ -170,8 +173,8 @@ def test_windows_are_read_up_to_the_last(windows: Windows) -> None:
     assert not targets[:-1].any()
     assert int(targets[-1, -1]) == 1  # the token that the last window starts with
     inputs, targets, _ = windows.batch(np.array([last]))
-    assert inputs[0].tolist() == list(range(1, CONTEXT + 1))
-    assert targets[0].tolist() == list(range(2, CONTEXT + 2))
+    assert inputs[0].tolist() == [number % 256 for number in range(1, CONTEXT + 1)]
+    assert targets[0].tolist() == [number % 256 for number in range(2, CONTEXT + 2)]
     with pytest.raises(IndexError):
         windows.batch(np.array([len(windows)]))
 
@@ -205,7 +208,7 @@ def test_no_overlap_and_no_hole_by_the_inverse(windows: Windows, epoch: int) -> 
     total, key = len(windows), f"digest 0 {epoch}"
     ends = np.array([*range(1_000), *range(total - 1_000, total), 2**32 - 1, 2**32, 2**33])
     sample = np.concatenate([ends, np.random.default_rng(epoch).integers(0, total, 1_000_000)])
-    for there, back in ((shuffled, unshuffled), (unshuffled, shuffled)):
+    for there, back in ((permuted_index, unshuffled), (unshuffled, permuted_index)):
         found = there(sample, total, key)
         assert found.min() >= 0
         assert found.max() < total
@@ -215,6 +218,6 @@ def test_no_overlap_and_no_hole_by_the_inverse(windows: Windows, epoch: int) -> 
 @pytest.mark.parametrize("size", [1, 2, 3, 255, 256, 257, 4_097, 65_536, 70_001, 2_000_003])
 def test_the_inverse_undoes_the_whole_of_small_ones(size: int) -> None:
     places = np.arange(size)
-    found = shuffled(places, size, "key")
+    found = permuted_index(places, size, "key")
     assert (np.bincount(found, minlength=size) == 1).all()
     assert (unshuffled(found, size, "key") == places).all()

@@ -13,15 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llamactl.artifacts import Dataset, DatasetDir, Recipe
 from llamactl.corpus import pieces
 from llamactl.corpus import prepare as prepare_module
-from llamactl.corpus.engines import local, ray
+from llamactl.corpus.dataset import Dataset, DatasetDir
+from llamactl.corpus.dataset_info import Recipe
+from llamactl.corpus.engines import local_engine, ray_engine
 from llamactl.corpus.pieces import Job, Receipt
-from llamactl.corpus.prepare import Estimated, PieceDone, Sealed, Share, finish, prepare
+from llamactl.corpus.prepare import Estimated, PieceDone, Sealed, Share, finish_dataset, prepare_dataset
 from llamactl.corpus.sources import Source, open_source
-from llamactl.corpus.verify import verify
-from llamactl.errors import BadData, DiskFull, NoRoom
+from llamactl.corpus.verify import check_dataset
+from llamactl.errors import DataError, DiskFull, OutOfSpace
 from tests.conftest import make_dataset
 
 
@@ -64,13 +65,14 @@ def test_empty_documents_are_counted(tmp_path: Path) -> None:
     assert (info.documents_read, info.skipped) == (5, {"empty": 2})
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_a_byte(big: Path, home: Path) -> None:
     digests = set()
     for workers in (1, 2, 4):
         source = open_source([str(big)])
         assert len(source.pieces) == 4
         folder = DatasetDir(home / str(workers))
-        events = list(prepare(source, recipe(source, max_tokens=5_000_000), folder, local(workers)))
+        events = list(prepare_dataset(source, recipe(source, max_tokens=5_000_000), folder, local_engine(workers)))
         assert isinstance(events[-1], Sealed)
         digests.add(folder.info().digest)
     assert len(digests) == 1
@@ -82,16 +84,16 @@ def test_the_order_of_a_directory_does_not_change_a_byte(
 ) -> None:
     """A file system lists names as it likes: here the other way round (-1) and shuffled."""
     source = open_source([str(big)])
-    list(prepare(source, recipe(source), DatasetDir(home / "plain"), local(1)))
-    listing = Path.rglob
+    list(prepare_dataset(source, recipe(source), DatasetDir(home / "plain"), local_engine(1)))
+    listing = Path.iterdir
 
-    def mixed(path: Path, pattern: str) -> Iterator[Path]:
-        found = sorted(listing(path, pattern), reverse=True)
+    def mixed(path: Path) -> Iterator[Path]:
+        found = sorted(listing(path), reverse=True)
         return iter(found if seed < 0 else random.Random(seed).sample(found, len(found)))
 
-    monkeypatch.setattr(Path, "rglob", mixed)
+    monkeypatch.setattr(Path, "iterdir", mixed)
     source = open_source([str(big)])
-    list(prepare(source, recipe(source), DatasetDir(home / "mixed"), local(1)))
+    list(prepare_dataset(source, recipe(source), DatasetDir(home / "mixed"), local_engine(1)))
     assert DatasetDir(home / "mixed").info().digest == DatasetDir(home / "plain").info().digest
 
 
@@ -99,7 +101,7 @@ def test_the_order_of_a_directory_does_not_change_a_byte(
 def test_max_tokens_stops_at_a_document(big: Path, home: Path, most: int) -> None:
     source = open_source([str(big)])
     folder = DatasetDir(home / "cut")
-    list(prepare(source, recipe(source, max_tokens=most), folder, local(1)))
+    list(prepare_dataset(source, recipe(source, max_tokens=most), folder, local_engine(1)))
     dataset = folder.open()
     tokens = dataset.info.total("train", "tokens") + dataset.info.total("val", "tokens")
     assert most - 380_000 < tokens <= most
@@ -109,8 +111,8 @@ def test_max_tokens_stops_at_a_document(big: Path, home: Path, most: int) -> Non
 def test_an_interrupted_prepare_goes_on(big: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_source([str(big)])
     whole, stopped = DatasetDir(home / "whole"), DatasetDir(home / "stopped")
-    list(prepare(source, recipe(source), whole, local(1)))
-    events = prepare(source, recipe(source), stopped, local(1))
+    list(prepare_dataset(source, recipe(source), whole, local_engine(1)))
+    events = prepare_dataset(source, recipe(source), stopped, local_engine(1))
     for event in events:
         if isinstance(event, PieceDone) and event.piece == 1:
             events.close()  # type: ignore[attr-defined]  # as Ctrl-C does
@@ -124,7 +126,11 @@ def test_an_interrupted_prepare_goes_on(big: Path, home: Path, monkeypatch: pyte
         return encode(job)
 
     monkeypatch.setattr(pieces, "_encode", spy)
-    kept = [event.kept for event in prepare(source, recipe(source), stopped, local(1)) if isinstance(event, PieceDone)]
+    kept = [
+        event.kept
+        for event in prepare_dataset(source, recipe(source), stopped, local_engine(1))
+        if isinstance(event, PieceDone)
+    ]
     assert kept == [True, True, False, False]
     assert encoded == [2, 3]
     assert stopped.info().digest == whole.info().digest
@@ -137,17 +143,19 @@ def test_a_complete_dataset_is_kept_and_another_recipe_refused(home: Path, corpu
     source = open_source([str(corpus)])
     same = recipe(source, source="corpus")
     newer = make_dataset(home / "data" / "newer", corpus)
-    assert DatasetDir.named("") == newer
-    assert [event.kept for event in prepare(source, same, folder, local(1)) if isinstance(event, Sealed)] == [True]
-    assert DatasetDir.named("") == folder, "what was asked for last is what the next command takes"
-    with pytest.raises(BadData, match="another tokenizer"):
-        list(prepare(source, same.model_copy(update={"tokenizer": "gpt2"}), folder, local(1)))
+    assert DatasetDir.from_name("") == newer
+    assert [event.kept for event in prepare_dataset(source, same, folder, local_engine(1)) if isinstance(event, Sealed)] == [
+        True
+    ]
+    assert DatasetDir.from_name("") == folder, "what was asked for last is what the next command takes"
+    with pytest.raises(DataError, match="a different tokenizer"):
+        list(prepare_dataset(source, same.model_copy(update={"tokenizer": "gpt2"}), folder, local_engine(1)))
     assert folder.info_path.read_bytes() == before
 
 
 def test_one_document_is_too_few(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("only one")
-    with pytest.raises(BadData, match="more than one document"):
+    with pytest.raises(DataError, match="more than one document"):
         make_dataset(tmp_path / "data", tmp_path, tokenizer="bytes")
 
 
@@ -161,12 +169,12 @@ def test_two_documents_are_enough(tmp_path: Path) -> None:
 def test_an_error_in_a_worker_is_told_in_its_own_words(big: Path, home: Path) -> None:
     (big / "13.txt").write_bytes(b"\xff" * 370_000)
     source = open_source([str(big)])
-    with pytest.raises(BadData, match=r"13\.txt is not UTF-8"):
-        list(prepare(source, recipe(source), DatasetDir(home / "bad"), local(2)))
+    with pytest.raises(DataError, match=r"13\.txt is not UTF-8"):
+        list(prepare_dataset(source, recipe(source), DatasetDir(home / "bad"), local_engine(2)))
 
 
 def test_a_vocabulary_above_65536_takes_uint32() -> None:
-    assert (pieces.dtype(65_536), pieces.dtype(65_537)) == ("uint16", "uint32")
+    assert (pieces.token_dtype(65_536), pieces.token_dtype(65_537)) == ("uint16", "uint32")
 
 
 def test_duplicates_are_left_out_and_counted(big: Path, home: Path) -> None:
@@ -177,7 +185,7 @@ def test_duplicates_are_left_out_and_counted(big: Path, home: Path) -> None:
     digests = set()
     for workers in (1, 2):
         folder = DatasetDir(home / f"dedup{workers}")
-        list(prepare(source, recipe(source, dedup=True), folder, local(workers)))
+        list(prepare_dataset(source, recipe(source, dedup=True), folder, local_engine(workers)))
         info = folder.info()
         assert (info.documents_read, info.skipped) == (28, {"duplicate": 4})
         digests.add(info.digest)
@@ -185,7 +193,7 @@ def test_duplicates_are_left_out_and_counted(big: Path, home: Path) -> None:
     for number in range(4):
         (big / f"9{number}.txt").unlink()
     source = open_source([str(big)])
-    list(prepare(source, recipe(source), DatasetDir(home / "plain"), local(1)))
+    list(prepare_dataset(source, recipe(source), DatasetDir(home / "plain"), local_engine(1)))
     plain, dedup = (DatasetDir(home / name).open() for name in ("plain", "dedup1"))
     assert all(
         np.array_equal(np.concatenate(a), np.concatenate(b)) for a, b in ((plain.train, dedup.train), (plain.val, dedup.val))
@@ -196,30 +204,34 @@ def test_duplicates_are_left_out_and_counted(big: Path, home: Path) -> None:
 def test_shares_of_many_machines_are_one_dataset(big: Path, home: Path, most: int) -> None:
     source = open_source([str(big)])
     whole, shared = DatasetDir(home / "whole"), DatasetDir(home / "shared")
-    list(prepare(source, recipe(source, max_tokens=most), whole, local(1)))
+    list(prepare_dataset(source, recipe(source, max_tokens=most), whole, local_engine(1)))
     for number in (3, 1):
-        list(prepare(source, recipe(source, max_tokens=most), shared, local(1), share=Share(number, 3)))
+        list(prepare_dataset(source, recipe(source, max_tokens=most), shared, local_engine(1), share=Share(number, 3)))
         assert not shared.info_path.exists()
-    with pytest.raises(BadData, match=r"1 of 4 pieces are not there yet: 1\."):
-        list(finish(source, recipe(source, max_tokens=most), shared))
-    list(prepare(source, recipe(source, max_tokens=most), shared, local(1), share=Share(2, 3)))
+    with pytest.raises(DataError, match=r"1 of 4 pieces are missing: 1\."):
+        list(finish_dataset(source, recipe(source, max_tokens=most), shared))
+    list(prepare_dataset(source, recipe(source, max_tokens=most), shared, local_engine(1), share=Share(2, 3)))
     for path in big.iterdir():
         os.utime(path, (0, 0))  # another machine's copies
-    list(finish(open_source([str(big)]), recipe(source, max_tokens=most), shared))
+    list(finish_dataset(open_source([str(big)]), recipe(source, max_tokens=most), shared))
     assert shared.info().digest == whole.info().digest
 
 
+@pytest.mark.slow
 def test_a_file_that_changed_between_two_calls_is_read_again(big: Path, home: Path) -> None:
     folder = DatasetDir(home / "a")
     source = open_source([str(big)])
-    list(prepare(source, recipe(source), folder, local(1), share=Share(1, 4)))
+    list(prepare_dataset(source, recipe(source), folder, local_engine(1), share=Share(1, 4)))
     first = big / "00.txt"
     text = first.read_text("utf-8")
     first.write_text(text[::-1], "utf-8")
     source = open_source([str(big)])
-    kept = [event.kept for event in prepare(source, recipe(source), folder, local(1)) if isinstance(event, PieceDone)]
+    kept = [
+        event.kept for event in prepare_dataset(source, recipe(source), folder, local_engine(1)) if isinstance(event, PieceDone)
+    ]
     assert kept == [False] * 4
-    assert text[:-50:-1] in folder.open().tokenizer.decode(folder.open().val[0][:60])
+    made = folder.open()
+    assert text[:-50:-1] in "".join(made.tokenizer.decode(shard) for shard in (*made.train, *made.val))
 
 
 KILLS = int(os.environ.get("LLAMACTL_KILLS", "12"))
@@ -242,15 +254,16 @@ def test_many_kills_at_random_instants_change_nothing(big: Path, home: Path, see
         time.sleep(chosen.uniform(0.1, usual))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        if DatasetDir.named("killed").info_path.exists():
-            assert DatasetDir.named("killed").info().digest == DatasetDir.named("whole").info().digest
-            shutil.rmtree(DatasetDir.named("killed").path)
+        if DatasetDir.from_name("killed").info_path.exists():
+            assert DatasetDir.from_name("killed").info().digest == DatasetDir.from_name("whole").info().digest
+            shutil.rmtree(DatasetDir.from_name("killed").path)
     subprocess.run([*words, "killed"], check=True, capture_output=True)
-    assert DatasetDir.named("killed").info().digest == DatasetDir.named("whole").info().digest
-    assert not [file for file, damage in verify(DatasetDir.named("killed")) if damage]
-    assert not list(DatasetDir.named("killed").path.rglob(".*draft"))
+    assert DatasetDir.from_name("killed").info().digest == DatasetDir.from_name("whole").info().digest
+    assert not [file for file, damage in check_dataset(DatasetDir.from_name("killed")) if damage]
+    assert not list(DatasetDir.from_name("killed").path.rglob(".*draft"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(
     big: Path, home: Path, mount: Callable[[Path, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,19 +271,19 @@ def test_a_full_disk_loses_nothing(
     small_disk = mount(home / "disk", "2m")
     source = open_source([str(big)])
     whole, folder = DatasetDir(home / "whole"), DatasetDir(small_disk / "data" / "a")
-    list(prepare(source, recipe(source), whole, local(1)))
+    list(prepare_dataset(source, recipe(source), whole, local_engine(1)))
     needed = sum(path.stat().st_size for path in whole.path.rglob("*.npy"))
-    with pytest.raises(NoRoom, match=r"will take some .* are free"):
-        list(prepare(source, recipe(source), folder, local(1)))
-    monkeypatch.setattr(prepare_module, "estimate", lambda *_: Estimated(needed, 0))  # as if it had been too small
+    with pytest.raises(OutOfSpace, match=r"will take some .* are free"):
+        list(prepare_dataset(source, recipe(source), folder, local_engine(1)))
+    monkeypatch.setattr(prepare_module, "estimate_disk", lambda *_: Estimated(needed, 0))  # as if it had been too small
     for tenth in range(10):
         subprocess.run(["mount", "-o", f"remount,size={200_000 + needed * tenth // 11}", str(small_disk)], check=True)
         with pytest.raises(DiskFull, match=r"MB are free. The whole dataset takes some") as caught:
-            list(prepare(source, recipe(source), folder, local(1)))
+            list(prepare_dataset(source, recipe(source), folder, local_engine(1)))
         assert caught.value.code == 4
         assert not list(folder.path.rglob(".*draft"))
     subprocess.run(["mount", "-o", f"remount,size={2 * needed}", str(small_disk)], check=True)
-    list(prepare(source, recipe(source), folder, local(1)))
+    list(prepare_dataset(source, recipe(source), folder, local_engine(1)))
     assert folder.info().digest == whole.info().digest
 
 
@@ -285,10 +298,10 @@ def test_a_ray_cluster_makes_the_same_bytes(big: Path, home: Path) -> None:
         pytest.skip("Ray does not start here")
     source = open_source([str(big)])
     whole, scattered = DatasetDir(home / "whole"), DatasetDir(home / "scattered")
-    list(prepare(source, recipe(source, dedup=True), whole, local(1)))
-    list(prepare(source, recipe(source, dedup=True), scattered, ray(2)))
+    list(prepare_dataset(source, recipe(source, dedup=True), whole, local_engine(1)))
+    list(prepare_dataset(source, recipe(source, dedup=True), scattered, ray_engine(2)))
     assert scattered.info().digest == whole.info().digest
     (big / "13.txt").write_bytes(b"\xff" * 370_000)
     source = open_source([str(big)])
-    with pytest.raises(BadData, match=r"13\.txt is not UTF-8"):
-        list(prepare(source, recipe(source), DatasetDir(home / "bad"), ray(2)))
+    with pytest.raises(DataError, match=r"13\.txt is not UTF-8"):
+        list(prepare_dataset(source, recipe(source), DatasetDir(home / "bad"), ray_engine(2)))

@@ -7,17 +7,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llamactl.corpus.sources import Source, files, open_source, sample
-from llamactl.errors import BadData
+from llamactl.corpus.sources import Source, file_source, open_source, sample_source
+from llamactl.errors import DataError
 
 
 def texts(source: Source, column: str = "text") -> list[str | None]:
     found = [text for piece in range(len(source.pieces)) for text in source.documents(piece, column)]
-    return [text for text in found if not isinstance(text, BadData)]
+    return [text for text in found if not isinstance(text, DataError)]
 
 
 def test_the_sample_is_249_addresses() -> None:
-    source = sample()
+    source = sample_source()
     found = texts(source)
     assert len(found) == 249
     assert all(found)
@@ -41,14 +41,14 @@ def test_kinds_mix(tmp_path: Path) -> None:
     (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"three"))
     pq.write_table(pa.table({"text": ["four", "five", "six"]}), tmp_path / "d.parquet", row_group_size=2)
     (tmp_path / "README.md").write_text("not text to train on")
-    source = files([str(tmp_path)])
+    source = file_source([str(tmp_path)])
     assert texts(source) == ["one", "two", "three", "four", "five", "six"]
 
 
 def test_a_book_in_one_file_is_cut_into_documents(tmp_path: Path) -> None:
     book = "".join(f"Paragraph {number}. {'word ' * 40}\n\n" for number in range(500))
     (tmp_path / "book.txt").write_text(book)
-    found = texts(files([str(tmp_path / "book.txt")]))
+    found = texts(file_source([str(tmp_path / "book.txt")]))
     assert "".join(filter(None, found)) == book
     assert len(found) >= 18
     assert all(text and text.endswith("\n\n") for text in found)
@@ -57,17 +57,19 @@ def test_a_book_in_one_file_is_cut_into_documents(tmp_path: Path) -> None:
 def test_big_inputs_make_several_pieces(tmp_path: Path) -> None:
     for number in range(8):
         (tmp_path / f"{number}.txt").write_text("x" * (1 << 20))
-    assert [len(piece) for piece in files([str(tmp_path)]).pieces] == [2, 2, 2, 2]
+    assert [len(piece) for piece in file_source([str(tmp_path)]).pieces] == [2, 2, 2, 2]
 
 
 def test_nothing_to_read_names_what_there_could_be(tmp_path: Path) -> None:
     for words in (["nosuch"], [str(tmp_path)], [f"{tmp_path}/*.txt"]):
-        with pytest.raises(BadData, match="nothing to read") as caught:
+        with pytest.raises(DataError, match="No files found") as caught:
             open_source(words)
         assert "llamactl prepare sample" in caught.value.fix
 
 
 def test_a_file_of_unknown_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.docx").write_text("x")
-    with pytest.raises(BadData, match=r"\.txt, \.jsonl, \.parquet"):
-        open_source([str(tmp_path / "a.docx")])
+    (tmp_path / "a").write_bytes(b"\0\1\2" * 99)
+    for name, says in (("a.docx", "pandoc"), ("a", r"\.txt, .*\.jsonl, .*\.parquet")):
+        with pytest.raises(DataError, match=says):
+            open_source([str(tmp_path / name)])

@@ -9,23 +9,23 @@ import pytest
 import torch
 from torch import nn
 
-from llamactl import tokenizer as tokenizers
-from llamactl.artifacts import Dataset
-from llamactl.config import Config, ModelConfig
+from llamactl.config.schema import Config, ModelConfig
 from llamactl.corpus.batches import Windows
-from llamactl.inference.evaluate import Ratio, evaluate, stream
+from llamactl.corpus.dataset import Dataset
+from llamactl.distributed.context import World
+from llamactl.inference.evaluate import Ratio, evaluate_streams, token_stream
 from llamactl.model.llama import Llama
 from llamactl.model.objective import NextToken
-from llamactl.training.trainer import build_objective
-from llamactl.training.validation import validate
-from llamactl.training.world import World
+from llamactl.tokenizer import bpe
+from llamactl.training.build import build_objective
+from llamactl.training.validation import validate_model
 
 Configured = Callable[..., tuple[Config, World]]
 
 
 def model(vocab_size: int, context: int = 32, uniform: bool = False) -> Llama:
     made = Llama(
-        ModelConfig(layers=1, width=32, heads=4, kv_heads=2, head_width=8, hidden=64, context=context, vocab_size=vocab_size)
+        ModelConfig(n_layers=1, dim=32, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=64, context=context, vocab_size=vocab_size)
     )
     if uniform:
         nn.init.zeros_(made.lm_head.weight)
@@ -35,8 +35,8 @@ def model(vocab_size: int, context: int = 32, uniform: bool = False) -> Llama:
 def test_it_is_trainings_validation_loss(configured: Configured, dataset: Dataset) -> None:
     config, world = configured(train={"eval_tokens": 10**9})
     made = build_objective(config, world).model
-    expected = validate(NextToken(made), Windows(dataset.val, 32), dataset, config, world)
-    found = evaluate(made, dataset.tokenizer, dataset.val, rests=False)
+    expected = validate_model(NextToken(made), Windows(dataset.val, 32), dataset, config, world)
+    found = evaluate_streams(made, dataset.tokenizer, dataset.val, rests=False)
     assert (found.loss, found.bits_per_byte) == pytest.approx(expected, abs=1e-6)
     assert found.tokens == len(Windows(dataset.val, 32)) * 32
     assert np.mean(found.by_position) == pytest.approx(found.loss, abs=1e-6)
@@ -44,8 +44,8 @@ def test_it_is_trainings_validation_loss(configured: Configured, dataset: Datase
 
 def test_a_uniform_model_has_its_known_values(documents: list[str]) -> None:
     """ln V a token; over bytes, as many bits as a byte and its share of the end-of-text token ask for."""
-    raw = tokenizers.raw_bytes()
-    found = evaluate(model(257, uniform=True), raw, (stream(raw, documents[:5]),), rests=True)
+    raw = bpe.byte_tokenizer()
+    found = evaluate_streams(model(257, uniform=True), raw, (token_stream(raw, documents[:5]),), rests=True)
     assert found.loss == pytest.approx(math.log(257), abs=1e-5)
     assert found.loss_error == pytest.approx(0, abs=1e-6)
     assert found.bits_per_byte == pytest.approx(math.log2(257), abs=1e-5)
@@ -55,9 +55,9 @@ def test_a_uniform_model_has_its_known_values(documents: list[str]) -> None:
 
 def test_bits_per_byte_are_of_the_text_whatever_its_tokens(documents: list[str]) -> None:
     """A model that gives each byte of text one bit has one bit per byte, through bytes as through BPE."""
-    learned = tokenizers.train_bpe(iter(documents), 400)
-    for tokenizer in (tokenizers.raw_bytes(), learned, tokenizers.gpt2()):
-        ids = stream(tokenizer, documents[:3])
+    learned = bpe.train_bpe(iter(documents), 400)
+    for tokenizer in (bpe.byte_tokenizer(), learned, bpe.gpt2_tokenizer()):
+        ids = token_stream(tokenizer, documents[:3])
         made = model(tokenizer.vocab_size)
         lengths = torch.from_numpy(tokenizer.byte_lengths)
 
@@ -66,18 +66,18 @@ def test_bits_per_byte_are_of_the_text_whatever_its_tokens(documents: list[str])
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(NextToken, "per_token", per_token)
-            found = evaluate(made, tokenizer, (ids,), rests=True)
+            found = evaluate_streams(made, tokenizer, (ids,), rests=True)
         assert found.bits_per_byte == pytest.approx(1.0)
         assert found.bytes == sum(len(text.encode()) for text in documents[:3])
         assert found.documents == 3
 
 
 def test_what_is_left_at_the_end_counts_when_asked_for(documents: list[str]) -> None:
-    raw, made = tokenizers.raw_bytes(), model(257)
-    ids = stream(raw, ["short", documents[0][:100]])
-    assert evaluate(made, raw, (ids,), rests=True).tokens == len(ids) - 1
-    assert evaluate(made, raw, (ids,), rests=False).tokens == (len(ids) - 1) // 32 * 32
-    assert evaluate(made, raw, (stream(raw, ["x"]),), rests=True).tokens == 2
+    raw, made = bpe.byte_tokenizer(), model(257)
+    ids = token_stream(raw, ["short", documents[0][:100]])
+    assert evaluate_streams(made, raw, (ids,), rests=True).tokens == len(ids) - 1
+    assert evaluate_streams(made, raw, (ids,), rests=False).tokens == (len(ids) - 1) // 32 * 32
+    assert evaluate_streams(made, raw, (token_stream(raw, ["x"]),), rests=True).tokens == 2
 
 
 def test_the_error_of_a_ratio_is_that_of_resampled_documents() -> None:
@@ -104,9 +104,9 @@ def test_one_document_has_no_error() -> None:
 
 
 def test_files_are_read_as_documents(home: Path, documents: list[str]) -> None:
-    from llamactl.cli.evaluate import read
+    from llamactl.cli.evaluate import read_documents
 
     (home / "a.txt").write_text(documents[0])
     (home / "b.jsonl").write_text('{"text": "one"}\n{"text": " "}\n{"text": "two"}\n')
-    assert list(read([str(home / "b.jsonl")], "text")) == ["one", "two"]
-    assert "".join(read([str(home / "a.txt")], "text")) == documents[0]
+    assert list(read_documents([str(home / "b.jsonl")], "text")) == ["one", "two"]
+    assert "".join(read_documents([str(home / "a.txt")], "text")) == documents[0]

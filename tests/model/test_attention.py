@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from llamactl.model.attention import attend, fused, staircase
+from llamactl.model.attention import attention, blockwise_causal, sdpa
 
 
 def textbook(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -21,19 +21,19 @@ def textbook(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tens
 def test_causal_attention_is_the_textbooks(kv_heads: int, width: int, positions: int) -> None:
     q, k, v = torch.randn(2, 6, positions, width), *torch.randn(2, 2, kv_heads, positions, width)
     visible = torch.ones(positions, positions, dtype=torch.bool).tril()
-    for found in (attend(q, k, v), fused(q, k, v), staircase(q, k, v)):
+    for found in (attention(q, k, v), sdpa(q, k, v), blockwise_causal(q, k, v)):
         assert torch.allclose(found, textbook(q, k, v, visible), atol=1e-5)
     low = [x.to(torch.bfloat16) for x in (q, k, v)]
-    assert torch.allclose(attend(low[0], low[1], low[2]).float(), textbook(q, k, v, visible), atol=0.03)
+    assert torch.allclose(attention(low[0], low[1], low[2]).float(), textbook(q, k, v, visible), atol=0.03)
 
 
 def test_a_mask_says_what_is_visible() -> None:
     q, k, v = torch.randn(1, 4, 3, 8), *torch.randn(2, 1, 2, 10, 8)
     visible = torch.arange(10) <= torch.tensor([4, 5, 6])[:, None]
-    assert torch.allclose(attend(q, k, v, visible), textbook(q, k, v, visible), atol=1e-5)
+    assert torch.allclose(attention(q, k, v, visible), textbook(q, k, v, visible), atol=1e-5)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 def test_one_query_sees_everything(kv_heads: int) -> None:
     q, k, v = torch.randn(2, 6, 1, 8), *torch.randn(2, 2, kv_heads, 10, 8)
-    assert torch.allclose(attend(q, k, v), textbook(q, k, v, torch.ones(1, 10, dtype=torch.bool)), atol=1e-5)
+    assert torch.allclose(attention(q, k, v), textbook(q, k, v, torch.ones(1, 10, dtype=torch.bool)), atol=1e-5)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from llamactl.config import ModelConfig, build, preset
-from llamactl.model.device import Precision
-from llamactl.model.llama import Block, Llama, RMSNorm, count, embeddings, rotate, rotation
+from llamactl.config.presets import PRESETS
+from llamactl.config.schema import ModelConfig, build_config, preset_settings
+from llamactl.hardware.device import Precision
+from llamactl.model.llama import Block, Llama, RMSNorm, apply_rotary, num_embedding_params, num_params, rotary_table
 from llamactl.model.objective import NextToken
-from llamactl.presets import PRESETS
 
-SMALL = ModelConfig(layers=3, width=48, heads=6, kv_heads=2, head_width=8, hidden=80, context=64, vocab_size=128)
+SMALL = ModelConfig(n_layers=3, dim=48, n_heads=6, n_kv_heads=2, head_dim=8, ffn_dim=80, context=64, vocab_size=128)
 GPT2_VOCABULARY = 50_304
 
 
@@ -40,15 +40,15 @@ PARAMETERS = {
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_each_preset_has_its_number_of_parameters(name: str) -> None:
-    config = build([preset(name)]).model.model_copy(update={"vocab_size": GPT2_VOCABULARY})
+    config = build_config([preset_settings(name)]).model.model_copy(update={"vocab_size": GPT2_VOCABULARY})
     with torch.device("meta"):
         built = sum(parameter.numel() for parameter in Llama(config).parameters())
-    assert built == count(config) == PARAMETERS[name]
+    assert built == num_params(config) == PARAMETERS[name]
 
 
 def test_tiny_is_about_two_million_with_the_samples_vocabulary() -> None:
-    config = build([preset("tiny")]).model.model_copy(update={"vocab_size": 4096})
-    assert (count(config), embeddings(config)) == (2_361_024, 786_432)
+    config = build_config([preset_settings("tiny")]).model.model_copy(update={"vocab_size": 4096})
+    assert (num_params(config), num_embedding_params(config)) == (2_361_024, 786_432)
 
 
 def test_no_position_sees_a_later_one(model: Llama, tokens: torch.Tensor) -> None:
@@ -74,8 +74,8 @@ def test_the_residual_stream_is_raw() -> None:
     block = Block(SMALL)
     for writer in (block.self_attn.o_proj, block.mlp.down_proj):
         nn.init.zeros_(writer.weight)
-    x = 5 + 3 * torch.randn(1, 4, SMALL.width)
-    assert torch.equal(block(x, rotation(torch.arange(4), 8, 10_000.0)), x)
+    x = 5 + 3 * torch.randn(1, 4, SMALL.dim)
+    assert torch.equal(block(x, rotary_table(torch.arange(4), 8, 10_000.0)), x)
 
 
 def test_there_is_a_final_norm(model: Llama, tokens: torch.Tensor) -> None:
@@ -88,7 +88,7 @@ def test_there_is_a_final_norm(model: Llama, tokens: torch.Tensor) -> None:
 
 def test_positions_above_256_have_angles_of_their_own() -> None:
     """In the notebook positions were bf16, which has no odd integers above 256."""
-    by = rotation(torch.arange(4096), 64, 10_000.0)
+    by = rotary_table(torch.arange(4096), 64, 10_000.0)
     assert by.cos.dtype == torch.float32
     angles = torch.stack([by.cos[:, 0], by.sin[:, 0]], -1)
     assert (angles[1:] - angles[:-1]).norm(dim=-1).min() > 0.5
@@ -99,9 +99,9 @@ def test_positions_above_256_have_angles_of_their_own() -> None:
 def test_angles_stay_fp32_when_the_model_computes_in_bf16(model: Llama) -> None:
     """Moving a shape with bf16 weights by 1 must change the scores also far out."""
     model = model.to(torch.bfloat16)
-    by = rotation(torch.arange(300, 302), SMALL.head_width, SMALL.rope_theta)
-    x = torch.ones(1, 1, 1, SMALL.head_width, dtype=torch.bfloat16)
-    turned = rotate(x.expand(1, 1, 2, SMALL.head_width), by)
+    by = rotary_table(torch.arange(300, 302), SMALL.head_dim, SMALL.rope_theta)
+    x = torch.ones(1, 1, 1, SMALL.head_dim, dtype=torch.bfloat16)
+    turned = apply_rotary(x.expand(1, 1, 2, SMALL.head_dim), by)
     assert turned.dtype == torch.bfloat16
     assert not torch.equal(turned[:, :, 0], turned[:, :, 1])
 
@@ -109,7 +109,12 @@ def test_angles_stay_fp32_when_the_model_computes_in_bf16(model: Llama) -> None:
 def test_scores_depend_on_distances_only() -> None:
     q, k = torch.randn(2, 1, 1, 1, 16)
     scores = [
-        (rotate(q, rotation(torch.tensor([at + 5]), 16, 1e4)) * rotate(k, rotation(torch.tensor([at]), 16, 1e4))).sum().item()
+        (
+            apply_rotary(q, rotary_table(torch.tensor([at + 5]), 16, 1e4))
+            * apply_rotary(k, rotary_table(torch.tensor([at]), 16, 1e4))
+        )
+        .sum()
+        .item()
         for at in (0, 7, 900)
     ]
     assert scores == pytest.approx([scores[0]] * 3, abs=1e-3)
@@ -121,7 +126,7 @@ def test_scaled_positions_rotate_as_those_they_are_divided_to(
 ) -> None:
     """At `factor` times the positions a model scaled by it is the unscaled one."""
     arange, positions = torch.arange, torch.arange(1024)
-    scaled, plain = rotation(positions * factor, 64, 1e4, float(factor)), rotation(positions, 64, 1e4)
+    scaled, plain = rotary_table(positions * factor, 64, 1e4, float(factor)), rotary_table(positions, 64, 1e4)
     assert torch.equal(scaled.cos, plain.cos)
     assert torch.equal(scaled.sin, plain.sin)
     model, longer = Llama(SMALL), Llama(SMALL.model_copy(update={"rope_scaling": float(factor)}))
@@ -153,7 +158,7 @@ def test_there_are_no_biases(model: Llama) -> None:
 
 
 def test_a_tied_head_is_the_embedding() -> None:
-    tied = Llama(SMALL.model_copy(update={"tied": True}))
+    tied = Llama(SMALL.model_copy(update={"tie_embeddings": True}))
     assert tied.lm_head.weight is tied.model.embed_tokens.weight
 
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from llamactl.config import ModelConfig
+from llamactl.config.schema import ModelConfig
 from llamactl.model import objective
 from llamactl.model.llama import Llama
 from llamactl.model.objective import NextToken, mean_loss
 
-SHAPE = ModelConfig(layers=1, width=32, heads=4, kv_heads=2, head_width=8, hidden=64, context=32, vocab_size=128)
+SHAPE = ModelConfig(n_layers=1, dim=32, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=64, context=32, vocab_size=128)
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from llamactl.artifacts import Dataset
-from llamactl.config import Config
-from llamactl.training.world import World
+from llamactl.config.schema import Config
+from llamactl.corpus.dataset import Dataset
+from llamactl.distributed.context import World
 
 Configured = Callable[..., tuple[Config, World]]
 Made = tuple[Config, World, Dataset]

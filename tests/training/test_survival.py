@@ -25,15 +25,17 @@ from typing import Any
 import pytest
 import torch
 
-from llamactl import checkpoint
-from llamactl.artifacts import Dataset, RunDir
-from llamactl.checkpoint import State
-from llamactl.errors import BadData, NoRoom, UserError
+from llamactl.checkpoint import format as checkpoint_format
+from llamactl.checkpoint import io as checkpoint_io
+from llamactl.checkpoint.format import State
+from llamactl.corpus.dataset import Dataset
+from llamactl.errors import DataError, OutOfSpace, UserError
+from llamactl.metrics.monitor import record_events
+from llamactl.runs.run_dir import RunDir
+from llamactl.training.async_checkpoint import AsyncCheckpointer
 from llamactl.training.events import Event, Replayed, Resumed, Saved, Stepped, Stopped
-from llamactl.training.log import record
-from llamactl.training.saver import Saver
-from llamactl.training.trainer import Trainer, train
-from llamactl.training.wishes import Wishes, listening
+from llamactl.training.signals import StopRequests, handle_signals
+from llamactl.training.trainer import Trainer, train_run
 from tests.conftest import make_dataset
 from tests.faults import Crash, Disk, put_in_place
 from tests.processes import forked, status
@@ -44,15 +46,17 @@ KILLS, KILLED_RUNS = int(os.environ.get("LLAMACTL_KILLS", "12")), int(os.environ
 SIGNALS, SOAK = int(os.environ.get("LLAMACTL_SIGNALS", "9")), int(os.environ.get("LLAMACTL_SOAK", "2000"))
 
 
-def run_to_the_end(name: str, made: Made, wishes: Wishes | None = None) -> list[Event]:
+def run_to_the_end(name: str, made: Made, wishes: StopRequests | None = None) -> list[Event]:
     config, world, dataset = made
-    run = RunDir.named(name)
+    run = RunDir.from_name(name)
     run.start(config, {}, again=True)
-    return list(record(train(config, dataset, run, world, RATE, wishes), run))
+    return list(record_events(train_run(config, dataset, run, world, RATE, wishes), run))
 
 
 def logged(name: str) -> list[tuple[int, float, float]]:
-    return sorted((row["step"], row["loss"], row["grad_norm"]) for row in RunDir.named(name).rows() if row["kind"] == "step")
+    return sorted(
+        (row["step"], row["loss"], row["grad_norm"]) for row in RunDir.from_name(name).rows() if row["kind"] == "step"
+    )
 
 
 # Kills
@@ -79,7 +83,7 @@ def test_killed_at_any_instant_a_run_ends_with_the_same_bits(made: Made) -> None
     with put_in_place(disk):
         run_to_the_end("whole", made)
     took, chance, killed = time.monotonic() - started, random.Random(0), 0
-    expected = weights(RunDir.named("whole"))
+    expected = weights(RunDir.from_name("whole"))
     plans = [1] * KILLS + [5] * KILLED_RUNS
     for trial, kills in enumerate(plans):
         name = f"killed{trial}"
@@ -89,10 +93,10 @@ def test_killed_at_any_instant_a_run_ends_with_the_same_bits(made: Made) -> None
             else:  # from the fourth on, as the first three write the config
                 killed += killed_at_an_operation(name, made, chance.randrange(3, len(disk.log))) == -signal.SIGKILL
         assert status(forked(partial(run_to_the_end, name, made))) == 0
-        assert_equal(expected, weights(RunDir.named(name)))
+        assert_equal(expected, weights(RunDir.from_name(name)))
         assert logged(name) == logged("whole")
-        assert not [path for path in RunDir.named(name).checkpoints.iterdir() if path.name.startswith(".")]
-        shutil.rmtree(RunDir.named(name).path)
+        assert not [path for path in RunDir.from_name(name).checkpoints.iterdir() if path.name.startswith(".")]
+        shutil.rmtree(RunDir.from_name(name).path)
     assert killed > sum(plans) / 2  # the others were done before
 
 
@@ -113,30 +117,30 @@ def ready(configured: Configured, dataset: Dataset) -> Iterator[tuple[Trainer, R
     config, world = configured(train={"tokens": 5120, "save_every": 4, "eval_every": 100})
     made = (config, world, dataset)
     run_to_the_end("whole", made)
-    run = RunDir.named("template")
+    run = RunDir.from_name("template")
     held = Trainer(config, dataset, run, world, RATE)
-    events = train(config, dataset, run, world, RATE)
+    events = train_run(config, dataset, run, world, RATE)
     while run.steps() != [4, 8]:
         next(events)
     events.close()
-    list(held.resume())
-    while held.step < 12:
-        held.advance()
-    yield held, run, weights(RunDir.named("whole")), made
+    list(held.load_checkpoint())
+    while held.state.step < 12:
+        list(held.train_step())
+    yield held, run, weights(RunDir.from_name("whole")), made
     held.close()
 
 
 def save(held: Trainer, run: RunDir) -> None:
-    saver = Saver(run, held.config, held.dataset.tokenizer)
-    held.saver.close()
-    held.run, held.saver = run, saver
-    list(held.save())
-    list(held.landed(wait=True))
+    saver = AsyncCheckpointer(run, held.config, held.dataset.tokenizer)
+    held.checkpointer.close()
+    held.run, held.checkpointer = run, saver
+    list(held.save_checkpoint())
+    list(held.poll(wait=True))
 
 
 def sound(run: RunDir) -> list[int]:
     """The steps of checkpoints that are whole; one that is not, under a valid name, is not allowed to be there."""
-    return [checkpoint.verified(run.checkpoint(step)).step for step in run.steps()]
+    return [checkpoint_format.read_verified_state(run.checkpoint(step)).step for step in run.steps()]
 
 
 @pytest.mark.slow
@@ -146,7 +150,7 @@ def test_a_save_that_fails_anywhere_costs_nothing_that_was_saved(how: str, persi
     seen: set[tuple[int, ...]] = set()
     for number in count():
         for lost in LOSSES if how == "crash" else (None,):
-            run = RunDir.named("tried")
+            run = RunDir.from_name("tried")
             shutil.rmtree(run.path, ignore_errors=True)
             shutil.copytree(template.path, run.path)
             disk = Disk(number, how, persistent)
@@ -173,18 +177,19 @@ def test_a_save_that_fails_anywhere_costs_nothing_that_was_saved(how: str, persi
     assert seen
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_the_same_command_goes_on(made: Made) -> None:
     """The whole way: the save fails in its thread, the next step says so, and nothing is missing in the end."""
     run_to_the_end("whole", made)
     for number in (40, 90, 140):
-        with put_in_place(Disk(number, "ENOSPC", persistent=True)), pytest.raises(NoRoom, match="Can't write") as caught:
+        with put_in_place(Disk(number, "ENOSPC", persistent=True)), pytest.raises(OutOfSpace, match="Can't write") as caught:
             run_to_the_end("full", made)
         assert caught.value.code == 4
         assert len(str(caught.value).splitlines()) <= 3
-        before = sound(RunDir.named("full"))
+        before = sound(RunDir.from_name("full"))
     assert before
     run_to_the_end("full", made)
-    assert_equal(weights(RunDir.named("whole")), weights(RunDir.named("full")))
+    assert_equal(weights(RunDir.from_name("whole")), weights(RunDir.from_name("full")))
 
 
 def test_rows_are_on_the_disk_before_their_checkpoint(made: Made) -> None:
@@ -200,10 +205,10 @@ def test_training_does_not_wait_for_the_disk(made: Made, monkeypatch: pytest.Mon
     """A slow disk keeps no step from being done, but a second save waits for the first."""
     config, world, dataset = made
     gate = threading.Event()
-    write = checkpoint.save
-    monkeypatch.setattr(checkpoint, "save", lambda *words: gate.wait(20) and write(*words))
-    run, seen = RunDir.named("slow"), 0
-    for event in train(config, dataset, run, world, RATE):
+    write = checkpoint_io.save_checkpoint
+    monkeypatch.setattr(checkpoint_io, "save_checkpoint", lambda *words: gate.wait(20) and write(*words))
+    run, seen = RunDir.from_name("slow"), 0
+    for event in train_run(config, dataset, run, world, RATE):
         if isinstance(event, Stepped) and event.step == 6:
             assert not run.steps()
             gate.set()
@@ -216,8 +221,8 @@ def test_training_does_not_wait_for_the_disk(made: Made, monkeypatch: pytest.Mon
 
 def test_replayed_steps_are_compared_with_the_log(made: Made) -> None:
     config, world, dataset = made
-    run = RunDir.named("a")
-    events = record(train(config, dataset, run, world, RATE), run)
+    run = RunDir.from_name("a")
+    events = record_events(train_run(config, dataset, run, world, RATE), run)
     for event in events:
         if isinstance(event, Stepped) and event.step == 8:
             break
@@ -240,12 +245,14 @@ def test_replayed_steps_are_compared_with_the_log(made: Made) -> None:
 def test_what_differs_from_the_checkpoints_environment_is_named(made: Made) -> None:
     config, world, dataset = made
     run_to_the_end("a", made)
-    run = RunDir.named("a")
-    state = checkpoint.verified(run.checkpoint(30))
+    run = RunDir.from_name("a")
+    state = checkpoint_format.read_verified_state(run.checkpoint(30))
     old = {**state.environment, "threads": 64, "packages": {**state.environment["packages"], "torch": "1.0"}}
-    (run.checkpoint(30) / checkpoint.STATE).write_text(state.model_copy(update={"environment": old}).sealed().written())
+    (run.checkpoint(30) / checkpoint_format.STATE).write_text(
+        state.model_copy(update={"environment": old}).with_digest().to_text()
+    )
     changed = config.model_copy(update={"train": config.train.model_copy(update={"micro_batch": 1})})
-    resumed = next(train(changed, dataset, run, world, RATE))
+    resumed = next(train_run(changed, dataset, run, world, RATE))
     assert isinstance(resumed, Resumed)
     torch_now = str(state.environment["packages"]["torch"])
     assert set(resumed.differs) == {"threads 64 -> 1", f"torch 1.0 -> {torch_now}", "micro_batch 8 -> 1"}
@@ -253,7 +260,7 @@ def test_what_differs_from_the_checkpoints_environment_is_named(made: Made) -> N
 
 def test_the_same_environment_is_no_difference(made: Made) -> None:
     run_to_the_end("a", made)
-    shutil.rmtree(RunDir.named("a").checkpoint(30))
+    shutil.rmtree(RunDir.from_name("a").checkpoint(30))
     resumed = run_to_the_end("a", made)[0]
     assert isinstance(resumed, Resumed)
     assert (resumed.step, resumed.differs, resumed.damaged) == (27, (), ())
@@ -263,8 +270,8 @@ def test_other_data_under_the_same_name_are_refused(made: Made, corpus: Path, tm
     config, world, _ = made
     run_to_the_end("a", made)
     other = make_dataset(tmp_path / "data" / "addresses", corpus, val_fraction=0.3).open()
-    with pytest.raises(BadData, match="not the one that this run was trained on"):
-        list(train(config, other, RunDir.named("a"), world, RATE))
+    with pytest.raises(DataError, match="not the one that this run was trained on"):
+        list(train_run(config, other, RunDir.from_name("a"), world, RATE))
 
 
 def test_a_run_may_be_made_longer(configured: Configured, dataset: Dataset) -> None:
@@ -274,13 +281,13 @@ def test_a_run_may_be_made_longer(configured: Configured, dataset: Dataset) -> N
     run_to_the_end("grown", (*short, dataset))
     run_to_the_end("grown", (*long, dataset))
     run_to_the_end("whole", (*long, dataset))
-    assert_equal(weights(RunDir.named("whole")), weights(RunDir.named("grown")))
+    assert_equal(weights(RunDir.from_name("whole")), weights(RunDir.from_name("grown")))
 
 
 def test_every_nth_checkpoint_stays(configured: Configured, dataset: Dataset) -> None:
-    config, world = configured(train={"tokens": 5120, "save_every": 2, "keep": 1, "keep_every": 8, "eval_every": 100})
+    config, world = configured(train={"tokens": 5120, "save_every": 2, "keep_last": 1, "keep_every": 8, "eval_every": 100})
     run_to_the_end("a", (config, world, dataset))
-    assert RunDir.named("a").steps() == [8, 16, 20]
+    assert RunDir.from_name("a").steps() == [8, 16, 20]
 
 
 # Signals
@@ -294,16 +301,16 @@ def test_signals_at_random_times(number: signal.Signals, made: Made) -> None:
     took, chance = time.monotonic() - started, random.Random(number)
     stopped = 0
     for trial in range(SIGNALS // 3):
-        name, ready = f"signalled{trial}", Path(f"{RunDir.named('x').path}.{trial}")
+        name, ready = f"signalled{trial}", Path(f"{RunDir.from_name('x').path}.{trial}")
 
         def work(name: str = name, ready: Path = ready) -> None:
-            with listening() as wishes:
+            with handle_signals() as wishes:
                 ready.parent.mkdir(exist_ok=True)
                 ready.touch()
                 events = run_to_the_end(name, made, wishes)
             stops = [event for event in events if isinstance(event, Stopped)]
             if stops:
-                assert RunDir.named(name).steps()[-1:] in ([stops[0].step], []), "no checkpoint of the step it stopped at"
+                assert RunDir.from_name(name).steps()[-1:] in ([stops[0].step], []), "no checkpoint of the step it stopped at"
                 os._exit(128 + stops[0].signal)
 
         pid = forked(work)
@@ -315,16 +322,16 @@ def test_signals_at_random_times(number: signal.Signals, made: Made) -> None:
         assert code in ((0,) if number == signal.SIGUSR1 else (0, 128 + number))
         stopped += code != 0
         assert status(forked(partial(run_to_the_end, name, made))) == 0
-        assert_equal(weights(RunDir.named("whole")), weights(RunDir.named(name)))
+        assert_equal(weights(RunDir.from_name("whole")), weights(RunDir.from_name(name)))
         assert logged(name) == logged("whole")
     assert stopped or number == signal.SIGUSR1
 
 
 def test_a_wish_saves_at_once_and_goes_on(made: Made) -> None:
     config, world, dataset = made
-    wishes, run = Wishes(), RunDir.named("a")
+    wishes, run = StopRequests(), RunDir.from_name("a")
     saved = []
-    for event in train(config, dataset, run, world, RATE, wishes):
+    for event in train_run(config, dataset, run, world, RATE, wishes):
         wishes.save |= isinstance(event, Stepped) and event.step in (4, 13)
         saved += [event.step] if isinstance(event, Saved) else []
     assert saved == sorted({*range(3, 31, 3), 4, 13})
@@ -334,7 +341,7 @@ def test_a_second_signal_ends_at_once() -> None:
     """Without waiting for anything: here for ever."""
 
     def work() -> None:
-        with listening():
+        with handle_signals():
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(60)
@@ -362,8 +369,8 @@ def test_nothing_grows(configured: Configured, dataset: Dataset) -> None:
     config, world = configured(
         train={"tokens": SOAK * 64, "tokens_per_step": 64, "save_every": 50, "eval_every": 10**9, "prompts": []}
     )
-    run, seen = RunDir.named("a"), list[tuple[int, int, int]]()
-    for event in record(train(config, dataset, run, world, RATE), run):
+    run, seen = RunDir.from_name("a"), list[tuple[int, int, int]]()
+    for event in record_events(train_run(config, dataset, run, world, RATE), run):
         if isinstance(event, Saved) and event.step >= SOAK // 4:
             with Path("/proc/self/statm").open() as file:
                 pages = int(file.read().split()[1])
@@ -372,10 +379,10 @@ def test_nothing_grows(configured: Configured, dataset: Dataset) -> None:
     assert max(files) - min(files) <= 2  # a checkpoint that is being written
     assert max(threads) == min(threads)
     assert max(memory[-10:]) < 1.02 * max(memory[:10]) + 2e6
-    assert len(run.steps()) <= config.train.keep + 1
+    assert len(run.steps()) <= config.train.keep_last + 1
     assert sys.getsizeof(run.metrics_path.read_bytes()) < SOAK * 400
 
 
 def test_a_state_is_sealed() -> None:
     state = State(step=1, tokens=2, seconds=3.0)
-    assert state.sealed().digest != state.model_copy(update={"step": 2}).sealed().digest
+    assert state.with_digest().digest != state.model_copy(update={"step": 2}).with_digest().digest

@@ -20,17 +20,20 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from llamactl import checkpoint
-from llamactl.artifacts import Dataset, DatasetDir, RunDir
-from llamactl.config import Config
+from llamactl.checkpoint import format as checkpoint_format
+from llamactl.config.schema import Config
 from llamactl.corpus.batches import Batches, Windows
+from llamactl.corpus.dataset import Dataset, DatasetDir
+from llamactl.distributed.context import World
+from llamactl.metrics.monitor import record_events
 from llamactl.model.objective import NextToken
+from llamactl.runs.run_dir import RunDir
 from llamactl.training import trainer
-from llamactl.training.events import Event, Resumed, Sampled, Saved, Skipped, Slowed, Stepped, Validated
-from llamactl.training.log import record
-from llamactl.training.trainer import Trainer, accumulate, build_objective, train
-from llamactl.training.validation import validate
-from llamactl.training.world import World
+from llamactl.training.build import build_objective
+from llamactl.training.events import Degraded, Event, Resumed, Sampled, Saved, Skipped, Stepped, Validated
+from llamactl.training.gradients import accumulate_gradients
+from llamactl.training.trainer import Trainer, train_run
+from llamactl.training.validation import validate_model
 
 Configured = Callable[..., tuple[Config, World]]
 RATE = 1e11
@@ -46,7 +49,7 @@ def losses(events: list[Event]) -> list[float]:
 
 def weights(run: RunDir) -> dict[str, torch.Tensor]:
     path = run.checkpoint(run.steps()[-1])
-    tensors = {**load_file(path / checkpoint.WEIGHTS), **load_file(path / checkpoint.OPTIMIZER)}
+    tensors = {**load_file(path / checkpoint_format.WEIGHTS), **load_file(path / checkpoint_format.OPTIMIZER)}
     return {name: tensor.clone() for name, tensor in tensors.items()}  # not a view of the file, which tests damage
 
 
@@ -58,26 +61,27 @@ def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
 
 def test_the_losses_are_the_golden_ones(configured: Configured, dataset: Dataset) -> None:
     config, world = configured()
-    events = list(train(config, dataset, RunDir.named("a"), world, RATE))
+    events = list(train_run(config, dataset, RunDir.from_name("a"), world, RATE))
     assert len(losses(events)) == 20
     assert losses(events) == pytest.approx(GOLDEN, abs=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_it_can_learn_a_batch_by_heart(optimizer: str, configured: Configured, dataset: Dataset) -> None:
     config, world = configured(optim={"name": optimizer, "lr": 0.01}, train={"tokens_per_step": 64})
-    made = Trainer(config, dataset, RunDir.named("a"), world, RATE)
-    made.steps = 150
-    batch = made.batches.micro(0, 2)
-    made.batches.micro = lambda step, most: batch  # type: ignore[method-assign]
-    curve = losses([made.advance() for _ in range(150)])
+    made = Trainer(config, dataset, RunDir.from_name("a"), world, RATE)
+    made.max_steps = 150
+    batch = made.batches.micro_batches(0, 2)
+    made.batches.micro_batches = lambda step, most: batch  # type: ignore[method-assign]
+    curve = losses([event for _ in range(150) for event in made.train_step()])
     assert curve[0] > 6
     assert curve[-1] < 0.05
 
 
 def test_it_learns_english(configured: Configured, dataset: Dataset) -> None:
     config, world = configured(train={"tokens": 60_000, "tokens_per_step": 1024})
-    events = list(train(config, dataset, RunDir.named("a"), world, RATE))
+    events = list(train_run(config, dataset, RunDir.from_name("a"), world, RATE))
     found = [event for event in events if isinstance(event, Validated)]
     assert found[-1].loss < found[0].loss < math.log(512)
     assert found[-1].bits_per_byte < 3.0
@@ -85,15 +89,15 @@ def test_it_learns_english(configured: Configured, dataset: Dataset) -> None:
 
 @pytest.mark.parametrize("stop", [1, 7, 14])
 def test_resuming_is_exact(stop: int, configured: Configured, dataset: Dataset) -> None:
-    config, world = configured(train={"save_every": 7, "eval_every": 7, "keep": 9})
-    whole, stopped = RunDir.named("whole"), RunDir.named("stopped")
-    reference = list(train(config, dataset, whole, world, RATE))
-    first = train(config, dataset, stopped, world, RATE)
+    config, world = configured(train={"save_every": 7, "eval_every": 7, "keep_last": 9})
+    whole, stopped = RunDir.from_name("whole"), RunDir.from_name("stopped")
+    reference = list(train_run(config, dataset, whole, world, RATE))
+    first = train_run(config, dataset, stopped, world, RATE)
     for event in first:
         if isinstance(event, Saved) or (isinstance(event, Stepped) and event.step == stop):
             break
     first.close()
-    again = list(train(config, dataset, stopped, world, RATE))
+    again = list(train_run(config, dataset, stopped, world, RATE))
     assert_equal(weights(whole), weights(stopped))
     assert losses(again) == losses(reference)[-len(losses(again)) :]
     validations = [[(e.step, e.loss) for e in events if isinstance(e, Validated)] for events in (reference, again)]
@@ -104,7 +108,7 @@ def test_accumulation_changes_nothing_but_rounding(configured: Configured, datas
     curves = []
     for micro_batch in (8, 3, 1):
         config, world = configured(train={"micro_batch": micro_batch})
-        curves.append(losses(list(train(config, dataset, RunDir.named(f"m{micro_batch}"), world, RATE))))
+        curves.append(losses(list(train_run(config, dataset, RunDir.from_name(f"m{micro_batch}"), world, RATE))))
     assert curves[1] == pytest.approx(curves[0], abs=1e-4)
     assert curves[2] == pytest.approx(curves[0], abs=1e-4)
 
@@ -114,19 +118,21 @@ def test_the_loss_is_the_mean_over_all_tokens_of_the_step(configured: Configured
     config, world = configured(train={"micro_batch": 3})
     model = build_objective(config, world).model
     batches = Batches(Windows(dataset.train, 32), 8, f"{dataset.info.digest} 0")
-    inputs, targets, _ = batches.micro(0, 8)[0]
+    inputs, targets, _ = batches.micro_batches(0, 8)[0]
     assert inputs.shape == targets.shape == (8, 32)
     assert targets.max() < dataset.info.vocab_size
     expected = -model(inputs).log_softmax(-1).gather(-1, targets[..., None]).mean()
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    assert accumulate(NextToken(model), batches.micro(0, 3), world, scaler).item() == pytest.approx(expected.item(), abs=1e-5)
+    assert accumulate_gradients(NextToken(model), batches.micro_batches(0, 3), world, scaler).item() == pytest.approx(
+        expected.item(), abs=1e-5
+    )
 
 
 def test_validation_by_hand(configured: Configured, dataset: Dataset) -> None:
     config, world = configured(train={"eval_tokens": 10**9})
     model = build_objective(config, world).model
     windows = Windows(dataset.val, 32)
-    loss, bits = validate(NextToken(model), windows, dataset, config, world)
+    loss, bits = validate_model(NextToken(model), windows, dataset, config, world)
     inputs, targets, _ = windows.batch(np.arange(len(windows)))
     with torch.no_grad():
         nats = F.cross_entropy(model(inputs).flatten(0, 1).double(), targets.flatten(), reduction="none")
@@ -141,7 +147,7 @@ def test_a_uniform_model_has_its_known_bits_per_byte(configured: Configured, dat
     model = build_objective(config, world).model
     nn.init.zeros_(model.lm_head.weight)
     windows = Windows(dataset.val, 32)
-    loss, bits = validate(NextToken(model), windows, dataset, config, world)
+    loss, bits = validate_model(NextToken(model), windows, dataset, config, world)
     targets = windows.batch(np.arange(len(windows))).targets
     tokens = (targets != dataset.tokenizer.end).sum().item()
     assert loss == pytest.approx(math.log(512), abs=1e-5)
@@ -154,30 +160,30 @@ def test_bad_numbers_never_reach_the_weights(
     where: str, bad: float, configured: Configured, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, world = configured()
-    made = Trainer(config, dataset, RunDir.named("a"), world, RATE)
-    made.advance()
+    made = Trainer(config, dataset, RunDir.from_name("a"), world, RATE)
+    list(made.train_step())
     before = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
 
     def spoil(objective: NextToken, *rest: Any) -> torch.Tensor:
-        loss = accumulate(objective, *rest)
+        loss = accumulate_gradients(objective, *rest)
         gradient = made.model.lm_head.weight.grad
         assert gradient is not None
         gradient[3, 3] = bad if where == "gradient" else gradient[3, 3]
         return loss * bad if where == "loss" else loss
 
-    monkeypatch.setattr(trainer, "accumulate", spoil)
-    event = made.advance()
+    monkeypatch.setattr(trainer, "accumulate_gradients", spoil)
+    (event,) = made.train_step()
     assert isinstance(event, Skipped)
     assert not math.isfinite(event.loss) or not math.isfinite(event.grad_norm)
     assert_equal(before, made.model.state_dict())
     monkeypatch.undo()
-    assert isinstance(made.advance(), Stepped)
+    assert [type(event) for event in made.train_step()] == [Stepped]
 
 
 def test_the_same_prompts_are_sampled_at_each_validation(configured: Configured, dataset: Dataset) -> None:
     config, world = configured(train={"eval_every": 10, "prompts": ["The", "A list"]})
-    run = RunDir.named("a")
-    events = list(record(train(config, dataset, run, world, RATE), run))
+    run = RunDir.from_name("a")
+    events = list(record_events(train_run(config, dataset, run, world, RATE), run))
     assert [(e.step, e.prompt) for e in events if isinstance(e, Sampled)] == [
         (10, "The"),
         (10, "A list"),
@@ -188,9 +194,15 @@ def test_the_same_prompts_are_sampled_at_each_validation(configured: Configured,
     assert [row["prompt"] for row in rows] == ["The", "A list"] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "tolerance"),
-    [({"micro_batch": 2}, 1e-4), ({"recompute": "on"}, 1e-6), ({"precision": "bf16"}, 0.05), ({"precision": "fp16"}, 0.02)],
+    [
+        ({"micro_batch": 2}, 1e-4),
+        ({"activation_checkpointing": "on"}, 1e-6),
+        ({"precision": "bf16"}, 0.05),
+        ({"precision": "fp16"}, 0.02),
+    ],
 )
 def test_the_curve_does_not_depend_on_how_it_is_computed(
     change: dict[str, object], tolerance: float, configured: Configured, dataset: Dataset
@@ -198,18 +210,19 @@ def test_the_curve_does_not_depend_on_how_it_is_computed(
     curves = []
     for name, settings in (("plain", {}), ("changed", change)):
         config, world = configured(train={**settings, "tokens": 2560})
-        curves.append(losses(list(train(config, dataset, RunDir.named(name), world, RATE))))
+        curves.append(losses(list(train_run(config, dataset, RunDir.from_name(name), world, RATE))))
     assert curves[0] == pytest.approx(curves[1], abs=tolerance)
     assert len(curves[0]) == 10
 
 
+@pytest.mark.slow
 def test_fp16_resumes_with_its_gradients_scaled_as_before(configured: Configured, dataset: Dataset) -> None:
     config, world = configured(train={"precision": "fp16", "save_every": 5, "eval_every": 10})
-    whole, halved = RunDir.named("whole"), RunDir.named("halved")
-    list(train(config, dataset, whole, world, RATE))
-    list(islice(train(config, dataset, halved, world, RATE), 7))
+    whole, halved = RunDir.from_name("whole"), RunDir.from_name("halved")
+    list(train_run(config, dataset, whole, world, RATE))
+    list(islice(train_run(config, dataset, halved, world, RATE), 7))
     assert halved.steps() == [5]
-    list(train(config, dataset, halved, world, RATE))
+    list(train_run(config, dataset, halved, world, RATE))
     assert_equal(weights(whole), weights(halved))
 
 
@@ -218,7 +231,7 @@ def test_a_full_memory_halves_the_micro_batch_and_changes_nothing_else(
 ) -> None:
     """Twice too many windows at once: the run goes on with a quarter of them, and the next one remembers."""
     config, world = configured(train={"micro_batch": 8, "save_every": 10, "eval_every": 20})
-    reference = losses(list(train(config, dataset, RunDir.named("roomy"), world, RATE)))
+    reference = losses(list(train_run(config, dataset, RunDir.from_name("roomy"), world, RATE)))
     forward = NextToken.forward
 
     def cramped(self: NextToken, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -227,15 +240,15 @@ def test_a_full_memory_halves_the_micro_batch_and_changes_nothing_else(
         return forward(self, inputs, targets)
 
     monkeypatch.setattr(NextToken, "forward", cramped)
-    events = list(train(config, dataset, RunDir.named("cramped"), world, RATE))
-    assert [event.why for event in events if isinstance(event, Slowed)] == [
-        "the memory is full: 4 windows at once from here on",
-        "the memory is full: 2 windows at once from here on",
+    events = list(train_run(config, dataset, RunDir.from_name("cramped"), world, RATE))
+    assert [event.why for event in events if isinstance(event, Degraded)] == [
+        "out of memory: micro-batch 4 from here on",
+        "out of memory: micro-batch 2 from here on",
     ]
     assert losses(events) == pytest.approx(reference, abs=1e-4)
-    shutil.rmtree(RunDir.named("cramped").checkpoint(20))
-    events = list(train(config, dataset, RunDir.named("cramped"), world, RATE))
-    assert not [event for event in events if isinstance(event, Slowed)]
+    shutil.rmtree(RunDir.from_name("cramped").checkpoint(20))
+    events = list(train_run(config, dataset, RunDir.from_name("cramped"), world, RATE))
+    assert not [event for event in events if isinstance(event, Degraded)]
     assert losses(events) == pytest.approx(reference[10:], abs=1e-4)
 
 
@@ -248,25 +261,25 @@ def test_another_error_is_not_taken_for_a_full_memory(
     monkeypatch.setattr(NextToken, "forward", broken)
     config, world = configured()
     with pytest.raises(RuntimeError, match="shapes"):
-        list(train(config, dataset, RunDir.named("a"), world, RATE))
+        list(train_run(config, dataset, RunDir.from_name("a"), world, RATE))
 
 
 def test_a_loop_can_be_left_at_any_event(configured: Configured, dataset: Dataset) -> None:
     config, world = configured()
-    assert len(list(islice(train(config, dataset, RunDir.named("a"), world, RATE), 3))) == 3
+    assert len(list(islice(train_run(config, dataset, RunDir.from_name("a"), world, RATE), 3))) == 3
 
 
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(configured: Configured, dataset: Dataset) -> None:
     config, world = configured(train={"save_every": 10, "eval_every": 10})
-    run = RunDir.named("a")
-    list(train(config, dataset, run, world, RATE))
+    run = RunDir.from_name("a")
+    list(train_run(config, dataset, run, world, RATE))
     reference = weights(run)
-    (run.checkpoint(20) / checkpoint.WEIGHTS).write_bytes(b"")
-    events = train(config, dataset, run, world, RATE)
+    (run.checkpoint(20) / checkpoint_format.WEIGHTS).write_bytes(b"")
+    events = train_run(config, dataset, run, world, RATE)
     resumed = next(events)
     assert isinstance(resumed, Resumed)
     assert (resumed.step, len(resumed.damaged)) == (10, 1)
-    shutil.rmtree(run.checkpoint(20))
+    assert not run.checkpoint(20).exists()  # it is set aside
     list(events)
     assert_equal(reference, weights(run))
 
@@ -285,7 +298,7 @@ def test_a_killed_run_ends_with_the_same_bits(home: Path, corpus: Path) -> None:
     make_dataset(home / "data" / "addresses", corpus)
     words = ["--preset", "tiny", "--tokens", "24576", "--set", "train.tokens_per_step=1024", "--set", "train.save_every=3"]
     assert _start(*words, "--run", "whole").wait() == 0
-    killed, whole = RunDir.named("killed"), RunDir.named("whole")
+    killed, whole = RunDir.from_name("killed"), RunDir.from_name("whole")
     process = _start(*words, "--run", "killed")
     for steps in (3, 9, 15):
         while process.poll() is None and (not killed.steps() or killed.steps()[-1] < steps):
@@ -298,4 +311,4 @@ def test_a_killed_run_ends_with_the_same_bits(home: Path, corpus: Path) -> None:
     curves = [[(row["step"], row["loss"]) for row in run.rows() if row["kind"] == "step"] for run in (whole, killed)]
     assert sorted(curves[0]) == sorted(curves[1])
     assert len(curves[0]) == 24
-    assert DatasetDir.named("").path.name == "addresses"
+    assert DatasetDir.from_name("").path.name == "addresses"

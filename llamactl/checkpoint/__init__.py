@@ -1,0 +1,1 @@
+"""Checkpoints: their format, saving, loading, selection and pruning."""

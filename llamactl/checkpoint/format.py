@@ -1,0 +1,219 @@
+"""Format of a checkpoint: the names of its files, state.json and its digests."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from llamactl.checkpoint import safetensors_io
+from llamactl.distributed import dtensor
+from llamactl.errors import DataError
+from llamactl.model.llama import Llama
+from llamactl.storage.records import LARGEST_RECORD, Count, Record, hash_file, read_file, read_record
+
+WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+# Maps each tensor to its file, if there are several.
+INDEX = f"{WEIGHTS}.index.json"
+# Bytes of weights per file: the default of save_pretrained in transformers 4.
+LARGEST = 5_000_000_000
+# No separators: state.json comes with the checkpoint, and must not name files outside of it.
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+# Files that every checkpoint has, besides state.json and one or more files of weights.
+REQUIRED = {OPTIMIZER, "config.json", "tokenizer.json"}
+# The keys of torch.amp.GradScaler.state_dict().
+SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
+
+
+class State(Record):
+    """Contents of state.json: the progress of the run, its environment, and the sha256 of each other file of the checkpoint.
+
+    `config` was added later: an empty one is neither written nor part of the digest, so that older digests stay valid.
+    """
+
+    format: Literal[2] = 2
+    step: Count
+    tokens: Count
+    seconds: float = Field(ge=0)
+    validation_loss: float | None = None
+    micro_batch: Count = Field(0, description="windows that fit into memory together; 0: unknown")
+    scaler: dict[str, int | float] = Field(default_factory=dict, description="fp16 only: the state of the gradient scaler")
+    skipped: Count = Field(0, description="consecutive steps up to this one without a finite gradient")
+    rollbacks: Count = Field(0, description="rollbacks to an earlier checkpoint")
+    jumped: Count = Field(0, description="steps of data that rollbacks skipped")
+    environment: dict[str, Any] = Field(default_factory=dict, description="all that can change the numbers of later steps")
+    config: dict[str, Any] = Field(default_factory=dict, description="the settings of the run; empty: unknown")
+    files: dict[str, str] = Field(default_factory=dict)
+    digest: str = ""
+
+    @field_validator("scaler")
+    @classmethod
+    def _check_scaler(cls, value: dict[str, int | float]) -> dict[str, int | float]:
+        if value and value.keys() != SCALER:
+            raise ValueError(f"it must have {', '.join(sorted(SCALER))}")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _omit_empty_config(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = serialize(self)
+        return content if self.config else {name: value for name, value in content.items() if name != "config"}
+
+    def with_digest(self) -> "State":
+        """Return a copy with its digest, the sha256 of all other fields."""
+        content = self.model_dump_json(exclude={"digest"})
+        return self.model_copy(update={"digest": hashlib.sha256(content.encode()).hexdigest()})
+
+    def to_text(self) -> str:
+        """Serialize the state as the text of state.json."""
+        return self.model_dump_json(indent=1) + "\n"
+
+    @property
+    def weights_digest(self) -> str:
+        """Return the sha256 of the file of weights, or of the digests of several files; empty without weights."""
+        digests = [self.files[name] for name in find_weights(self.files)]
+        return hashlib.sha256("".join(digests).encode()).hexdigest() if len(digests) > 1 else "".join(digests)
+
+
+class Snapshot(NamedTuple):
+    """Tensors of a checkpoint by their names in it."""
+
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+    @property
+    def is_sharded(self) -> bool:
+        """Check whether the tensors are sharded over ranks, so that all ranks must take part in saving."""
+        return any(map(dtensor.is_sharded, self.weights.values()))
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of the tensors on this rank."""
+        return sum(dtensor.local_shard(tensor).nbytes for tensors in self for tensor in tensors.values())
+
+    def contents(self) -> Iterator[tuple[str, Iterable[bytes | memoryview]]]:
+        """Yield the name and the bytes of each file with tensors; a sharded tensor is gathered when it is reached."""
+        yield from split_into_files(self.weights)
+        yield OPTIMIZER, safetensors_io.serialize_tensors(self.optimizer)
+
+    def gather(self) -> None:
+        """Take part in the gathers of a checkpoint that rank 0 writes."""
+        for _, content in self.contents():
+            for part in content:
+                # Freed before the next one is gathered.
+                del part
+
+    def copy_to_host(self) -> "Snapshot":
+        """Copy the tensors to main memory, where training does not change them."""
+        weights, optimizer = ({name: t.to("cpu", copy=True) for name, t in tensors.items()} for tensors in self)
+        return Snapshot(weights, optimizer)
+
+    def is_finite(self) -> bool:
+        """Check whether every number on this rank is finite."""
+        # A norm is not finite if an element is not; fused norms and a single transfer instead of one per tensor.
+        norms = torch._foreach_norm([dtensor.local_shard(tensor) for tensors in self for tensor in tensors.values()])
+        return bool(torch.stack([norm.to(norms[0].device, non_blocking=True) for norm in norms]).isfinite().all())
+
+
+def take_snapshot(model: Llama, optimizers: list[Optimizer]) -> Snapshot:
+    """Take the tensors of a run, without copying them."""
+    weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    if model.config.tie_embeddings:
+        del weights["lm_head.weight"]
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    states = (item for optimizer in optimizers for item in optimizer.state.items())
+    # Optimizer state is named after its parameter: `model.norm.weight:exp_avg`.
+    return Snapshot(weights, {f"{names[p]}:{key}": tensor for p, state in states for key, tensor in state.items()})
+
+
+def split_into_files(weights: dict[str, Tensor]) -> Iterator[tuple[str, Iterable[bytes | memoryview]]]:
+    """Yield the name and the bytes of each file of weights: one, or several and their index.
+
+    They equal those of transformers' `save_pretrained(max_shard_size=LARGEST)` byte for byte.
+    """
+    by_layer = {name: weights[name] for name in sorted(weights, key=_natural_key)}
+    groups = safetensors_io.group_by_size(by_layer, LARGEST)
+    if len(groups) == 1:
+        yield WEIGHTS, safetensors_io.serialize_tensors(weights)
+        return
+    names = [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
+    for name, group in zip(names, groups, strict=True):
+        yield name, safetensors_io.serialize_tensors(group)
+    files = {tensor: name for name, group in zip(names, groups, strict=True) for tensor in group}
+    elements, size = sum(map(Tensor.numel, weights.values())), sum(map(safetensors_io.tensor_bytes, weights.values()))
+    index = {"metadata": {"total_parameters": elements, "total_size": size}, "weight_map": files}
+    yield INDEX, [(json.dumps(index, indent=2, sort_keys=True) + "\n").encode()]
+
+
+def _natural_key(name: str) -> list[str | int]:
+    """Split a name into words and numbers, so that layer 10 sorts after layer 9."""
+    return [int(word) if word.isdecimal() else word for word in name.split(".")]
+
+
+def checkpoint_root(path: Path) -> Path:
+    """Return the folder below which no part of a checkpoint may be a link: its run's, or its own outside of a run."""
+    run = path.parent.parent
+    return run if path.parent.name == "checkpoints" and os.path.lexists(run / "config.toml") else path
+
+
+def read_state(path: Path) -> State:
+    """Read state.json without checking any digest; raises DataError."""
+    return read_record(path / STATE, State, checkpoint_root(path))
+
+
+def read_verified_state(path: Path) -> State:
+    """Read the state of a checkpoint and verify the hash of each file; raises DataError for the first damaged one."""
+    for file, damage in check_files(path):
+        if damage:
+            raise DataError(f"{file} is damaged: {damage}")
+    return read_state(path)
+
+
+def check_files(path: Path) -> Iterator[tuple[Path, str]]:
+    """Yield each file of a checkpoint, state.json first, with a description of its damage; empty if it is intact."""
+    try:
+        state = read_state(path)
+        written = read_file(path / STATE, checkpoint_root(path))
+    except DataError as error:
+        yield path / STATE, f"it can't be read. {error.why}"
+        return
+    # A renamed folder would let an older checkpoint pass for a newer one.
+    renamed = path.name.startswith("step-") and path.name != f"step-{state.step:08d}"
+    # The bytes too: a digest of the fields alone would not notice other spacing or order.
+    unchanged = state.with_digest().digest == state.digest and state.to_text().encode() == written
+    yield path / STATE, "" if unchanged and not renamed else "it was changed after it was written."
+    missing = sorted(REQUIRED - state.files.keys()) or ([] if find_weights(state.files) else [WEIGHTS])
+    yield from ((path / name, f"{STATE} has no hash for it.") for name in missing)
+    for name, digest in state.files.items():
+        yield path / name, _damage(path, name, digest)
+
+
+def _damage(path: Path, name: str, digest: str) -> str:
+    """Describe the damage of a file that a state names; empty if it is intact."""
+    if not FILE_NAME.fullmatch(name):
+        return f"{STATE} names a file that does not belong to a checkpoint."
+    holds_tensors = name.endswith(".safetensors")
+    try:
+        # Before hashing: the header gives the length, so a sparse file of a terabyte is refused at once.
+        if holds_tensors:
+            safetensors_io.read_shapes(path / name, checkpoint_root(path))
+        actual = hash_file(path / name, checkpoint_root(path), None if holds_tensors else LARGEST_RECORD)
+        return "" if actual == digest else f"its sha256 is not the one in {STATE}."
+    except DataError as error:
+        return error.why
+
+
+def is_sound(path: Path) -> bool:
+    """Check whether all files of a checkpoint are intact."""
+    return not any(damage for _, damage in check_files(path))
+
+
+def find_weights(files: Iterable[str]) -> list[str]:
+    """Select the names of files of weights, sorted; pass those of a state, as other files in the folder have no hash."""
+    return sorted(name for name in files if re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors", name))

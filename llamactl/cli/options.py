@@ -1,0 +1,155 @@
+"""What was typed about a run: the options that several commands share, and the config that they add up to."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llamactl.cli import completion
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from llamactl.config.schema import Config
+    from llamactl.runs.run_dir import RunDir
+
+# Headings under which options stand in the help.
+RUN, START, MACHINE, SAID = "Run", "Initialization", "Execution", "Output"
+
+INIT_HELP = "Start from a checkpoint: RUN, RUN@STEP, RUN@best or its folder."
+SCALING_HELP = "none, or linear:F to divide positions by F. Left out: as much as --context outgrows the checkpoint's."
+SET_HELP = "SECTION.KEY=VALUE, any setting of config.toml; repeatable. Example: --set optim.lr=1e-3"
+
+DataName = Annotated[
+    str,
+    typer.Option(
+        help="Dataset under data/.", show_default="the newest", rich_help_panel=RUN, autocompletion=completion.datasets
+    ),
+]
+PresetName = Annotated[
+    str,
+    typer.Option(
+        help="tiny, 10m, 50m, 150m, 350m, 1b, 7b, notebook.", show_default="what the data can feed", rich_help_panel=RUN,
+        autocompletion=completion.presets,
+    ),
+]  # fmt: skip
+Tokens = Annotated[
+    str, typer.Option(help="Budget: 256000, 256k, 1.5B.", show_default="4 epochs, up to 3B", rich_help_panel=RUN)
+]
+Time = Annotated[
+    str,
+    typer.Option(
+        "--time", help="Instead of --tokens: 10m, 2h. Choose size and budget.", show_default=False, rich_help_panel=RUN
+    ),
+]
+ConfigFile = Annotated[Path | None, typer.Option(help="A config.toml to start from.", show_default=False, rich_help_panel=RUN)]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help=SET_HELP, show_default=False, rich_help_panel=RUN, autocompletion=completion.settings),
+]
+InitFrom = Annotated[
+    str,
+    typer.Option(
+        metavar="CHECKPOINT", help=INIT_HELP, show_default=False, rich_help_panel=START, autocompletion=completion.checkpoints
+    ),
+]
+Context = Annotated[
+    int | None, typer.Option(min=1, help="Tokens in a window.", show_default="the shape's", rich_help_panel=START)
+]
+RopeScaling = Annotated[str, typer.Option(help=SCALING_HELP, show_default=False, rich_help_panel=START)]
+DeviceName = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", show_default="auto", rich_help_panel=MACHINE)]
+PrecisionName = Annotated[str, typer.Option(help="auto, bf16, fp32, fp16.", show_default="auto", rich_help_panel=MACHINE)]
+ParallelWay = Annotated[str, typer.Option(help="auto, ddp, fsdp, hsdp, hsdp:N.", show_default="auto", rich_help_panel=MACHINE)]
+
+
+def typed_settings(tokens: str, device: str, precision: str, data: str, settings: list[str]) -> list[dict[str, Any]]:
+    """Turn the options of a run into trees of settings."""
+    from llamactl.config.schema import parse_assignment
+    from llamactl.units import read_count
+
+    typed: list[dict[str, Any]] = [parse_assignment(setting) for setting in settings]
+    if tokens:
+        typed.append({"train": {"tokens": read_count(tokens)}})
+    typed += [{"train": {name: value}} for name, value in (("device", device), ("precision", precision)) if value]
+    if data:
+        typed.append({"data": {"name": data}})
+    return typed
+
+
+def typed_positions(context: int | None, rope_scaling: str) -> list[dict[str, Any]]:
+    """Turn --context and --rope-scaling into trees of settings."""
+    from llamactl.config import schema
+
+    typed: list[dict[str, Any]] = [{"model": {"context": context}}] if context else []
+    return [*typed, schema.parse_rope_scaling(rope_scaling)] if rope_scaling else typed
+
+
+def config_of_new_run(preset: str, config: Path | None, typed: list[dict[str, Any]]) -> "Config":
+    """Defaults, then the preset, then the file, then what was typed; a file that names its preset needs none."""
+    from llamactl.config import schema
+
+    file = schema.load_toml(config) if config else {}
+    name = presets_to_try(preset, file, typed)[0]
+    return schema.build_config([schema.preset_settings(name), file, *typed, {"preset": name}])
+
+
+def configs_in_time(preset: str, config: Path | None, typed: list[dict[str, Any]]) -> "tuple[Config, ...]":
+    """Build the configs that --time chooses from: that of the preset, or those of all presets that the data can feed."""
+    from llamactl.config import schema
+
+    file = schema.load_toml(config) if config else {}
+    return tuple(config_of_new_run(name, config, typed) for name in presets_to_try(preset, file, typed))
+
+
+def presets_to_try(preset: str, file: "Mapping[str, Any]", typed: "Iterable[Mapping[str, Any]]") -> tuple[str, ...]:
+    """Return the preset that was typed or is in a file; else those that the dataset can feed, the largest first.
+
+    Without a dataset this is 150m.
+    """
+    from llamactl.corpus.dataset import DatasetDir
+    from llamactl.errors import DataError
+    from llamactl.planning.defaults import feedable_presets
+
+    name = preset or file.get("preset", "auto")
+    if name != "auto":
+        return (name,)
+    trees = [file, *typed]
+    names = [tree["data"]["name"] for tree in trees if isinstance(tree.get("data"), dict) and "name" in tree["data"]]
+    try:
+        return feedable_presets(DatasetDir.from_name(str(names[-1]) if names else "").info())
+    except DataError:  # which is told when the dataset is opened
+        return ("150m",)
+
+
+def config_of_init_from(init_from: str, preset: str, config: Path | None, typed: list[dict[str, Any]]) -> "Config":
+    """Build the config of a run that starts from a checkpoint; raises UsageError when a preset is named too."""
+    from llamactl.config import schema
+    from llamactl.errors import UsageError
+    from llamactl.training.init_from import config_from_checkpoint
+
+    if preset:
+        why = "--init-from brings the shape of its checkpoint, so there is nothing left for a preset to say."
+        raise UsageError("--preset and --init-from exclude each other.", why, "Leave --preset out.")
+    return config_from_checkpoint(init_from, [schema.load_toml(config) if config else {}, *typed])
+
+
+def config_of_resumed_run(folder: "RunDir", typed: list[dict[str, Any]]) -> "Config":
+    """Lay what may change over the run's own config; raises UsageError for anything else.
+
+    What was typed and what was edited in its config.toml follow the same rule.
+    """
+    from llamactl.checkpoint.select import read_newest_state
+    from llamactl.config.schema import build_config
+    from llamactl.errors import UsageError
+    from llamactl.training.resumption import check_changed_settings, locate_dataset
+
+    before, state = folder.config(), read_newest_state(folder)
+    after = locate_dataset(build_config([before.model_dump(), *typed]), folder, state)
+    known = state.config if state and state.config else before.model_dump(mode="json")
+    edited: Path | None = folder.config_path
+    with suppress(UsageError):
+        check_changed_settings(known, before)
+        edited = None
+    check_changed_settings(known, after, edited)
+    return after

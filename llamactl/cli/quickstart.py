@@ -1,0 +1,49 @@
+"""llamactl quickstart: from text to a model that writes, in one command and the time that is given."""
+
+import shlex
+from time import monotonic
+from typing import Annotated
+
+import typer
+
+# Seconds for what comes after training: a picture and samples, of which each loads PyTorch.
+AFTERWARDS = 15.0
+LEAST = 20.0  # seconds of training below which nothing is learned
+PROMPT_WORDS = 4
+
+
+def quickstart(
+    text: Annotated[
+        list[str] | None, typer.Argument(metavar="TEXT", help="Files or folders of text.", show_default="the embedded sample")
+    ] = None,
+    time: Annotated[str, typer.Option(help="What all of it may take: 90s, 10m, 2h.")] = "10m",
+) -> None:
+    """Make a model of your text in the time you have: prepare, train, plot and sample."""
+    from llamactl.cli.steps import run_step
+    from llamactl.cli.ui.console import progress, show_next
+    from llamactl.corpus.sources import Reading, open_source
+    from llamactl.runs.run_dir import RunDir
+    from llamactl.units import read_time
+
+    seconds, started = read_time(time), monotonic()
+    sources = text or ["sample"]
+    name = open_source(sources, Reading()).name
+    run_step(f"prepare {shlex.join(sources)}")
+    run = RunDir.with_new_name(name).path.name
+    left = max(LEAST, seconds - (monotonic() - started) - AFTERWARDS)
+    run_step(f"train --data {shlex.quote(name)} --time {left:.0f}s --run {run}")
+    run_step(f"plot-loss {run}")
+    run_step(f"sample {shlex.quote(held_out_prompt(name))} --run {run} --n 2 --max-new-tokens 80")
+    progress.print("\n[bold]That is your own Llama.[/] The prompt is from text that it never saw in training.", markup=True)
+    show_next(f"llamactl quickstart {shlex.join(sources)} --time 1h", why="With more time")
+
+
+def held_out_prompt(name: str) -> str:
+    """Return the first words of the validation text of a dataset."""
+    from llamactl.corpus.dataset import DatasetDir
+    from llamactl.corpus.memmap import read_tokens
+
+    dataset = DatasetDir.from_name(name).open()
+    ids = read_tokens(dataset.val, 0, 0, 64)
+    words = dataset.tokenizer.decode(ids[ids != dataset.tokenizer.end].tolist()).split()
+    return " ".join(words[:PROMPT_WORDS]) or "The"

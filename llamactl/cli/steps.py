@@ -1,0 +1,40 @@
+"""Type commands one after another, each in a process of its own, as a person would."""
+
+import shlex
+import signal
+import subprocess
+import sys
+from types import FrameType
+
+import typer
+
+FORWARDED = (signal.SIGTERM, signal.SIGHUP)
+
+
+def run_step(command: str) -> None:
+    """Print a command and run it; ends with its exit code and message when it fails or is stopped.
+
+    Ctrl-C reaches the command from the terminal, which saves, says how to resume and ends by itself. This process waits.
+    """
+    from llamactl.cli.ui.console import progress
+
+    progress.print(f"\n[dim]$[/] [bold cyan]llamactl {command}[/]", markup=True)
+    process: subprocess.Popen[bytes] | None = None
+    stopped = 0
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        stopped = number
+        if process and number in FORWARDED:
+            process.send_signal(number)
+
+    # Functions, not SIG_IGN, which the command would inherit.
+    before = {number: signal.signal(number, wait) for number in (signal.SIGINT, *FORWARDED)}
+    try:
+        process = subprocess.Popen([sys.executable, "-m", "llamactl", *shlex.split(command)])
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code or stopped:
+        raise typer.Exit(128 - code if code < 0 else code or 128 + stopped)

@@ -1,0 +1,1 @@
+"""Every setting: names, defaults, bounds, presets."""

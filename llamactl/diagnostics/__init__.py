@@ -1,0 +1,1 @@
+"""Checks of a machine, as `llamactl doctor` runs them."""

@@ -1,0 +1,1 @@
+"""What this machine is: device, GPUs, throughput, memory and the limits on them."""

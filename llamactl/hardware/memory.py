@@ -1,0 +1,27 @@
+"""Measure the memory that this process uses."""
+
+import platform
+import resource
+from pathlib import Path
+
+import torch
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the peak memory so far in bytes: allocated on the GPU, or resident in main memory for another device."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # ru_maxrss is in bytes on macOS, in KiB on Linux.
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def resident_memory() -> int:
+    """Return the resident memory of this process in bytes."""
+    try:
+        with Path("/proc/self/statm").open() as file:
+            # The second field is the number of resident pages (proc_pid_statm(5)).
+            return int(file.read().split()[1]) * resource.getpagesize()
+    # Systems other than Linux have no /proc; the peak is the nearest that they tell.
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,88 @@
+"""Measure the speed of decoding, and compare it with the rate at which the weights can be read from memory."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import nn
+
+from llamactl.model.decode import Sampler, decode_tokens
+from llamactl.model.llama import Llama
+from llamactl.model.quantize import pack_if_faster
+
+WARM_UP = 2  # steps
+MATRICES, ROWS, COLUMNS = 40, 2048, 768  # 252 MB in fp32: more than a CPU's cache holds
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The speed of decoding at one batch size: seconds to the first token, and tokens per second of all sequences.
+
+    `share` is the rate at which a step reads weights and cache, as a share of the measured memory bandwidth.
+    """
+
+    batch: int
+    first: float
+    tokens_per_second: float
+    share: float
+
+
+def benchmark_decoding(model: Llama, batch: int, prompt: int, new: int, rate: float) -> Decoded:
+    """Decode `new` tokens greedily from random prompts of `prompt` tokens, and time each step.
+
+    `rate` is the memory bandwidth in bytes per second, as from `reading_rate`.
+    """
+    ids = torch.randint(0, model.config.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(0)).tolist()
+    times = list(islice(_timed(model, ids), new))
+    step = statistics.median(times[1 + WARM_UP :])
+    return Decoded(batch, times[0], batch / step, step_bytes(model, batch, prompt + new // 2) / step / rate)
+
+
+def step_bytes(model: Llama, batch: int, length: int) -> int:
+    """Return the bytes that a decoding step reads: the cache and all weights except an untied embedding (only a few rows)."""
+    config = model.config
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    if not config.tie_embeddings:
+        del tensors[id(model.model.embed_tokens.weight)]
+    cached = 2 * config.n_layers * config.n_kv_heads * config.head_dim * model.model.embed_tokens.weight.element_size()
+    return sum(tensor.nbytes for tensor in tensors.values()) + batch * length * cached
+
+
+def reading_rate(device: torch.device, tries: int = 5) -> float:
+    """Measure the memory bandwidth of fp32 matrix-vector products in bytes per second: the best of `tries` rounds.
+
+    The layers are packed for oneDNN where this PyTorch can do that.
+    """
+    matrices = pack_if_faster([nn.Linear(COLUMNS, ROWS, bias=False, device=device) for _ in range(MATRICES)])
+    x = torch.randn(1, COLUMNS, device=device)
+
+    @torch.inference_mode()
+    def round_trip() -> float:
+        _finish(device)
+        started = time.perf_counter()
+        for matrix in matrices:
+            matrix(x)
+        _finish(device)
+        return time.perf_counter() - started
+
+    return MATRICES * ROWS * COLUMNS * 4 / min(round_trip() for _ in range(tries))
+
+
+def _timed(model: Llama, ids: list[list[int]]) -> Iterator[float]:
+    """Yield the seconds of each decoding step, the first of which encodes the prompts."""
+    device = model.model.embed_tokens.weight.device
+    steps = decode_tokens(model, ids, model.config.vocab_size, Sampler(temperature=0), range(len(ids)))
+    while True:
+        _finish(device)
+        started = time.perf_counter()
+        next(steps)
+        _finish(device)
+        yield time.perf_counter() - started
+
+
+def _finish(device: torch.device) -> None:
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()

@@ -1,0 +1,1 @@
+"""Observers of the events of training: the log on disk, trackers."""

@@ -1,0 +1,1 @@
+"""Estimate a run before it starts: FLOPs, memory, batch size, time, loss."""

@@ -1,0 +1,71 @@
+"""Choose the batch size: the tokens of a step, the micro-batch, and whether activations are recomputed."""
+
+from typing import Literal
+
+from llamactl.config.schema import ModelConfig, Switch, TrainConfig
+from llamactl.distributed.context import World
+from llamactl.planning.flops import flops_per_token, update_flops
+from llamactl.planning.memory import free_memory, held_bytes, window_bytes
+
+# Tokens of a step grow with the budget, as a power law through two points: for a budget of 245,760 tokens 1,024 were best
+# with 2.6M parameters (docs/recipe.md), for 1.3 billion published runs are best with about 262,144.
+STEP_AT, STEP_EXPONENT = (245_760, 1_024), 0.65
+LARGEST_STEP = 524_288
+# Muon's products take as long for a few tokens as for many: a step has enough tokens that they are at most a seventh of the
+# work of its gradients.
+MUON_SHARE = 1 / 7
+# Tokens of a micro-batch above which a device gains no speed: a CPU's caches overflow, a GPU is busy already.
+MICRO_TOKENS = {"cpu": 2_048}
+MICRO_TOKENS_ON_GPU = 32_768
+
+
+def default_tokens_per_step(tokens: int, model: ModelConfig, optimizer: str) -> float:
+    """Return the default tokens per step for a budget of `tokens`."""
+    budget, size = STEP_AT
+    muon_minimum = update_flops(model, optimizer) / (MUON_SHARE * flops_per_token(model))
+    return max(muon_minimum, min(LARGEST_STEP, size * (tokens / budget) ** STEP_EXPONENT))
+
+
+def resolve_batch(train: TrainConfig, model: ModelConfig, optimizer: str, limit: int) -> tuple[int, int]:
+    """Resolve the windows of a step and of a micro-batch, of which a device takes `limit` at most.
+
+    All micro-batches have the same size, unless the config sets sizes that can't be divided.
+    """
+    if train.tokens_per_step:
+        windows = round(train.tokens_per_step / model.context) or 1
+        rounds = -(-windows // limit)
+        return windows, min(windows, train.micro_batch or -(-windows // rounds))
+    windows = round(default_tokens_per_step(train.tokens, model, optimizer) / model.context) or 1
+    rounds = -(-windows // (train.micro_batch or limit))
+    micro_batch = train.micro_batch or round(windows / rounds)
+    # The default is rounded to full micro-batches; tokens_per_step, which someone set, is not.
+    return rounds * micro_batch, micro_batch
+
+
+def windows_per_rank(windows: int, processes: int) -> int:
+    """Return the windows of a step on the busiest rank."""
+    return -(-windows // processes)
+
+
+def resolve_micro_batch(windows: int, setting: int, limit: int, processes: int) -> int:
+    """Return the micro-batch per rank: the setting, else (0) the largest one that makes all micro-batches equal."""
+    local = windows_per_rank(windows, processes)
+    rounds = -(-local // limit)
+    return min(local, setting or -(-local // rounds))
+
+
+def max_micro_batch(model: ModelConfig, optimizer: str, recompute: Literal["on", "off"], world: World) -> int:
+    """Return the largest micro-batch that memory allows and that still gains speed."""
+    # Only part of the free memory: the saved copy, the update and what the estimate misses take the rest.
+    available = 0.6 * free_memory(world) - held_bytes(model, optimizer, world)
+    useful = MICRO_TOKENS.get(world.device.type, MICRO_TOKENS_ON_GPU) // model.context
+    return max(1, min(useful, int(available // window_bytes(model, recompute == "on", world))))
+
+
+def resolve_recompute(setting: Switch, model: ModelConfig, optimizer: str, world: World) -> Literal["on", "off"]:
+    """Resolve activation checkpointing: `auto` is on only where a single window would not fit without it."""
+    if setting != "auto":
+        return setting
+    # Off where possible: a second forward pass is a third more work.
+    needed = held_bytes(model, optimizer, world) + window_bytes(model, False, world)
+    return "off" if needed < 0.6 * free_memory(world) else "on"

@@ -1,0 +1,71 @@
+"""Predict the loss of a run, from a scaling law fitted to measured runs and from how well its text compresses."""
+
+import bz2
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from llamactl.config.schema import ModelConfig
+from llamactl.corpus.dataset import Dataset
+from llamactl.corpus.memmap import read_tokens, shard_lengths
+from llamactl.planning.flops import num_matmul_params
+
+# Bits per byte of mixed English are FLOOR + A / N^a + B / D^b (the form of Hoffmann et al. 2022, arXiv 2203.15556), for N
+# million weights in matrices and D million tokens: fitted to our own and to published runs (docs/recipe.md).
+FLOOR = 0.814
+A, A_EXPONENT = 0.208, 0.35
+B, B_EXPONENT = 0.960, 0.2122
+
+# Bits per byte to which bzip2 compresses that mixed English. The loss on another text is scaled by a power of the ratio of
+# the two; the power was fitted to the addresses of the sample corpus, with 1.95 bits.
+COMPRESSED, POWER = 2.388, 1.65
+
+UNCERTAINTY = 0.1  # a fraction of the loss, up and down: the largest residual of the fit is 0.06
+REPEATS_WORTH = 15.4  # epochs: the constant by which their worth decays (Muennighoff et al. 2023, arXiv 2305.16264)
+
+PIECES, PIECE = 64, 8_192  # pieces of text that are compressed, and tokens of each
+
+
+@dataclass(frozen=True)
+class LossPrediction:
+    """A validation loss and its range in nats per token, and the loss in bits per byte."""
+
+    loss: float
+    low: float
+    high: float
+    bits_per_byte: float
+
+
+def predict_loss(model: ModelConfig, tokens: int, epochs: float, dataset: Dataset) -> LossPrediction:
+    """Predict the validation loss of a model trained from scratch on `tokens` of a dataset, which are some `epochs` of it."""
+    # Repeated tokens count as fewer new ones (Muennighoff et al. 2023).
+    unique = tokens / max(1.0, epochs)
+    repeats = max(0.0, epochs - 1)
+    effective = unique * (1 + REPEATS_WORTH * (1 - math.exp(-repeats / REPEATS_WORTH)))
+    english = FLOOR + A * (num_matmul_params(model) / 1e6) ** -A_EXPONENT + B * (effective / 1e6) ** -B_EXPONENT
+    bits = english * (measure_compression(dataset) / COMPRESSED) ** POWER
+    loss = bits * math.log(2) * dataset.info.total("train", "text_bytes") / max(1, dataset.info.total("train", "tokens"))
+    # The loss of a uniform guess: the law is too high for models that have seen next to nothing.
+    uniform = math.log(dataset.info.vocab_size)
+    likely, low, high = (min(uniform, loss * factor) for factor in (1, 1 - UNCERTAINTY, 1 + UNCERTAINTY))
+    return LossPrediction(likely, low, high, bits)
+
+
+def measure_compression(dataset: Dataset) -> float:
+    """Return the bits per byte to which bzip2 compresses a dataset's text, measured on pieces from all over it."""
+    text = b"".join(_pieces(dataset))
+    return 8 * len(bz2.compress(text)) / max(1, len(text))
+
+
+def _pieces(dataset: Dataset) -> list[bytes]:
+    """Decode pieces of text, evenly spaced over at most PIECES shards."""
+    shards = dataset.train[:: -(-len(dataset.train) // PIECES)]
+    pieces = []
+    for shard, length in enumerate(shard_lengths(shards)):
+        # Not more than have room without overlap: bzip2 would compress a repeated text to almost nothing.
+        count = max(1, min(PIECES // len(shards), length // PIECE))
+        for start in np.linspace(0, max(0, length - PIECE), count).astype(int):
+            ids = read_tokens(shards, shard, int(start), int(start) + PIECE)
+            pieces.append(dataset.tokenizer.decode(ids[ids != dataset.tokenizer.end].tolist()).encode())
+    return pieces

@@ -1,0 +1,97 @@
+"""Count the bytes of weights, gradients, optimizer state and activations, and the bytes that are free."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from llamactl.config.schema import ModelConfig
+from llamactl.distributed.context import World
+from llamactl.hardware import limits
+from llamactl.model.llama import num_embedding_params, num_params
+from llamactl.model.objective import CHUNK
+from llamactl.planning.flops import matrix_shapes, num_block_params, num_root_params
+
+
+def update_bytes(model: ModelConfig, optimizer: str, world: World) -> int:
+    """Return the bytes of temporary tensors in an update: Muon stacks all matrices of one shape, in fp32; AdamW needs none."""
+    if optimizer != "muon":
+        return 0
+    # The largest shape counts, as stacks are updated one after another; five of a stack's size exist at the peak.
+    if world.size == 1:
+        return 5 * max(4 * number * rows * columns for (rows, columns), number in matrix_shapes(model).items())
+    needed = []
+    for (rows, columns), number in matrix_shapes(model).items():
+        # Of several ranks, each has its rows of all matrices twice, and the full matrices that it updates: received, put
+        # together and orthogonalized. Those are freed before the replicas' updates arrive.
+        parts = -(-4 * number * rows * columns // world.shards)
+        full = 4 * -(-number // world.size) * rows * columns
+        needed.append(2 * parts + max(6 * full, parts + full if world.replicas > 1 else 0))
+    return max(needed)
+
+
+def state_bytes(model: ModelConfig, optimizer: str, shards: int = 1) -> int:
+    """Return the bytes of weights, gradients and optimizer state on one of `shards` ranks, all in fp32."""
+    # Muon keeps one number per weight, AdamW two. Muon has the matrices inside blocks: all but embedding, head and the norms.
+    total = num_params(model)
+    matrices = total - num_embedding_params(model) - (2 * model.n_layers + 1) * model.dim
+    return -(-4 * (2 * total + (2 * total - matrices if optimizer == "muon" else 2 * total)) // shards)
+
+
+def gathered_bytes(model: ModelConfig, world: World) -> int:
+    """Return the bytes of weights that FSDP gathers, and of their gradients before they are scattered."""
+    if world.shards == 1:
+        return 0
+    # Two blocks in the compute dtype, as the next one is prefetched, and the gradient of one with its copy in fp32. Embedding
+    # and head stay gathered in fp32 for a micro-batch, with the head's gradient.
+    width = world.precision.dtype.itemsize
+    return num_block_params(model) * (3 * width + 4) + 4 * (num_root_params(model) + model.vocab_size * model.dim)
+
+
+def checkpoint_bytes(model: ModelConfig, optimizer: str) -> int:
+    """Return the bytes of a checkpoint's tensors: everything but the gradients."""
+    return state_bytes(model, optimizer) - 4 * num_params(model)
+
+
+def window_bytes(model: ModelConfig, recompute: bool, world: World) -> int:
+    """Return the bytes that a window keeps for its backward pass: activations, or with `recompute` each layer's input."""
+    # Per token and layer: the term with `width` counts tensors in the compute dtype, the others are in fp32.
+    width = world.precision.dtype.itemsize
+    heads = (model.n_heads + 2 * model.n_kv_heads) * model.head_dim
+    layer = 20 * model.dim + 4 * heads + width * (2 * model.dim + 3 * heads + 4 * model.ffn_dim)
+    kept = 4 * model.dim * model.n_layers + layer if recompute else model.n_layers * layer
+    return model.context * (kept + 8 * model.dim)
+
+
+def chunk_bytes(model: ModelConfig, world: World) -> int:
+    """Return the bytes of the largest chunk of logits, of their gradient, and of the head in the compute format."""
+    width = world.precision.dtype.itemsize
+    return CHUNK * (4 + 2 * width) * model.vocab_size + (4 + width) * model.vocab_size * model.dim
+
+
+def free_memory(world: World) -> int:
+    """Return the free bytes on a rank's device."""
+    # A CPU's memory is shared by all ranks of the machine. For MPS 8 GiB are assumed.
+    if world.memory_override:
+        return world.memory_override
+    if world.device.type == "cuda":
+        return torch.cuda.mem_get_info(world.device)[0]
+    return free_main_memory() // world.local_world_size if world.device.type == "cpu" else 8 << 30
+
+
+def free_main_memory() -> int:
+    """Return the available bytes of main memory, within a container's limit; the file cache counts as available."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    # MemAvailable is in KiB, and includes the file cache that the kernel can reclaim.
+    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    system = free[0] if free else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    within_limits = limits.free_memory()
+    return system if within_limits is None else min(system, within_limits)
+
+
+def held_bytes(model: ModelConfig, optimizer: str, world: World) -> int:
+    """Return the bytes of a training step that do not depend on the micro-batch."""
+    return state_bytes(model, optimizer, world.shards) + chunk_bytes(model, world) + gathered_bytes(model, world)

@@ -1,0 +1,128 @@
+"""Resolve the settings that a config leaves open: batch size, sharding, compilation, learning rate."""
+
+from dataclasses import replace
+from typing import Literal
+
+from llamactl.config.schema import Config, ModelConfig, Switch
+from llamactl.corpus.dataset import Dataset
+from llamactl.distributed.context import World
+from llamactl.errors import UsageError
+from llamactl.optim.build import CONTINUED_RATE, EMBEDDING_SCALE, EMBEDDING_SCALE_TIED, default_lr
+from llamactl.planning.batch_size import max_micro_batch, resolve_batch, resolve_micro_batch, resolve_recompute
+from llamactl.planning.defaults import default_budget
+from llamactl.planning.flops import flops_per_token
+from llamactl.planning.memory import free_memory
+from llamactl.planning.memory_estimate import estimate_memory
+
+# FLOPs of a run below which compiling takes longer than it saves: about a minute of work on each device.
+WORTH_COMPILING = {"cpu": 1e13, "cuda": 1e16}
+SAFE = 0.95  # the fraction of free memory that `auto` may plan to use: the rest is for fragmentation
+LEAST_VALIDATED = 4_096  # tokens: the loss of fewer is too noisy
+
+
+def choose_sharding(config: Config, dataset: Dataset, world: World) -> World:
+    """Return the world with the `shards` that `train.parallel` sets; `auto` shards only a model that is too large for a rank.
+
+    Free memory differs between ranks, so rank 0 must decide for all. Raises UsageError for a strategy that is not possible.
+    """
+    strategy, _, number = config.train.parallel.partition(":")
+    if world.size == 1:
+        return world
+    if strategy == "auto":
+        return replace(world, shards=_auto_shards(config, dataset, world))
+    shards = {"ddp": 1, "fsdp": world.size, "hsdp": int(number or world.local_world_size)}[strategy]
+    if world.size % shards:
+        divisors = ", ".join(str(size) for size in range(2, world.size) if world.size % size == 0)
+        fix = f"Numbers that can: {divisors}" if divisors else "Try: --parallel ddp"
+        why = "Each group holds one copy of the model."
+        raise UsageError(f"{world.size} processes can't be divided into groups of {shards}.", why, fix)
+    # Each shard would find other gradients not finite, and set another loss scale.
+    if shards > 1 and world.precision.name == "fp16":
+        why = "Ranks that shard a model would scale their gradients differently."
+        raise UsageError(f"fp16 does not work with {strategy}.", why, "Try: --precision bf16, or --parallel ddp")
+    return replace(world, shards=shards)
+
+
+def possible_shards(world: World) -> list[int]:
+    """Return the numbers of ranks that can hold one copy of the model: one, those of a machine, or all."""
+    machine = [world.local_world_size] if world.size % world.local_world_size == 0 else []
+    return [1] if world.precision.name == "fp16" else sorted({1, *machine, world.size})
+
+
+def _auto_shards(config: Config, dataset: Dataset, world: World) -> int:
+    """Return the smallest number of shards that fits the model; all ranks if none does."""
+    # The fewer ranks share a copy, the less they send, and groups within a machine use its fast links.
+    choices = possible_shards(world)
+    for shards in choices[:-1]:
+        sharded = replace(world, shards=shards)
+        if estimate_memory(resolve_config(config, dataset, sharded), sharded).required_bytes <= SAFE * free_memory(sharded):
+            return shards
+    return choices[-1]
+
+
+def resolve_config(config: Config, dataset: Dataset, world: World) -> Config:
+    """Replace each setting of 0 or `auto` by its value for this dataset and device.
+
+    Tokens per step do not depend on the number of ranks.
+    """
+    config = config.with_train(tokens=config.train.tokens or default_budget(dataset.info))
+    model, optim, train = _fit_vocab(config.model, dataset), config.optim, config.train
+    recompute = resolve_recompute(train.activation_checkpointing, model, optim.name, world)
+    windows, micro_batch = _batch(config.model_copy(update={"model": model}), world)
+    steps = -(-train.tokens // (windows * model.context))
+    eval_every = train.eval_every or max(1, -(-steps // (10 if steps >= 100 else 3)))
+    resolved = {
+        "tokens_per_step": windows * model.context,
+        "micro_batch": micro_batch,
+        "eval_every": eval_every,
+        "eval_tokens": train.eval_tokens or max(LEAST_VALIDATED, train.tokens // 50),
+        "save_every": train.save_every or eval_every,
+        "precision": world.precision.name,
+        "compile": _compile(train.compile, steps * windows * model.context * flops_per_token(model), world),
+        "activation_checkpointing": recompute,
+    }
+    lr_scale = CONTINUED_RATE if train.init_from else 1.0
+    rates = {
+        "lr": optim.lr or lr_scale * default_lr(optim.name, model.dim),
+        "embedding_scale": optim.embedding_scale or (EMBEDDING_SCALE_TIED if model.tie_embeddings else EMBEDDING_SCALE),
+    }
+    return config.model_copy(
+        update={
+            "model": model,
+            "data": config.data.model_copy(update={"name": dataset.name}),
+            "optim": optim.model_copy(update=rates),
+            "train": train.model_copy(update=resolved),
+        }
+    )
+
+
+def _fit_vocab(model: ModelConfig, dataset: Dataset) -> ModelConfig:
+    """Set the vocabulary size to that of a dataset; raises UsageError when the config sets a smaller one."""
+    # Rounded up to a multiple of 128, whatever the dataset (docs/decisions.md).
+    rows = model.vocab_size or -(-dataset.info.vocab_size // 128) * 128
+    if rows < dataset.info.vocab_size:
+        why = f"The dataset {dataset.name} has {dataset.info.vocab_size} token ids."
+        raise UsageError(f"model.vocab_size={rows} is too small.", why, "Leave it out: it follows the dataset.")
+    return model.model_copy(update={"vocab_size": rows})
+
+
+def _batch(config: Config, world: World) -> tuple[int, int]:
+    """Resolve the windows of a step and of a rank's micro-batch."""
+    model, name, train = config.model, config.optim.name, config.train
+
+    def limit(world: World) -> int:
+        return max_micro_batch(model, name, resolve_recompute(train.activation_checkpointing, model, name, world), world)
+
+    # The step is that of a single device, so that a run is the same on any number of ranks.
+    single = replace(world, rank=0, size=1, local_world_size=1, shards=1)
+    windows, micro_batch = resolve_batch(train, model, name, limit(single))
+    return windows, micro_batch if world.size == 1 else resolve_micro_batch(
+        windows, train.micro_batch, limit(world), world.size
+    )
+
+
+def _compile(setting: Switch, flops: float, world: World) -> Literal["on", "off"]:
+    """Resolve torch.compile: `auto` is on for runs of enough FLOPs; where there is no compiler, training turns it off."""
+    if setting != "auto":
+        return setting
+    return "on" if world.device.type != "mps" and flops > WORTH_COMPILING.get(world.device.type, 0) else "off"

@@ -1,0 +1,53 @@
+"""Choose what a time buys on a device: of some configs, the one with the lowest expected loss, and its budget of tokens."""
+
+from collections.abc import Iterable
+
+from llamactl.config.schema import Config
+from llamactl.corpus.dataset import Dataset
+from llamactl.distributed.context import World
+from llamactl.errors import UsageError
+from llamactl.planning.defaults import LARGEST_BUDGET, WORTHWHILE_EPOCHS
+from llamactl.planning.loss import predict_loss
+from llamactl.planning.resolve import resolve_config
+from llamactl.planning.step_time import estimate_duration, estimate_step_time
+from llamactl.units import show_time
+
+HALVINGS = 24  # of the interval of budgets, up to 3 billion tokens: to within 200 tokens
+
+
+def choose_in_time(configs: Iterable[Config], dataset: Dataset, world: World, rate: float, seconds: float) -> Config:
+    """Return the config that is expected to learn most in `seconds` on devices of `rate` FLOP/s, with its budget set.
+
+    Raises UsageError when the time is too short for any of them.
+    """
+    data = dataset.info.total("train", "tokens")
+    found: list[tuple[float, Config]] = []
+    for config in configs:
+        if tokens := tokens_in_time(config, dataset, world, rate, seconds):
+            loss = predict_loss(resolve_config(config, dataset, world).model, tokens, tokens / data, dataset).loss
+            found.append((loss, config.with_train(tokens=tokens)))
+    if not found:
+        why = "Not even one step of the smallest model ends in that time on this device."
+        raise UsageError(f"{show_time(seconds)} is too short.", why, "Example: --time 5m")
+    return min(found, key=lambda each: each[0])[1]
+
+
+def tokens_in_time(config: Config, dataset: Dataset, world: World, rate: float, seconds: float) -> int:
+    """Return the largest worthwhile budget of a config whose run is expected to end in `seconds`; 0 for none."""
+    low, high = 0, max(1, min(LARGEST_BUDGET, WORTHWHILE_EPOCHS * dataset.info.total("train", "tokens")))
+    if run_seconds(config.with_train(tokens=high), dataset, world, rate) <= seconds:
+        return high
+    for _ in range(HALVINGS):
+        middle = (low + high) // 2
+        if middle and run_seconds(config.with_train(tokens=middle), dataset, world, rate) <= seconds:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def run_seconds(config: Config, dataset: Dataset, world: World, rate: float) -> float:
+    """Estimate the seconds of a run of a config that is not resolved, compiling and validation included."""
+    resolved = resolve_config(config, dataset, world)
+    steps = -(-resolved.train.tokens // resolved.train.tokens_per_step)
+    return estimate_duration(resolved, world, steps, estimate_step_time(resolved, world, rate)).total

@@ -1,0 +1,274 @@
+"""Byte-level BPE tokenizers, stored as a Hugging Face tokenizer.json; tiktoken encodes.
+
+The last id of each vocabulary is the end-of-text token, which ends every document and opens every sample.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+
+from llamactl.errors import DataError, UsageError
+from llamactl.storage.records import parse_json, read_text
+from llamactl.tokenizer.gpt2_download import find_vocabulary
+
+END_OF_TEXT = "<|endoftext|>"
+
+# GPT-2's pattern that splits text into words before merging, which `ByteLevel` of Hugging Face tokenizers has built in.
+# In tiktoken's version, whose possessive quantifiers can't backtrack (openai/tiktoken, openai_public.py).
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+
+def _printable_bytes() -> dict[str, int]:
+    """Return the byte of each character of GPT-2's alphabet, printable ones for all 256 bytes (openai/gpt-2, encoder.py)."""
+    # Bytes that are printable in Latin-1 stand for themselves, the others have the characters from U+0100 on.
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + k): byte for k, byte in enumerate(others)}
+
+
+BYTE_OF = _printable_bytes()
+CHARACTER_OF = {byte: character for character, byte in BYTE_OF.items()}
+
+
+class Tokenizer:
+    """A byte-level BPE tokenizer, which gives exactly the ids that its tokenizer.json defines."""
+
+    def __init__(self, description: str) -> None:
+        """Parse the text of a tokenizer.json; raises DataError when it is not byte-level BPE that tiktoken can encode."""
+        self.description = description
+        try:
+            self._bytes = _vocabulary(parse_json(description))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError("This tokenizer.json can't be used.", f"It is not plain byte-level BPE: {error}.") from error
+
+    @property
+    def vocab_size(self) -> int:
+        """Return the number of ids, the end-of-text token included."""
+        return len(self._bytes) + 1
+
+    @property
+    def end(self) -> int:
+        """Return the id of the end-of-text token."""
+        return len(self._bytes)
+
+    @property
+    def digest(self) -> str:
+        """Return the sha256 of the tokenizer.json."""
+        return hashlib.sha256(self.description.encode()).hexdigest()
+
+    def encode(self, text: str) -> np.ndarray:
+        """Encode a text as uint32 ids, never as a control token; raises UnicodeEncodeError on lone surrogates."""
+        # Only for its error: tiktoken's own `encode` replaces lone surrogates silently, and decoding gives another text.
+        text.encode("utf-8")
+        ids: np.ndarray = self._encoding.encode_to_numpy(text, disallowed_special=())
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Decode ids to text, without control tokens; bytes that are no complete character become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Decode ids to bytes, which may end in the middle of a character; control tokens have none."""
+        # The embedding has more rows than there are ids, so a model can sample ids above the end-of-text token too.
+        return b"".join(self._bytes[i] for i in ids if i < self.end)
+
+    @cached_property
+    def byte_lengths(self) -> np.ndarray:
+        """Return the number of bytes of each id (int64, shape vocab_size; 0 for the end-of-text token)."""
+        return np.array([*map(len, self._bytes), 0])
+
+    @cached_property
+    def _encoding(self) -> Any:
+        """Build tiktoken's encoding, once."""
+        import tiktoken
+
+        # tiktoken merges the pair with the lowest rank first, and its rank is its id: hence the checks in _vocabulary.
+        ranks = {token: rank for rank, token in enumerate(self._bytes)}
+        return tiktoken.Encoding(
+            "llamactl", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: self.end}
+        )
+
+
+def read_tokenizer(path: Path, root: Path | None = None) -> Tokenizer:
+    """Read a tokenizer.json as `records.open_file` opens it; raises DataError that names the file."""
+    try:
+        return Tokenizer(read_text(path, root))
+    except DataError as error:
+        message = error.what if str(path) in error.what else f"{path} can't be used."
+        raise DataError(message, error.why, error.fix) from error
+
+
+def _vocabulary(tree: dict[str, Any]) -> list[bytes]:
+    """Return the bytes of each id; raises ValueError when tiktoken, which merges by id, would give other ids than `tree`."""
+    if tree["model"]["type"] != "BPE" or tree["normalizer"] is not None:
+        raise ValueError("its model must be BPE, without a normalizer")
+    splitter = tree["pre_tokenizer"]
+    if splitter["type"] != "ByteLevel" or splitter["add_prefix_space"] or not splitter.get("use_regex", True):
+        raise ValueError("its pre-tokenizer must be ByteLevel with GPT-2's pattern and no prefix space")
+    vocabulary = {token: i for token, i in tree["model"]["vocab"].items() if token != END_OF_TEXT}
+    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+    if [vocabulary[token] for token in tokens] != list(range(len(tokens))) or not set(BYTE_OF) <= set(tokens):
+        raise ValueError("its ids must be dense and hold all 256 bytes")
+    if "" in vocabulary:
+        raise ValueError("an id must stand for a byte at least")
+    if [(t["content"], t["id"]) for t in tree["added_tokens"]] != [(END_OF_TEXT, len(tokens))]:
+        raise ValueError(f"its only added token must be {END_OF_TEXT}, with the last id")
+    # The first 256 ids are bytes, so every further id is the result of one merge.
+    merged = [vocabulary["".join(_pair(merge))] for merge in tree["model"]["merges"]]
+    if merged != sorted(set(merged)) or len(merged) != len(tokens) - 256:
+        raise ValueError("its merges must be in the order of their ids")
+    return [bytes(BYTE_OF[character] for character in token) for token in tokens]
+
+
+def _pair(merge: str | Sequence[str]) -> Sequence[str]:
+    """Return the two parts of a merge: "a b" in files of older versions of tokenizers, ["a", "b"] since."""
+    return merge.split(" ") if isinstance(merge, str) else merge
+
+
+def _describe(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> str:
+    """Return the text of the tokenizer.json of a byte-level BPE."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+    return tokenizer.to_str()
+
+
+def gpt2_tokenizer() -> Tokenizer:
+    """Load GPT-2's BPE of 50,257 ids, from OpenAI's vocab.bpe."""
+    # The first line is the version of the file.
+    merges = [tuple(line.split(" ")) for line in find_vocabulary().read_text("utf-8").splitlines()[1:]]
+    tokens = [*BYTE_OF, *(left + right for left, right in merges)]
+    return Tokenizer(_describe({token: i for i, token in enumerate(tokens)}, [(left, right) for left, right in merges]))
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Build a tokenizer whose ids are bytes: it needs no training, and gives about four times the tokens of GPT-2's."""
+    return Tokenizer(_describe({CHARACTER_OF[byte]: byte for byte in range(256)}, []))
+
+
+def train_bpe(texts: Iterator[str], vocab_size: int) -> Tokenizer:
+    """Train a BPE of `vocab_size` ids on texts; the same texts give the same tokenizer."""
+    progress = learn_bpe(texts, vocab_size)
+    while True:
+        try:
+            next(progress)
+        except StopIteration as stop:
+            tokenizer: Tokenizer = stop.value
+            return tokenizer
+
+
+def learn_bpe(texts: Iterator[str], vocab_size: int) -> Generator[int, None, Tokenizer]:
+    """Train a BPE as `train_bpe` does, yield the bytes of text read so far several times per second, and return it.
+
+    To bound memory, words are cut at `LONGEST_WORD`, and reading ends at `LARGEST_LEXICON` bytes of different words.
+    """
+    feed = _Feed(texts)
+    results: list[str] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(_train(feed, vocab_size))
+        except BaseException as error:
+            errors.append(error)
+
+    # No Python signal handler runs while the library merges, so it has its own thread. As a daemon it ends with the process.
+    thread = Thread(target=work, name="bpe", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            yield feed.bytes_read
+    finally:
+        # If the caller closes this generator, the thread reads no more texts.
+        feed.stopped = True
+    if feed.error or errors:
+        raise feed.error or errors[0]
+    model = json.loads(results[0])["model"]
+    return Tokenizer(_describe(model["vocab"], [(left, right) for left, right in map(_pair, model["merges"])]))
+
+
+POLL_SECONDS = 0.2  # between two reports of a BPE in training
+LONGEST_WORD = 256  # characters: DNA and unpunctuated Chinese have no spaces to split at
+LARGEST_LEXICON = 8 << 20  # bytes of different words; each takes some 90 bytes of memory while merges are learned
+_LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD}}}|\s{{{LONGEST_WORD}}}")
+_WORDS = re.compile(rf"\w{{1,{LONGEST_WORD}}}")
+
+
+class _Feed:
+    """Texts for the training thread, until they have enough different words or training is stopped."""
+
+    def __init__(self, texts: Iterator[str]) -> None:
+        self._texts = texts
+        self.bytes_read = 0
+        self.stopped = False
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Iterator[list[str]]:
+        words: set[str] = set()
+        size = 0
+        try:
+            for text in self._texts:
+                new_words = set(_WORDS.findall(text)) - words
+                words |= new_words
+                size += sum(len(word.encode("utf-8", "replace")) for word in new_words)
+                self.bytes_read += len(text.encode("utf-8", "replace"))
+                ends = [match.end() for match in _LONG_WORD.finditer(text)]
+                yield [text[start:end] for start, end in pairwise([0, *ends, len(text)])]
+                if self.stopped or size > LARGEST_LEXICON:
+                    return
+        # Kept for the waiting thread, which raises it unchanged.
+        except Exception as error:
+            self.error = error
+
+
+def _train(texts: Iterable[list[str]], vocab_size: int) -> str:
+    """Train a BPE with Hugging Face's library and return its tokenizer.json."""
+    from tokenizers import Tokenizer as Trained
+    from tokenizers import models, pre_tokenizers, trainers
+
+    trained = Trained(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # One id is left for the end-of-text token, which _describe adds as the last one.
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1, initial_alphabet=sorted(BYTE_OF), special_tokens=[], show_progress=False
+    )
+    trained.train_from_iterator(texts, trainer)
+    return str(trained.to_str())
+
+
+TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {"gpt2": gpt2_tokenizer, "bytes": byte_tokenizer}
+
+
+def parse_bpe_size(name: str) -> int:
+    """Return N of `bpe:N`, or 0 for another kind of name; raises UsageError for an N out of range."""
+    kind, colon, size = name.partition(":")
+    if kind != "bpe" or not colon:
+        return 0
+    # 257 ids are the bytes and the end-of-text token: there would be no merge to learn.
+    if not size.isdecimal() or not 257 < int(size) <= 1_000_000:
+        raise UsageError(
+            f"{name!r} is not a tokenizer.", "N is a vocabulary size from 258 to 1,000,000.", "Try: --tokenizer bpe:8192"
+        )
+    return int(size)
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """Load a tokenizer that needs no training: gpt2, bytes, or the path of a tokenizer.json."""
+    if name in TOKENIZERS:
+        return TOKENIZERS[name]()
+    path = Path(name)
+    if path.suffix != ".json" or not path.is_file():
+        raise UsageError(f"There is no tokenizer {name!r}.", "Choose gpt2, bpe:N, bytes or the path of a tokenizer.json.")
+    return Tokenizer(path.read_text("utf-8"))

@@ -1,0 +1,96 @@
+"""Encode texts in batches: tiktoken is the reference, and faster engines give the same ids if they are installed."""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llamactl import install_command
+from llamactl.errors import DataError, UsageError, suggest_nearest
+from llamactl.tokenizer.bpe import Tokenizer, read_tokenizer
+
+
+class Encoded(NamedTuple):
+    """The concatenated ids of several texts (uint32), and the number of ids of each (int64)."""
+
+    ids: np.ndarray
+    lengths: np.ndarray
+
+    def with_end(self, rows: np.ndarray, end: int) -> np.ndarray:
+        """Return the ids of the texts where `rows` is True, each followed by `end`."""
+        # Without a loop over texts: fill a mask that is False where an end-of-text token goes, then all ids in one assignment.
+        ids, lengths = self.ids[np.repeat(rows, self.lengths)], self.lengths[rows]
+        inside = np.ones(len(ids) + len(lengths), dtype=bool)
+        inside[np.cumsum(lengths + 1) - 1] = False
+        ended = np.full(len(inside), end, dtype=self.ids.dtype)
+        ended[inside] = ids
+        return ended
+
+
+Encoder = Callable[[Sequence[str]], Encoded]
+
+
+def tiktoken_encoder(tokenizer: Tokenizer) -> Encoder:
+    """Return an encoder that uses tiktoken, one text at a time, without lists of Python integers."""
+
+    def encode(texts: Sequence[str]) -> Encoded:
+        rows = [tokenizer.encode(text) for text in texts]
+        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+        return Encoded(np.concatenate(rows) if rows else np.empty(0, dtype=np.uint32), lengths)
+
+    return encode
+
+
+def fastokens_encoder(tokenizer: Tokenizer) -> Encoder:
+    """Return an encoder that uses fastokens (github.com/crusoecloud/fastokens), about ten times as fast as tiktoken."""
+    import fastokens as package
+
+    engine: Any = package.Tokenizer.from_json_str(tokenizer.description)
+
+    def encode(texts: Sequence[str]) -> Encoded:
+        # Special tokens in a text are encoded as any other text, as with tiktoken.
+        ids, ends = engine.encode_batch_flat(list(texts), split_special_tokens=True)
+        return Encoded(np.frombuffer(ids, dtype="<u4"), np.diff(np.frombuffer(ends, dtype="<u8")).astype(np.int64))
+
+    return encode
+
+
+# The fastest first: `auto` takes the first one that is installed.
+ENCODERS: dict[str, Callable[[Tokenizer], Encoder]] = {
+    "fastokens": fastokens_encoder,
+    "tiktoken": tiktoken_encoder,
+}
+
+
+def get_encoder(name: str) -> str:
+    """Return the name of an encoder; `auto` is the fastest one installed. Raises UsageError for one that is not available."""
+    installed = [encoder for encoder in ENCODERS if importlib.util.find_spec(encoder)]
+    if name == "auto":
+        return installed[0]
+    if name not in ENCODERS:
+        raise UsageError(f"There is no encoder {name!r}.", suggest_nearest(name, ["auto", *ENCODERS]))
+    if name not in installed:
+        raise UsageError(f"The encoder {name} is not installed.", "", install_command("fast"))
+    return name
+
+
+@lru_cache(maxsize=1)
+def open_tokenizer(name: str, path: Path, digest: str) -> tuple[Tokenizer, Encoder]:
+    """Read a tokenizer.json and build an encoder for it; raises DataError when its digest is another one.
+
+    The digest keeps tokens of two tokenizers from being mixed in one dataset.
+    """
+    # Cached, as reading one takes longer than encoding a shard.
+    tokenizer = read_tokenizer(path)
+    if tokenizer.digest != digest:
+        raise DataError(f"{path} was replaced by another tokenizer.", "", "Run the same command again.")
+    return tokenizer, ENCODERS[name](tokenizer)
+
+
+def encoders_agree(name: str, tokenizer: Tokenizer, texts: Sequence[str]) -> bool:
+    """Check whether an encoder gives the same ids as tiktoken for some texts."""
+    encoded, expected = ENCODERS[name](tokenizer)(texts), tiktoken_encoder(tokenizer)(texts)
+    return all(np.array_equal(a, b) for a, b in zip(encoded, expected, strict=True))

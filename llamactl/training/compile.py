@@ -1,0 +1,32 @@
+"""torch.compile per block: all layers share one small graph, so that compiling takes seconds and weights keep their names."""
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from llamactl.model.llama import Llama
+
+
+def compile_blocks(model: Llama) -> str:
+    """Set each block to be compiled at its first call; return why that is impossible, or an empty string.
+
+    Compiling needs a C++ compiler on a CPU and Triton on a GPU; a trial with a tiny function shows if either is missing.
+    """
+    try:
+        torch.compile(_trial_function, dynamic=False)(torch.zeros(8, device=model.lm_head.weight.device))
+    # Any error: torch has no exception type for a missing compiler.
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    for block in model.model.layers:
+        block.compile(dynamic=False)
+    return ""
+
+
+def _trial_function(x: torch.Tensor) -> torch.Tensor:
+    return x.exp() * x + 1
+
+
+def disable_compile() -> AbstractContextManager[object]:
+    """Return a context in which compiled code runs eagerly, for shapes that are too rare to compile, such as a prompt's."""
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance

@@ -1,0 +1,31 @@
+"""Gradient accumulation over the micro-batches of a step."""
+
+import torch
+from torch import Tensor, nn
+
+from llamactl.corpus.batches import Batch
+from llamactl.distributed.context import World
+from llamactl.distributed.parallelize import sync_gradients
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Copy the inputs and targets of a batch to a device."""
+
+    def copy(tokens: Tensor) -> Tensor:
+        # Only from pinned memory does a GPU copy while it computes.
+        return (tokens.pin_memory() if device.type == "cuda" else tokens).to(device, non_blocking=True)
+
+    return batch._replace(inputs=copy(batch.inputs), targets=copy(batch.targets))
+
+
+def accumulate_gradients(forward: nn.Module, micro_batches: list[Batch], world: World, scaler: torch.amp.GradScaler) -> Tensor:
+    """Add up the gradients of a step's micro-batches; return the mean loss over all windows of all ranks, a scalar tensor."""
+    loss_sum = torch.zeros((), device=world.device)
+    for number, (inputs, targets, weight) in enumerate(micro_batches, start=1):
+        with sync_gradients(forward, last=number == len(micro_batches)):
+            with world.precision.compute(world.device):
+                loss = forward(inputs, targets) * weight
+            # The weights of all ranks together add up to 1, but DDP and FSDP average over ranks: undo that.
+            scaler.scale(loss * world.size).backward()
+        loss_sum += loss.detach()
+    return world.all_reduce_sum(loss_sum)

@@ -1,0 +1,75 @@
+"""State of a training run. All of it is in every checkpoint, so that a resumed run continues identically."""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from llamactl.checkpoint.format import State
+from llamactl.errors import Diverged
+
+# Consecutive steps without a finite loss and gradient before a rollback.
+MAX_NONFINITE_STEPS = 8
+MAX_ROLLBACKS = 2
+# Steps shown in the error when training diverged.
+RECENT_STEPS = 3
+
+
+@dataclass
+class TrainState:
+    """Progress of a run, without the weights and the state of the optimizers."""
+
+    micro_batch: int  # windows that fit into memory together
+    step: int = 0  # optimizer steps
+    seconds: float = 0.0  # of training
+    nonfinite_steps: int = 0  # consecutive steps up to this one without a finite loss and gradient
+    rollbacks: int = 0
+    data_offset: int = 0  # steps of data that rollbacks skipped
+    validation_loss: float | None = None  # nats per token
+
+    def to_checkpoint(self, tokens_per_step: int, **fields: Any) -> State:
+        """Build the state.json of a checkpoint; `fields` are passed on to it."""
+        # `skipped` and `jumped` keep their old names: they are part of the digests of existing checkpoints.
+        return State(
+            step=self.step,
+            tokens=self.step * tokens_per_step,
+            seconds=self.seconds,
+            validation_loss=self.validation_loss,
+            micro_batch=self.micro_batch,
+            skipped=self.nonfinite_steps,
+            rollbacks=self.rollbacks,
+            jumped=self.data_offset,
+            **fields,
+        )
+
+    def load_checkpoint(self, saved: State, rollback: bool) -> None:
+        """Take over the state of a checkpoint; for a `rollback`, keep `rollbacks` and `data_offset`."""
+        self.step, self.seconds, self.validation_loss = saved.step, saved.seconds, saved.validation_loss
+        self.nonfinite_steps = saved.skipped
+        # The smaller one: either the checkpoint or this process found out that more does not fit.
+        self.micro_batch = min(self.micro_batch, saved.micro_batch or self.micro_batch)
+        if not rollback:
+            self.rollbacks, self.data_offset = saved.rollbacks, saved.jumped
+
+
+class NonFiniteGuard:
+    """Rules for steps whose loss or gradients are not finite: when to roll back, when to give up."""
+
+    def __init__(self) -> None:
+        """Start without recent steps."""
+        self._recent_steps: deque[str] = deque(maxlen=RECENT_STEPS)
+
+    def observe(self, state: TrainState, loss: float, norm: float, is_finite: bool) -> None:
+        """Count consecutive steps that are not finite; a finite one resets the count."""
+        self._recent_steps.append(f"step {state.step} loss {loss:.4g}, gradient norm {norm:.3g}")
+        state.nonfinite_steps = 0 if is_finite else state.nonfinite_steps + 1
+
+    def must_roll_back(self, state: TrainState) -> bool:
+        """Check whether too many consecutive steps were not finite."""
+        return state.nonfinite_steps == MAX_NONFINITE_STEPS
+
+    def check_rollbacks(self, state: TrainState, lr: float) -> None:
+        """Raise Diverged if the run has used up its rollbacks; `lr` is its peak learning rate."""
+        if state.rollbacks == MAX_ROLLBACKS:
+            message = f"Training diverged at step {state.step}, after {MAX_ROLLBACKS} rollbacks to a checkpoint."
+            fix = f"Start again with a smaller learning rate: --set optim.lr={lr / 2:.2g}"
+            raise Diverged(message, f"The last steps: {'; '.join(self._recent_steps)}. Its checkpoints are valid.", fix)

@@ -1,0 +1,61 @@
+"""Read and format quantities as people write them: 256k tokens, 1.5 GB, 3m 05s."""
+
+import math
+import re
+
+from llamactl.errors import UsageError
+
+TIME = re.compile("".join(rf"(?:([0-9]{{1,9}}(?:\.[0-9]{{1,3}})?){unit})?" for unit in "dhms"))
+TIMES = (86_400, 3_600, 60, 1)
+LONGEST_TIME = 366 * 86_400
+COUNTS = {"k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+
+
+def read_count(text: str) -> int:
+    """Read a positive integer such as 256000, 256k, 1.5B or 2_000; raises UsageError for any other text."""
+    bare = text.strip().lower().replace("_", "").replace(",", "")
+    scale = COUNTS.get(bare[-1:], 1)
+    try:
+        count = float(bare[:-1] if scale > 1 else bare) * scale
+    except ValueError:
+        count = 0.0
+    if not 1 <= count < 2**63 or count != int(count):
+        raise UsageError(f"{text!r} is not a count.", "Write it like 256000, 256k or 1.5B.")
+    return int(count)
+
+
+def show_count(value: float) -> str:
+    """Format a count with three significant digits: 256k, 1.2M, 3B."""
+    for suffix, size in reversed(COUNTS.items()):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{suffix if suffix == 'k' else suffix.upper()}"
+    return f"{value:.0f}"
+
+
+def show_bytes(value: float) -> str:
+    """Format a number of bytes in decimal units with three significant digits: 1.53 GB, 640 MB."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f} B"
+
+
+def read_time(text: str) -> float:
+    """Read a duration such as 90s, 10m, 2h, 1h30m or 1d, in seconds; raises UsageError for any other text."""
+    found = TIME.fullmatch(text.strip().lower().replace(" ", ""))
+    seconds = sum(float(part or 0) * unit for part, unit in zip(found.groups(), TIMES, strict=True)) if found else 0.0
+    if not 0 < seconds <= LONGEST_TIME:
+        raise UsageError(f"{text!r} is not a time.", "Write it like 90s, 10m, 2h or 1d.")
+    return seconds
+
+
+def show_time(seconds: float) -> str:
+    """Format seconds in the two largest units: 42s, 3m 05s, 2h 10m; returns ? for a number that is not finite."""
+    if not math.isfinite(seconds):
+        return "?"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02}s"
+    return f"{whole // 3600:,}h {whole % 3600 // 60:02}m"

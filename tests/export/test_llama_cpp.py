@@ -1,0 +1,128 @@
+"""A real llama.cpp on the files that are written for it, where there is one; either of these brings one that is built already:
+
+LLAMACTL_LLAMA_PYTHON=/path/to/a/python/with/llama-cpp-python pytest tests/export/test_llama_cpp.py
+cd /tmp/llama && npm install node-llama-cpp --ignore-scripts
+LLAMACTL_LLAMA_NODE=/tmp/llama pytest tests/export/test_llama_cpp.py
+"""
+
+import json
+import os
+import random
+import subprocess
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llamactl.checkpoint import io as checkpoint_io
+from llamactl.export.gguf import export_gguf
+from llamactl.model.decode import Sampler, decode_tokens
+from llamactl.tokenizer import bpe
+from llamactl.tokenizer.bpe import Tokenizer
+from tests.export.test_exports import SHAPE, save
+
+PYTHON, NODE = os.environ.get("LLAMACTL_LLAMA_PYTHON", ""), os.environ.get("LLAMACTL_LLAMA_NODE", "")
+WHY = "neither LLAMACTL_LLAMA_PYTHON names an interpreter nor LLAMACTL_LLAMA_NODE a folder with node_modules"
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PYTHON + NODE, reason=WHY)]
+
+ASK_PYTHON = """
+import json, sys
+from itertools import islice
+from llama_cpp import Llama
+asked = json.load(sys.stdin)
+model = Llama(asked["file"], n_ctx=64, n_threads=1, verbose=False, type_k=0, type_v=0)  # 0: a cache in f32, too
+said = []
+for prompt in asked["prompts"]:
+    ids = model.tokenize(prompt.encode(), add_bos=True, special=False)
+    said.append([ids, list(islice(model.generate(ids, temp=0.0, reset=True), 24))])
+print(json.dumps([said, [model.tokenize(text.encode(), add_bos=False, special=False) for text in asked["texts"]]]))
+"""
+
+ASK_NODE = """
+import fs from "node:fs";
+import {getLlama} from "node-llama-cpp";
+const asked = JSON.parse(fs.readFileSync(0, "utf8"));
+const llama = await getLlama({gpu: false, build: "never", skipDownload: true, maxThreads: 1});
+const model = await llama.loadModel({modelPath: asked.file});
+const context = await model.createContext({
+  contextSize: 64, experimentalKvCacheKeyType: "F32", experimentalKvCacheValueType: "F32"
+});
+const sequence = context.getSequence();
+const said = [];
+for (const prompt of asked.prompts) {
+  await sequence.clearHistory();
+  const ids = [model.tokens.bos, ...model.tokenize(prompt, false)], written = [];
+  for await (const token of sequence.evaluate(ids, {temperature: 0, yieldEogToken: true}))
+    if (written.push(token) >= 24) break;
+  said.push([ids, written]);
+}
+console.log(JSON.stringify([said, asked.texts.map((text) => Array.from(model.tokenize(text, false)))]));
+process.exit(0);
+"""
+
+
+def ask(asked: dict[str, Any]) -> Any:
+    """What llama.cpp makes of prompts, greedily, and how it cuts texts."""
+    script = Path(NODE) / f"ask-{os.getpid()}.mjs"  # a module finds others from where it is
+    if not PYTHON:
+        script.write_text(ASK_NODE)
+    try:
+        words = [PYTHON, "-c", ASK_PYTHON] if PYTHON else ["node", str(script)]
+        done = subprocess.run(words, input=json.dumps(asked), capture_output=True, text=True, check=False)
+    finally:
+        script.unlink(missing_ok=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+NEAR = 0.01  # of logits whose deviation is 0.8: node-llama-cpp rounds elsewhere, so that the second of two equals may win
+
+# The first is llama.cpp's own, by which it tells pre-tokenizers apart.
+TORTURE = [
+    "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n"
+    "🚀 (normal) 😶‍🌫️ (multiple emojis concatenated) ✅ 🦙🦙 3 33 333 3333 33333 333333 "
+    "3333333 33333333 3.3 3..3 3...3 កាន់តែពិសេសអាច😁 ?我想在apple工作1314151天～ ------======= "
+    "нещо на Български ''''''```````\"\"\"\""
+    "......!!!!!!?????? I've been 'told he's there, 'RE you sure? 'M not sure I'll make it, 'D you like some tea? We'Ve a'lL",
+    "Hello World", "  Hello", "\n =", "' era", "ied 4 ½ months", "<|endoftext|> as text", "\t\tx\r\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [{}, {"tie_embeddings": True}, {"rope_scaling": 4.0}, {"n_kv_heads": 4}])
+def test_llama_cpp_says_the_same(change: dict[str, object], home: Path, documents: list[str], tmp_path: Path) -> None:
+    compare(bpe.train_bpe(iter(documents), 300), change, documents, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("made", "rows"),
+    [(bpe.byte_tokenizer, 384), (bpe.gpt2_tokenizer, 50_304), (lambda: bpe.train_bpe(iter(["aaab "] * 9), 260), 384)],
+    ids=["bytes", "gpt2", "bpe:260"],
+)
+def test_llama_cpp_reads_every_tokenizer(
+    made: Callable[[], Tokenizer], rows: int, home: Path, documents: list[str], tmp_path: Path
+) -> None:
+    compare(made(), {"vocab_size": rows}, documents, tmp_path)
+
+
+def compare(tokenizer: Tokenizer, change: dict[str, object], documents: list[str], tmp_path: Path) -> None:
+    """Hold llama.cpp's tokens of 50 prompts, and its ids of texts, against ours."""
+    path = save(SHAPE.model_copy(update=change), tokenizer)
+    model, tokenizer, _ = checkpoint_io.load_model(path, torch.device("cpu"))
+    chance = random.Random(0)
+    words = " ".join(documents[:3]).split()
+    prompts = [" ".join(chance.sample(words, 3)) for _ in range(50)]
+    said, ids = ask({"file": str(export_gguf(path, tmp_path / "out", "f32")), "prompts": prompts, "texts": TORTURE})
+    assert ids == [tokenizer.encode(text).tolist() for text in TORTURE]
+    for prompt, (read, written) in zip(prompts, said, strict=True):
+        ours = [tokenizer.end, *tokenizer.encode(prompt).tolist()]
+        assert read == ours
+        if PYTHON:
+            steps = decode_tokens(model, [ours], tokenizer.vocab_size, Sampler(0), [0])
+            assert written == [int(step.tokens) for step in islice(steps, len(written))]
+        with torch.inference_mode():
+            logits = model(torch.tensor([ours + written]))[0, len(ours) - 1 : -1, : tokenizer.vocab_size]
+        behind = logits.amax(-1) - logits.gather(1, torch.tensor(written)[:, None])[:, 0]
+        assert behind.max() < NEAR

@@ -1,0 +1,35 @@
+"""What decoding is held against: bytes by hand, and figures that make sense."""
+
+import pytest
+import torch
+
+from llamactl.config.schema import ModelConfig
+from llamactl.inference.benchmark import benchmark_decoding, reading_rate, step_bytes
+from llamactl.model.llama import Llama, num_params
+from llamactl.model.quantize import convert_weights
+
+SHAPE = ModelConfig(n_layers=2, dim=64, n_heads=4, n_kv_heads=2, head_dim=16, ffn_dim=96, context=64, vocab_size=256)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_step_reads_the_weights_and_the_cache(tied: bool) -> None:
+    config = SHAPE.model_copy(update={"tie_embeddings": tied})
+    weights = 4 * (num_params(config) - (0 if tied else 256 * 64))
+    cache = 4 * 2 * 2 * 2 * 16  # fp32, keys and values, layers, heads, width
+    assert step_bytes(Llama(config), 3, 10) == weights + 3 * 10 * cache
+
+
+def test_int8_reads_a_quarter() -> None:
+    model = Llama(SHAPE)
+    whole = step_bytes(model, 1, 0)
+    assert 0.25 < step_bytes(convert_weights(model, "int8"), 1, 0) / whole < 0.3
+
+
+def test_decoding_is_timed() -> None:
+    device = torch.device("cpu")
+    rate = reading_rate(device, tries=1)
+    found = benchmark_decoding(Llama(SHAPE), 2, prompt=8, new=12, rate=rate)
+    assert found.batch == 2
+    assert found.tokens_per_second > 10
+    assert 0 < found.share < 1
+    assert found.first > 0

@@ -1,0 +1,84 @@
+"""What follows from the data: the preset, the budget, the tokenizer, and which budgets are refused."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from llamactl.config.schema import build_config, preset_settings
+from llamactl.corpus.dataset import Dataset
+from llamactl.corpus.dataset_info import DatasetInfo, Shard
+from llamactl.corpus.sources import default_tokenizer
+from llamactl.distributed.context import init_device
+from llamactl.errors import UsageError
+from llamactl.planning.defaults import default_budget, feedable_presets, worthwhile_tokens
+from llamactl.planning.fit import MOST_EPOCHS, check_budget
+from llamactl.planning.plan import Plan, make_plan
+from llamactl.planning.resolve import resolve_config
+
+
+def info_of(dataset: Dataset, tokens: int, vocab_size: int) -> DatasetInfo:
+    shard = Shard(file="train/00000.npy", tokens=tokens, documents=1, text_bytes=4 * tokens, sha256="0" * 64)
+    return dataset.info.model_copy(update={"shards": (shard,), "vocab_size": vocab_size})
+
+
+@pytest.mark.parametrize(
+    ("tokens", "vocab_size", "preset"),
+    [
+        (10_000, 2_048, "tiny"),
+        (2_643_594, 4_096, "tiny"),  # the sample
+        (100_000_000, 16_384, "10m"),
+        (9_040_000_000, 50_257, "150m"),  # OpenWebText
+        (15_000_000_000_000, 50_257, "150m"),
+    ],
+)
+def test_the_preset_is_the_largest_that_the_data_can_feed(dataset: Dataset, tokens: int, vocab_size: int, preset: str) -> None:
+    assert feedable_presets(info_of(dataset, tokens, vocab_size))[0] == preset
+
+
+def test_more_data_never_means_a_smaller_preset_or_budget(dataset: Dataset) -> None:
+    order = ["tiny", "10m", "50m", "150m"]
+    found = [info_of(dataset, 4**power, 4_096) for power in range(5, 22)]
+    sizes, budgets = [order.index(feedable_presets(info)[0]) for info in found], [default_budget(info) for info in found]
+    assert sizes == sorted(sizes)
+    assert set(sizes) == {0, 1, 2, 3}
+    assert budgets == sorted(budgets)
+    assert budgets[0] == 4 * 4**5
+    assert budgets[-1] == 3_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("size", "tokenizer"),
+    [(0, "bpe:2048"), (500_000, "bpe:2048"), (12_200_000, "bpe:4096"), (100_000_000, "bpe:32768"), (1 << 40, "gpt2")],
+)
+def test_the_tokenizer_follows_the_text(size: int, tokenizer: str) -> None:
+    assert default_tokenizer(size) == tokenizer
+
+
+def planned(dataset: Dataset, **train: Any) -> Plan:
+    config = build_config([preset_settings("tiny"), {"model": {"context": 32}, "train": {"device": "cpu", **train}}])
+    world = init_device(config.train)
+    return make_plan(resolve_config(config, dataset, world), dataset, world, rate=1e11)
+
+
+def test_a_budget_that_is_left_out_is_four_epochs_and_raises_no_eyebrow(dataset: Dataset) -> None:
+    plan = planned(dataset)
+    assert plan.epochs == pytest.approx(4, rel=0.05)
+    check_budget(plan)
+
+
+def test_budgets_beyond_sense_are_refused_with_one_that_is_not(dataset: Dataset) -> None:
+    tokens = dataset.info.total("train", "tokens")
+    check_budget(planned(dataset, tokens=(MOST_EPOCHS - 1) * tokens))
+    many = planned(dataset, tokens=(MOST_EPOCHS + 2) * tokens)
+    with pytest.raises(UsageError, match=r"epochs.*by heart.*\n.*\n.*--tokens \S+\. .*--yes"):
+        check_budget(many)
+    slow = planned(dataset)
+    slow = replace(slow, duration=replace(slow.duration, steps=1e8))
+    with pytest.raises(UsageError, match=r"would take 1,157 days"):
+        check_budget(slow)
+
+
+def test_size_or_data_is_the_limit() -> None:
+    assert worthwhile_tokens(1_000, 1e9) == 20_000
+    assert worthwhile_tokens(1_000_000, 1_000) == 4_000

@@ -1,0 +1,187 @@
+"""The receipt: what is worked out before the first step."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from llamactl.config.schema import Config, build_config, preset_settings
+from llamactl.corpus.dataset import Dataset
+from llamactl.distributed.context import World, init_device
+from llamactl.errors import DataError, OutOfSpace, UsageError
+from llamactl.model.llama import Llama, num_embedding_params, num_params
+from llamactl.optim.build import CONTINUED_RATE, OPTIMIZERS
+from llamactl.planning import batch_size
+from llamactl.planning import memory as planning_memory
+from llamactl.planning import plan as planning_plan
+from llamactl.planning.alternatives import plan_budgets
+from llamactl.planning.fit import check_memory
+from llamactl.planning.flops import flops_per_token, update_flops
+from llamactl.planning.memory import state_bytes
+from llamactl.planning.plan import make_plan
+from llamactl.planning.resolve import resolve_config
+from llamactl.planning.step_time import LOADING, StepTime, estimate_step_time
+
+Configured = Callable[..., tuple[Config, World]]
+
+
+def planned(dataset: Dataset, *layers: dict[str, object]) -> tuple[Config, planning_plan.Plan]:
+    config = build_config([preset_settings("150m"), {"train": {"device": "cpu"}}, *layers])
+    world = init_device(config.train)
+    config = resolve_config(config, dataset, world)
+    return config, make_plan(config, dataset, world, rate=1e12)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "low", "high"),
+    [(256_000, 12_000, 17_000), (10**8, 45_000, 55_000), (13 * 10**8, 250_000, 290_000), (10**11, 524_288, 524_288)],
+)
+def test_tokens_per_step_follow_from_the_budget(dataset: Dataset, tokens: int, low: int, high: int) -> None:
+    config, _ = planned(dataset, {"train": {"tokens": tokens}})
+    assert low <= config.train.tokens_per_step <= high
+    assert config.train.tokens_per_step % config.model.context == 0
+
+
+def test_no_zeros_are_left_and_resolving_again_changes_nothing(dataset: Dataset) -> None:
+    config, _ = planned(dataset, {"train": {"tokens": 256_000}})
+    numbers = {**config.train.model_dump(exclude={"seed", "keep_every"}), **config.model.model_dump(), "lr": config.optim.lr}
+    assert all(value != 0 for value in numbers.values() if not isinstance(value, bool))
+    assert resolve_config(config, dataset, init_device(config.train)) == config
+
+
+def test_trained_weights_learn_more_slowly_unless_a_rate_is_given(dataset: Dataset) -> None:
+    fresh, _ = planned(dataset)
+    continued, _ = planned(dataset, {"train": {"init_from": "a@1"}})
+    assert continued.optim.lr == pytest.approx(CONTINUED_RATE * fresh.optim.lr)
+    given, _ = planned(dataset, {"train": {"init_from": "a@1"}, "optim": {"lr": 0.5}})
+    assert given.optim.lr == 0.5
+
+
+def test_the_receipt_adds_up(dataset: Dataset) -> None:
+    config, made = planned(dataset, {"train": {"tokens": 256_000}})
+    assert made.parameters == num_params(config.model)
+    assert made.steps * made.tokens_per_step == made.tokens >= 256_000
+    assert made.tokens - 256_000 < made.tokens_per_step
+    assert made.flops == made.tokens * flops_per_token(config.model)
+    assert made.smoke_test
+
+
+def test_the_vocabulary_is_padded_to_128(dataset: Dataset) -> None:
+    config, _ = planned(dataset)
+    assert config.model.vocab_size == 512
+    with pytest.raises(UsageError, match="512 token ids"):
+        planned(dataset, {"model": {"vocab_size": 256}})
+
+
+def test_flops_are_palms() -> None:
+    """798 MFLOP a token for 150m with GPT-2's vocabulary, of which attention is 113."""
+    model = build_config([preset_settings("150m")]).model.model_copy(update={"vocab_size": 50_304})
+    assert flops_per_token(model) == pytest.approx(798.0e6, rel=1e-3)
+    assert 6 * (num_params(model) - num_embedding_params(model)) < flops_per_token(model)
+
+
+def test_what_is_too_small_or_too_big_is_said_before_the_first_step(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="too small"):
+        planned(dataset, {"model": {"context": 10**6}})
+
+
+def fitting(config: Config, made: planning_plan.Plan, world: World, room: int) -> str:
+    """What would fit into so much memory."""
+    small = replace(world, memory_override=room)
+    with pytest.raises(OutOfSpace, match="does not fit") as caught:
+        check_memory(replace(made, memory_free=room), config, small)
+    assert caught.value.code == 4
+    return caught.value.fix
+
+
+def test_what_does_not_fit_is_said_with_what_would(dataset: Dataset) -> None:
+    config, made = planned(dataset, {"train": {"micro_batch": 8}})
+    world = init_device(config.train)
+    check_memory(made, config, world)
+    held = made.memory.weights + made.memory.gradients + made.memory.optimizer
+    assert fitting(config, made, world, made.memory.required_bytes - 1).endswith("--set train.micro_batch=4")
+    assert fitting(config, made, world, held + made.memory.activations // 3).endswith("train.micro_batch=2")
+    assert fitting(config, made, world, held + made.memory.update).endswith("train.micro_batch=1")
+    assert fitting(config, made, world, 10**9).endswith("--preset 50m")
+    assert fitting(config, made, world, 10**6) == "Train on a device with more memory."
+
+
+def test_micro_batches_are_dealt_out_evenly(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_size, "MICRO_TOKENS", {"cpu": 5 * 1024})
+    config, _ = planned(dataset, {"train": {"tokens": 256_000, "tokens_per_step": 14 * 1024}})
+    assert config.train.micro_batch == 5
+
+
+def test_many_epochs_are_counted(dataset: Dataset) -> None:
+    _, made = planned(dataset, {"train": {"tokens": 10 * dataset.info.total("train", "tokens")}})
+    assert made.epochs == pytest.approx(10, rel=0.1)
+
+
+def test_micro_batches_are_all_alike_where_nobody_asked_for_more(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_size, "MICRO_TOKENS", {"cpu": 4 * 1024})
+    config, _ = planned(dataset, {"train": {"tokens": 256_000}})
+    assert config.train.tokens_per_step == 12 * 1024
+    assert config.train.micro_batch == 3
+
+
+def test_long_runs_are_compiled(dataset: Dataset) -> None:
+    assert planned(dataset, {"train": {"tokens": 256_000}})[0].train.compile == "on"
+    assert planned(dataset, preset_settings("tiny"), {"train": {"tokens": 100_000}})[0].train.compile == "off"
+    assert planned(dataset, {"train": {"tokens": 256_000, "compile": "off"}})[0].train.compile == "off"
+
+
+def test_activations_are_recomputed_where_they_would_not_fit(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, roomy = planned(dataset)
+    assert config.train.activation_checkpointing == "off"
+    state = state_bytes(config.model, "muon")
+    monkeypatch.setattr(planning_memory, "free_main_memory", lambda: int(1.9 * state))
+    config, tight = planned(dataset)
+    assert (config.train.activation_checkpointing, config.train.micro_batch) == ("on", 1)
+    assert tight.memory.activations < roomy.memory.activations / 2
+
+
+def test_a_step_is_worth_its_update(dataset: Dataset) -> None:
+    """Muon's products are about a seventh of a step's work, rounding aside, however small the budget."""
+    for name in ("tiny", "10m", "50m", "150m"):
+        config, _ = planned(dataset, preset_settings(name), {"train": {"tokens": 100_000}})
+        work = config.train.tokens_per_step * flops_per_token(config.model)
+        assert update_flops(config.model, "muon") < work / 5
+    assert update_flops(config.model, "adamw") == 0
+
+
+def test_update_flops_are_those_of_the_products(dataset: Dataset) -> None:
+    """Counted by torch while the optimizer runs."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config, _ = planned(dataset, preset_settings("tiny"))
+    model = Llama(config.model)
+    muon = OPTIMIZERS["muon"](model, config.optim, torch.float32)[0]
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    with FlopCounterMode(display=False) as counter:
+        muon.step()
+    assert counter.get_total_flops() == pytest.approx(update_flops(config.model, "muon"), rel=1e-6)
+
+
+def test_three_budgets_grow_in_steps_time_and_what_they_teach(dataset: Dataset) -> None:
+    config = build_config([preset_settings("tiny"), {"train": {"device": "cpu", "tokens": 2_048, "tokens_per_step": 256}}])
+    world = init_device(config.train)
+    found = plan_budgets(config, dataset, world, rate=1e12)
+    assert [plan.tokens for plan in found[:2]] == [2_048, 20_480]
+    assert found[2].epochs == pytest.approx(4, rel=0.05)  # so much is this little data worth
+    times = [plan.duration.total for plan in found]
+    assert times == sorted(times)
+    losses = [plan.loss.loss for plan in found if plan.loss]
+    assert losses == sorted(losses, reverse=True)
+    measured = StepTime(2 * estimate_step_time(resolve_config(config, dataset, world), world, 1e12).step, start=7.0)
+    slower = plan_budgets(config, dataset, world, 1e12, measured)
+    for estimated, probed in zip(found, slower, strict=True):
+        assert probed.duration.steps == pytest.approx(2 * estimated.duration.steps, rel=0.01)
+        assert probed.duration.start in (7.0, 7.0 + LOADING)  # the compiler's, where the run is long enough for it
+
+
+def test_what_was_never_measured_gets_no_loss(dataset: Dataset) -> None:
+    assert planned(dataset, preset_settings("tiny"))[1].loss
+    assert planned(dataset, preset_settings("tiny"), {"optim": {"name": "adamw"}})[1].loss is None
+    assert planned(dataset, preset_settings("tiny"), {"train": {"init_from": "a@1"}})[1].loss is None

@@ -1,0 +1,49 @@
+"""What a time buys: a budget whose run ends in it, of the size that is expected to learn most."""
+
+import pytest
+
+from llamactl.config.schema import Config, build_config, preset_settings
+from llamactl.corpus.dataset import Dataset
+from llamactl.distributed.context import World, init_device
+from llamactl.errors import UsageError
+from llamactl.planning.timed import choose_in_time, run_seconds, tokens_in_time
+
+RATE = 2e9  # FLOP/s: so slow that a small corpus lasts
+
+
+def config_of(preset: str) -> tuple[Config, World]:
+    config = build_config([preset_settings(preset), {"model": {"context": 32}, "train": {"device": "cpu"}}])
+    return config, init_device(config.train)
+
+
+def with_tokens(config: Config, tokens: int) -> Config:
+    return config.model_copy(update={"train": config.train.model_copy(update={"tokens": tokens})})
+
+
+@pytest.mark.parametrize("seconds", [60, 200, 600])
+def test_the_budget_fills_the_time(dataset: Dataset, seconds: int) -> None:
+    config, world = config_of("tiny")
+    tokens = tokens_in_time(config, dataset, world, RATE, seconds)
+    took = run_seconds(with_tokens(config, tokens), dataset, world, RATE)
+    assert 0.7 * seconds <= took <= seconds  # a step or a compiler more would not fit
+
+
+def test_more_time_buys_more_up_to_what_the_data_is_worth(dataset: Dataset) -> None:
+    config, world = config_of("tiny")
+    budgets = [tokens_in_time(config, dataset, world, RATE, seconds) for seconds in (30, 100, 1_000, 10**6, 10**7)]
+    assert budgets == sorted(budgets)
+    assert budgets[-1] == budgets[-2] == 4 * dataset.info.total("train", "tokens")
+
+
+def test_a_larger_model_is_taken_when_there_is_time_for_it(dataset: Dataset) -> None:
+    configs = [config_of("10m")[0], config_of("tiny")[0]]
+    world = config_of("tiny")[1]
+    assert choose_in_time(configs, dataset, world, RATE, 200).preset == "tiny"
+    assert choose_in_time(configs, dataset, world, RATE, 10**8).preset == "10m"
+
+
+def test_a_time_that_is_too_short_is_refused(dataset: Dataset) -> None:
+    config, world = config_of("tiny")
+    assert tokens_in_time(config, dataset, world, 1.0, 5) == 0
+    with pytest.raises(UsageError, match="5s is too short"):
+        choose_in_time([config], dataset, world, 1.0, 5)

@@ -1,0 +1,49 @@
+"""The examples are run, or where that takes a GPU or the hub, their commands are parsed."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.test_docs import ALL
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+LINES = [(path.name, line) for path in sorted(EXAMPLES.glob("*.sh")) for line in path.read_text("utf-8").splitlines()]
+COMMANDS = [(name, line) for name, line in LINES if line.startswith("llamactl ")]
+
+
+@pytest.mark.parametrize(("name", "line"), COMMANDS, ids=[f"{name}-{line[:40]}" for name, line in COMMANDS])
+def test_every_command_of_an_example_is_one(name: str, line: str) -> None:
+    words = shlex.split(line.replace('"$@"', "my.txt"), comments=True)[1:]
+    command = ALL["llamactl"]
+    while hasattr(command, "commands"):
+        assert words[0] in command.commands, name
+        command = command.commands[words.pop(0)]
+    command.make_context("llamactl", words)
+
+
+@pytest.mark.slow
+def test_own_text_runs(tmp_path: Path) -> None:
+    script = (EXAMPLES / "own_text.sh").read_text("utf-8").replace("--run own-text\n", "--run own-text --tokens 8k\n", 1)
+    (tmp_path / "my.txt").write_text("The sea is calm tonight. The tide is full, the moon lies fair.\n\n" * 500)
+    (tmp_path / "run.sh").write_text(script)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    words = ["bash", "run.sh", "my.txt"]
+    done = subprocess.run(words, cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("own-text-model/*/model.safetensors"))
+
+
+@pytest.mark.slow
+def test_python_runs_and_ends_without_a_word_of_complaint(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "llamactl", "prepare", "sample"]
+    subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
+    script = re.sub(r"200_000", "8_192", (EXAMPLES / "train_in_python.py").read_text("utf-8"))
+    words = [sys.executable, "-c", script]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "validation" in done.stdout
+    assert "Exception" not in done.stderr
