@@ -1,6 +1,8 @@
 """The end of a preparation: declare a dataset complete, and check whether a complete one is what was asked for."""
 
+import os
 import shutil
+import time
 from collections import Counter
 from contextlib import suppress
 
@@ -32,7 +34,9 @@ def check_complete(source: Source, recipe: Recipe, folder: DatasetDir) -> Datase
         why = changed or f"It was made from {info.recipe.inputs}; now that is {recipe.inputs}."
         raise DataError(f"{folder.path} is there already, made from other inputs.", why, fix)
     with suppress(OSError):  # it may be another person's, or on a disk that is read-only
-        folder.info_path.touch()  # what was asked for last is the newest, which the next command takes
+        # What was asked for last is the newest, which the next command takes. By the precise clock: `touch` takes the kernel's,
+        # which may stand still since another dataset was sealed.
+        os.utime(folder.info_path, ns=(time.time_ns(), time.time_ns()))
     shutil.rmtree(folder.lock_path.parent, ignore_errors=True)  # left by a process that was killed right after the seal
     return info
 

@@ -12,7 +12,9 @@ RATE = 2e9  # FLOP/s: so slow that a small corpus lasts
 
 
 def config_of(preset: str) -> tuple[Config, World]:
-    config = build_config([preset_settings(preset), {"model": {"context": 32}, "train": {"device": "cpu"}}])
+    config = build_config(
+        [preset_settings(preset), {"model": {"context": 32}, "train": {"device": "cpu", "precision": "fp32"}}]
+    )
     return config, init_device(config.train)
 
 
