@@ -119,11 +119,13 @@ def terminal(home: Path) -> Iterator[Callable[..., str]]:
     subprocess.run([*tmux, "kill-server"], check=False)
 
 
-def until(seen: Callable[[], bool], seconds: float = 90.0) -> None:
+def wait_for(terminal: Callable[..., str], shown: Callable[[str], bool], seconds: float = 90.0) -> str:
+    """Wait until a terminal shows something; return its whole screen."""
     deadline = time.monotonic() + seconds
-    while not seen():
-        assert time.monotonic() < deadline
+    while not shown(screen := terminal("send-keys", "")):
+        assert time.monotonic() < deadline, screen
         time.sleep(0.3)
+    return screen
 
 
 @pytest.mark.slow
@@ -134,13 +136,13 @@ def test_a_real_terminal_shows_it_in_one_piece_and_survives_resizing(
     llamactl = f"{shlex.quote(sys.executable)} -m llamactl"
     command = f"{llamactl} train --tokens 2M --yes --run a {TINY} --set train.save_every=40 --set train.eval_every=40"
     terminal("send-keys", f"cd {shlex.quote(str(Path.cwd()))}; clear; {command}", "Enter")
-    until(lambda: "validation" in terminal("send-keys", ""))
+    wait_for(terminal, lambda screen: "validation" in screen)
 
     def whole(width: int, height: int) -> None:
-        lines = terminal("resize-window", "-x", str(width), "-y", str(height)).splitlines()
+        terminal("resize-window", "-x", str(width), "-y", str(height))
         time.sleep(1.5)
-        until(lambda: terminal("send-keys", "").startswith("a: tiny on addresses"))  # a busy machine draws late
-        lines = terminal("send-keys", "").splitlines()
+        # A busy machine draws late.
+        lines = wait_for(terminal, lambda screen: screen.startswith("a: tiny on addresses")).splitlines()
         text = "\n".join(lines)
         assert lines[0].startswith("a: tiny on addresses")
         assert max(map(cell_len, lines)) < width
@@ -157,7 +159,6 @@ def test_a_real_terminal_shows_it_in_one_piece_and_survives_resizing(
     terminal("send-keys", "C-c")
     _, said = watching.communicate(timeout=90)  # it ends when the run does
     assert "stopped" in said
-    until(lambda: "llamactl train --resume a" in terminal("send-keys", ""))
-    after = terminal("send-keys", "")
+    after = wait_for(terminal, lambda screen: "llamactl train --resume a" in screen)
     assert "is safe" in after
     assert "validation" in after  # the lines that were on the live screen are left on this one
