@@ -107,8 +107,10 @@ def terminal(home: Path) -> Iterator[Callable[..., str]]:
     if not shutil.which("tmux"):
         pytest.skip("no tmux here")
     tmux = ["tmux", "-S", str(home / "socket"), "-f", os.devnull]
-    surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "PS1": "$ ", "LC_ALL": "C.UTF-8", "TERM": "screen"}
-    surroundings.pop("NO_COLOR", None)
+    # Processes of pytest-xdist have COLUMNS, which would hide the width of this terminal.
+    unwanted = ("NO_COLOR", "COLUMNS", "LINES")
+    surroundings = {name: value for name, value in os.environ.items() if name not in unwanted}
+    surroundings |= {"OMP_NUM_THREADS": "1", "PS1": "$ ", "LC_ALL": "C.UTF-8", "TERM": "screen"}
 
     def do(*words: str) -> str:
         subprocess.run([*tmux, *words], check=True, env=surroundings)
