@@ -48,10 +48,18 @@ def training_speed(busy: int, arguments: argparse.Namespace) -> float:
     """Return tokens per second of a run beside some busy processes; 0 if it does not end two steps in time."""
     run = RunDir.from_name(RUN)
     words = ["train", "--yes", "--name", RUN, "--data", arguments.dataset, "--preset", arguments.preset]
-    settings = ["train.tokens=1B", "train.tokens_per_step=3072", "train.compile=off", "train.eval_every=1M", *arguments.set]
+    settings = [
+        "train.tokens=1_000_000_000",
+        "train.tokens_per_step=3072",
+        "train.compile=off",
+        "train.eval_every=1_000_000",
+        *arguments.set,
+    ]
     words += [word for setting in settings for word in ("--set", setting)]
     with busy_processes(busy):
-        process = subprocess.Popen([sys.executable, "-m", "llamactl", *words], stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "llamactl", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         deadline = time.monotonic() + STARTED
         while len(timed_steps(run)) < 2 and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.2)

@@ -85,6 +85,7 @@ def train(
     from llamactl.errors import UsageError
     from llamactl.units import read_time
 
+    yield_to_others()
     if to_resume and not resume:
         fix = f"Name a new run: --run {to_resume}, or resume one: --resume {to_resume}"
         raise UsageError(f"Unexpected argument {to_resume!r}.", "", fix)
@@ -119,6 +120,15 @@ def train(
     # Rank 0 chooses for all: the name of a new run contains the time, which differs between ranks.
     with process_group():
         run_training(broadcast_from_rank0(choose), dry_run, json, trackers, yes)
+
+
+def yield_to_others() -> None:
+    """Let the threads sleep while they wait, if other processes keep the cores busy, and print that they do."""
+    from llamactl.cli.ui.console import progress
+    from llamactl.hardware.busy import avoid_spinning, describe_busy
+
+    if busy := avoid_spinning():
+        progress.print(f"{describe_busy(busy)}: training gets its share, and the measured peak rate is too low", style="yellow")
 
 
 def resume_run(name: str, typed: list[dict[str, Any]]) -> TrainingRequest:

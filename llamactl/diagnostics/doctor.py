@@ -24,6 +24,7 @@ from llamactl.diagnostics.system import (
     check_vocabulary,
 )
 from llamactl.distributed.context import World
+from llamactl.hardware.busy import crowding_threads, describe_busy
 from llamactl.hardware.device import choose_device, choose_precision
 from llamactl.hardware.limits import usable_cores
 from llamactl.planning.memory import checkpoint_bytes, chunk_bytes, free_memory, state_bytes, window_bytes
@@ -121,6 +122,9 @@ def check_threads() -> CheckResult:
         return CheckResult("threads", "note", f"{what}: they wait for each other", f"export OMP_NUM_THREADS={cores}")
     if used < cores and "OMP_NUM_THREADS" in os.environ:
         return CheckResult("threads", "note", f"{what}: OMP_NUM_THREADS asks for no more", "unset OMP_NUM_THREADS")
+    if busy := crowding_threads():
+        fix = "Close what runs there, or let it be: training takes its share"
+        return CheckResult("threads", "note", f"{what}. {describe_busy(busy)}", fix)
     return CheckResult("threads", "fine", what)
 
 

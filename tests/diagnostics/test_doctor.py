@@ -161,6 +161,7 @@ def test_the_hub_answers_or_is_a_note(code: int | None, verdict: str, monkeypatc
 
 
 def test_threads_are_held_against_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "crowding_threads", lambda: 0)
     monkeypatch.setattr(doctor, "usable_cores", lambda: 4)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for threads, said, fix in ((4, "fine", ""), (2, "fine", ""), (8, "note", "export OMP_NUM_THREADS=4")):
@@ -169,6 +170,9 @@ def test_threads_are_held_against_cores(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert doctor.check_threads().fix == "unset OMP_NUM_THREADS"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(doctor, "crowding_threads", lambda: 3)
+    assert "This machine is busy (3 other threads on" in doctor.check_threads().what
 
 
 def test_memory_names_the_largest_preset_that_fits() -> None:

@@ -1,0 +1,84 @@
+"""Other processes that keep the cores busy are noticed, and threads then sleep while they wait."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llamactl.hardware import busy
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that says how many threads can run; here as on an idle machine of four cores, two of them ours."""
+    path = tmp_path / "loadavg"
+    path.write_text("3.10 2.00 1.00 1/345 12345\n")
+    monkeypatch.setattr(busy, "LOADAVG", path)
+    monkeypatch.setattr(busy, "usable_cores", lambda: 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    return path
+
+
+def test_this_process_does_not_count(load: Path) -> None:
+    assert busy.count_busy_threads() == busy.crowding_threads() == 0  # the mean of the last minute does not matter
+
+
+def test_others_crowd_only_where_they_leave_too_few_cores(load: Path) -> None:
+    for runnable, crowding in ((2, 0), (3, 0), (4, 3), (40, 39)):
+        load.write_text(f"0.00 0.00 0.00 {runnable}/345 12345\n")
+        assert busy.count_busy_threads() == runnable - 1
+        assert busy.crowding_threads() == crowding
+
+
+def test_a_process_that_ran_for_a_moment_does_not_count(load: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: Iterator[int] = iter([3, 4, 0])
+    monkeypatch.setattr(busy, "_running_threads", lambda: next(found))
+    assert busy.count_busy_threads() == 0
+
+
+@pytest.mark.parametrize("text", ["", "0.00 0.00", "a b c d e", "0 0 0 x/y 1"])
+def test_a_system_that_does_not_say_counts_as_idle(load: Path, text: str) -> None:
+    load.write_text(text)
+    assert busy.count_busy_threads() == 0
+    load.unlink()
+    assert busy.count_busy_threads() == 0
+
+
+@pytest.mark.parametrize(
+    ("runnable", "set_before", "then"),
+    [(1, {}, None), (9, {}, "PASSIVE"), (9, {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), (9, {"OMP_NUM_THREADS": "1"}, None)],
+)
+def test_threads_sleep_beside_others_unless_somebody_decided(
+    load: Path, monkeypatch: pytest.MonkeyPatch, runnable: int, set_before: dict[str, str], then: str | None
+) -> None:
+    load.write_text(f"0.00 0.00 0.00 {runnable}/345 12345\n")
+    monkeypatch.delitem(sys.modules, "torch")  # as if it were not imported yet
+    for name in busy.SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in set_before.items():
+        monkeypatch.setenv(name, value)
+    assert busy.avoid_spinning() == (runnable - 1 if then == "PASSIVE" else 0)
+    assert os.environ.get("OMP_WAIT_POLICY") == then
+
+
+def test_train_decides_before_torch_is_imported() -> None:
+    """OpenMP reads its settings once, when torch loads it: without a setting that sticks, nothing was gained."""
+    lines = """
+import os, sys
+from unittest.mock import patch
+from llamactl.cli import app
+from llamactl.hardware import busy
+for name in busy.SETTINGS:
+    os.environ.pop(name, None)
+with patch.object(busy, "crowding_threads", lambda: 3):
+    try:
+        app(["train", "--data", "nosuch", "--preset", "tiny"], standalone_mode=False)
+    except Exception:
+        print(os.environ["OMP_WAIT_POLICY"])
+"""
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=False)
+    assert done.stdout == "PASSIVE\n", done.stderr
+    assert "This machine is busy (3 other threads on" in done.stderr
