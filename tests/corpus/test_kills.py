@@ -67,6 +67,31 @@ class Started:
         """Those that make pieces."""
         return [pid for pid in self.family() if b"spawn_main" in command(pid)]
 
+    def victims(self, kind: str) -> list[int]:
+        """Those that may be killed: the parent or its workers, while the preparation goes on."""
+        if self.process.poll() is not None:
+            return []
+        return [self.process.pid] if kind == "parent" else self.workers()
+
+    def waits_for(self, kind: str) -> None:
+        """Wait until there are processes of a kind, or it has ended."""
+        while self.process.poll() is None and not self.victims(kind):
+            time.sleep(0.01)
+
+    def lifetime(self, kind: str) -> float:
+        """Return for how many seconds there are processes of a kind."""
+        self.waits_for(kind)
+        started = time.monotonic()
+        while self.victims(kind):
+            time.sleep(0.02)
+        return time.monotonic() - started
+
+    def goes_on_for(self, seconds: float) -> None:
+        """Wait some seconds, or until its end."""
+        until = time.monotonic() + seconds
+        while self.process.poll() is None and time.monotonic() < until:
+            time.sleep(0.01)
+
     def ends(self) -> tuple[int, str]:
         """Wait for its end; nothing that it started may be left."""
         told = self.process.communicate(timeout=120)[1]
@@ -110,30 +135,28 @@ def sound(name: str, digest: str) -> None:
 @pytest.mark.parametrize("victim", ["parent", "worker"])
 def test_kills_at_random_moments_change_nothing(victim: str, words: tuple[str, ...], texts: Path) -> None:
     """A process is killed, and the same command run again at once, beside whatever the kill may have left."""
-    chosen, started = random.Random(f"{victim} {words}"), time.monotonic()
-    assert Started(texts, "whole", *words).ends()[0] == 0
-    usual, digest = time.monotonic() - started, DatasetDir.from_name("whole").info().digest
-    killed = 0
+    chosen = random.Random(f"{victim} {words}")
+    undisturbed = Started(texts, "whole", *words)
+    span = undisturbed.lifetime(victim)
+    assert undisturbed.ends()[0] == 0
+    digest, killed = DatasetDir.from_name("whole").info().digest, 0
     for _ in range(KILLS):
         attempt = Started(texts, "killed", *words)
-        moment = time.monotonic() + chosen.uniform(0.1, 1.1) * usual
-        while time.monotonic() < moment and attempt.process.poll() is None:
-            time.sleep(0.01)
-        victims = [attempt.process.pid] if victim == "parent" else attempt.workers()
-        if victims and attempt.process.poll() is None:
+        attempt.waits_for(victim)
+        attempt.goes_on_for(chosen.uniform(0, span))
+        if victims := attempt.victims(victim):
             os.kill(chosen.choice(victims), signal.SIGKILL)
             killed += 1
         else:
-            usual *= 0.8  # it was over before: the machine is faster than when it was measured
-        if victim == "parent":
-            assert Started(texts, "killed", *words).ends()[0] == 0  # at once
-            attempt.ends()
-        else:
+            span *= 0.9  # it was over before: the machine is faster than when it was measured
+        if victim == "worker":
             code, told = attempt.ends()
             assert code in (0, 4), told
-            assert Started(texts, "killed", *words).ends()[0] == 0
+        assert Started(texts, "killed", *words).ends()[0] == 0  # at once
+        if victim == "parent":
+            attempt.ends()
         sound("killed", digest)
-    assert killed >= KILLS // 8
+    assert killed > KILLS // 2
 
 
 @pytest.mark.slow
