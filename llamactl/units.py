@@ -59,3 +59,9 @@ def show_time(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m {whole % 60:02}s"
     return f"{whole // 3600:,}h {whole % 3600 // 60:02}m"
+
+
+def show_loss(value: float, error: float | None = None) -> str:
+    """Format a loss with its standard error, if there is a finite one: 3.778 ± 0.021."""
+    known = error is not None and math.isfinite(error)
+    return f"{value:.3f} ± {error:.3f}" if known else f"{value:.3f}"

@@ -9,7 +9,6 @@ import typer
 # Seconds for what comes after training: a picture and samples, of which each loads PyTorch.
 AFTERWARDS = 15.0
 LEAST = 20.0  # seconds of training below which nothing is learned
-PROMPT_WORDS = 4
 
 
 def quickstart(
@@ -39,11 +38,9 @@ def quickstart(
 
 
 def held_out_prompt(name: str) -> str:
-    """Return the first words of the validation text of a dataset."""
+    """Return how a held-out document of a dataset begins."""
     from llamactl.corpus.dataset import DatasetDir
-    from llamactl.corpus.memmap import read_tokens
+    from llamactl.corpus.openings import held_out_openings
 
     dataset = DatasetDir.from_name(name).open()
-    ids = read_tokens(dataset.val, 0, 0, 64)
-    words = dataset.tokenizer.decode(ids[ids != dataset.tokenizer.end].tolist()).split()
-    return " ".join(words[:PROMPT_WORDS]) or "The"
+    return next(iter(held_out_openings(dataset, 1)), "The")

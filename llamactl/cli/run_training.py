@@ -80,6 +80,7 @@ def run_training(chosen: TrainingRequest, dry_run: bool, json: bool, track: list
     from llamactl.cli.ui.plan_summary import show_memory
     from llamactl.corpus.dataset import DatasetDir
     from llamactl.distributed.context import broadcast_from_rank0, init_device
+    from llamactl.metrics.evaluation import evaluate_at_the_end
     from llamactl.metrics.monitor import record_events
     from llamactl.metrics.tracker_thread import open_trackers
     from llamactl.planning.fit import check_fit
@@ -103,7 +104,8 @@ def run_training(chosen: TrainingRequest, dry_run: bool, json: bool, track: list
             guard = stack.enter_context(locked_run(resolved, dataset, world, planned)) if world.is_main else None
             events = stack.enter_context(closing(train_run(config, dataset, folder, world, rate, requests)))
             if guard:
-                logged = record_events(events, folder, guard, dataset.info.vocab_size)
+                whole = evaluate_at_the_end(events, folder, dataset, config, world.device)
+                logged = record_events(whole, folder, guard, dataset.info.vocab_size)
                 stopped = show_training(logged, data, folder, json, requests, trackers)
             else:
                 stopped = follow_silently(events)

@@ -12,6 +12,8 @@ from llamactl.cli.options import MACHINE, SAID, DeviceName
 from llamactl.cli.ui.samples import show_samples, strip_prompt
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from llamactl.checkpoint.format import State
     from llamactl.inference.generate import Request
     from llamactl.model.llama import Llama
@@ -104,14 +106,31 @@ def sample(
     request = Request(tuple(stripped), max_new_tokens, n, seed, stops, sampler)
     path, model, tokenizer, state = checkpoint_io.open_model(run, choose_device(device), checkpoint_select.find_checkpoint)
     model = convert_weights(model, weights)
-    loss = "" if state.validation_loss is None else f", validation loss {state.validation_loss:.3f}"
-    progress.print(f"{path.parents[1].name} at step {state.step:,}{loss}", style="dim")
+    progress.print(f"{path.parents[1].name} at step {state.step:,}{describe_loss(path, state)}", style="dim")
     if not texts:
         run_prompt_loop(model, tokenizer, request, raw_prompt)
         return
     generate_and_print(model, tokenizer, request, json, log_probabilities)
     if longer := longer_run(state):
         show_next(longer, why="A longer run")
+
+
+def describe_loss(path: "Path", state: "State") -> str:
+    """Describe the validation loss of a checkpoint: on the whole split where that was measured; empty if it is unknown."""
+    from llamactl.runs.metrics_log import last_rows
+    from llamactl.runs.run_dir import RunDir
+    from llamactl.storage.records import look_up
+    from llamactl.units import show_loss
+
+    run = RunDir(path.absolute().parents[1])
+    evaluation = last_rows(run.metrics_path, ("evaluation",), run.path).get("evaluation", {})
+    if evaluation.get("step") == state.step and evaluation.get("loss") is not None:
+        return f", validation loss {show_loss(evaluation['loss'], evaluation.get('loss_error'))}"
+    if state.validation_loss is None:
+        return ""
+    measured = look_up(state.config, "train", "eval_tokens")
+    part = f" on {measured:,} held-out tokens" if isinstance(measured, int) else ""
+    return f", validation loss {state.validation_loss:.3f}{part}"
 
 
 def longer_run(state: "State") -> str:

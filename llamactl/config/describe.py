@@ -16,7 +16,7 @@ from llamactl.units import show_count
 WORKED_OUT = {
     "model.vocab_size", "data.name", "optim.lr", "optim.embedding_scale",
     "train.tokens", "train.tokens_per_step", "train.micro_batch", "train.eval_every", "train.eval_tokens", "train.save_every",
-    "train.precision", "train.compile", "train.activation_checkpointing",
+    "train.precision", "train.compile", "train.activation_checkpointing", "train.prompts",
 }  # fmt: skip
 
 # Settings of a run that another one would not want: where it starts, and what it runs on.
@@ -49,7 +49,7 @@ class Setting:
 
     def left_open(self, config: Config) -> bool:
         """Check whether the value is a placeholder that is resolved before step 0."""
-        return self.name in WORKED_OUT and self.of(config) in (0, "", "auto")
+        return self.name in WORKED_OUT and self.of(config) in (0, "", "auto", ("auto",))
 
 
 def sections() -> dict[str, type[Section]]:

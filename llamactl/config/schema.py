@@ -123,8 +123,9 @@ class TrainConfig(Section):
         0, ge=0, le=MOST_STEPS, description="checkpoints of steps that are multiples of it are kept too; 0: none"
     )
     prompts: tuple[str, ...] = Field(
-        ("California is", "The people", "In the year"), max_length=1_000, strict=False, description="sampled each validation"
-    )
+        ("auto",), max_length=1_000, strict=False,
+        description="sampled at each validation; auto: how three held-out documents begin",
+    )  # fmt: skip
     sample_tokens: Whole = Field(48, ge=1, le=100_000, description="tokens of each of those samples")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     precision: Literal["auto", "bf16", "fp32", "fp16"] = Field("auto", description="number format of the matrix products")

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from llamactl.runs.run_dir import RunDir
 from llamactl.storage.records import to_json
-from llamactl.training.events import Event, Progress, Resumed, RolledBack, Sampled, Stepped, Validated
+from llamactl.training.events import Evaluated, Event, Progress, Resumed, RolledBack, Sampled, Stepped, Validated
 
 PROJECT = "llamactl"
 FLUSH_EVERY = 10  # seconds
@@ -30,11 +30,12 @@ class Tracker(Protocol):
 
 def event_scalars(event: Event) -> dict[str, float]:
     """Return the metrics of a step or a validation by name, and the tokens so far; empty for other events."""
-    if not isinstance(event, Stepped | Validated):
+    # An evaluation is on more text than the validations before it: it would bend their curve.
+    if not isinstance(event, Stepped | Validated) or isinstance(event, Evaluated):
         return {}
     group = "train" if isinstance(event, Stepped) else "validation"
-    when = {field.name for field in fields(Progress)}
-    return {"tokens": event.tokens} | {f"{group}/{name}": value for name, value in asdict(event).items() if name not in when}
+    others = {field.name for field in fields(Progress)} | {"eval_tokens", "loss_error"}
+    return {"tokens": event.tokens} | {f"{group}/{name}": value for name, value in asdict(event).items() if name not in others}
 
 
 class TensorBoard:

@@ -7,7 +7,7 @@ from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World
 from llamactl.model.llama import num_params
 from llamactl.planning.communication import Traffic, estimate_traffic
-from llamactl.planning.defaults import worthwhile_tokens
+from llamactl.planning.defaults import final_eval_tokens, worthwhile_tokens
 from llamactl.planning.memory import free_memory
 from llamactl.planning.memory_estimate import MemoryEstimate, estimate_memory
 from llamactl.planning.plan import Plan, make_plan
@@ -74,6 +74,7 @@ def plan_budgets(config: Config, dataset: Dataset, world: World, rate: float, me
         resolved = resolve_config(config.with_train(tokens=tokens), dataset, world)
         estimated = estimate_step_time(resolved, world, speedup * rate)
         step_time = StepTime(estimated.step, (measured or estimated).start)
+        evaluated = final_eval_tokens(resolved.train, dataset.info)
         plan = make_plan(resolved, dataset, world, speedup * rate)
-        plans.append(replace(plan, duration=estimate_duration(resolved, world, plan.steps, step_time)))
+        plans.append(replace(plan, duration=estimate_duration(resolved, world, plan.steps, step_time, evaluated)))
     return plans

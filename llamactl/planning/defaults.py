@@ -1,7 +1,7 @@
-"""Choose the preset and the token budget that a dataset suggests."""
+"""Choose the preset, the token budget and the validation that a dataset suggests."""
 
 from llamactl.config.presets import PRESETS
-from llamactl.config.schema import ModelConfig
+from llamactl.config.schema import ModelConfig, TrainConfig
 from llamactl.corpus.dataset_info import DatasetInfo
 from llamactl.planning.flops import num_matmul_params
 
@@ -10,6 +10,9 @@ WORTHWHILE_EPOCHS = 4
 # The ratio at which more tokens and more parameters gain equally (Hoffmann et al. 2022, arXiv 2203.15556).
 TOKENS_PER_PARAMETER = 20
 LARGEST_BUDGET = 3_000_000_000  # 20 tokens per parameter of the largest preset below
+LEAST_VALIDATED = 4_096  # tokens: the loss of fewer is too noisy
+# A validation of the whole split is 1 % of the work where the split is this share of the budget: a forward pass is a third.
+WHOLE_SPLIT, PART_OF_SPLIT = 1 / 30, 1 / 50
 CHOSEN = ("150m", "50m", "10m", "tiny")  # larger presets take several GPUs, so they are never a default
 
 
@@ -36,3 +39,15 @@ def worthwhile_tokens(parameters: int, data: float) -> int:
 def default_budget(info: DatasetInfo) -> int:
     """Return the default budget in tokens: 4 epochs of a dataset, at most 3 billion."""
     return max(1, min(LARGEST_BUDGET, WORTHWHILE_EPOCHS * info.total("train", "tokens")))
+
+
+def default_eval_tokens(tokens: int, info: DatasetInfo) -> int:
+    """Return what each validation of a run of `tokens` measures: the whole split where that is cheap, else a part of it."""
+    split = info.total("val", "tokens")
+    return split if 0 < split <= WHOLE_SPLIT * tokens else max(LEAST_VALIDATED, int(PART_OF_SPLIT * tokens))
+
+
+def final_eval_tokens(train: TrainConfig, info: DatasetInfo) -> int:
+    """Return the tokens that the last checkpoint is evaluated on: the whole split, or 0 where that is too much work."""
+    split = info.total("val", "tokens")
+    return split if split <= max(train.tokens, train.eval_tokens) else 0

@@ -9,7 +9,7 @@ from llamactl.distributed.context import World
 from llamactl.errors import DataError
 from llamactl.model.llama import num_embedding_params, num_params
 from llamactl.planning.communication import estimate_traffic
-from llamactl.planning.defaults import worthwhile_tokens
+from llamactl.planning.defaults import final_eval_tokens, worthwhile_tokens
 from llamactl.planning.flops import flops_per_token
 from llamactl.planning.loss import LossPrediction, predict_loss
 from llamactl.planning.memory import checkpoint_bytes, free_memory
@@ -88,7 +88,9 @@ def make_plan(config: Config, dataset: Dataset, world: World, rate: float) -> Pl
         sent=estimate_traffic(config, world).total,
         epochs=epochs,
         flops=tokens * flops_per_token(model),
-        duration=estimate_duration(config, world, steps, estimate_step_time(config, world, rate)),
+        duration=estimate_duration(
+            config, world, steps, estimate_step_time(config, world, rate), final_eval_tokens(train, dataset.info)
+        ),
         memory=estimate_memory(config, world),
         memory_free=free_memory(world),
         checkpoint=saved,

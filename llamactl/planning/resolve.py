@@ -5,19 +5,20 @@ from typing import Literal
 
 from llamactl.config.schema import Config, ModelConfig, Switch
 from llamactl.corpus.dataset import Dataset
+from llamactl.corpus.openings import held_out_openings
 from llamactl.distributed.context import World
 from llamactl.errors import UsageError
 from llamactl.optim.build import CONTINUED_RATE, EMBEDDING_SCALE, EMBEDDING_SCALE_TIED, default_lr
 from llamactl.planning.batch_size import max_micro_batch, resolve_batch, resolve_micro_batch, resolve_recompute
-from llamactl.planning.defaults import default_budget
+from llamactl.planning.defaults import default_budget, default_eval_tokens
 from llamactl.planning.flops import flops_per_token
 from llamactl.planning.memory import free_memory
 from llamactl.planning.memory_estimate import estimate_memory
 
 # FLOPs of a run below which compiling takes longer than it saves: about a minute of work on each device.
 WORTH_COMPILING = {"cpu": 1e13, "cuda": 1e16}
+PROMPTS = 3  # held-out openings that are sampled at each validation
 SAFE = 0.95  # the fraction of free memory that `auto` may plan to use: the rest is for fragmentation
-LEAST_VALIDATED = 4_096  # tokens: the loss of fewer is too noisy
 
 
 def choose_sharding(config: Config, dataset: Dataset, world: World) -> World:
@@ -75,7 +76,8 @@ def resolve_config(config: Config, dataset: Dataset, world: World) -> Config:
         "tokens_per_step": windows * model.context,
         "micro_batch": micro_batch,
         "eval_every": eval_every,
-        "eval_tokens": train.eval_tokens or max(LEAST_VALIDATED, train.tokens // 50),
+        "eval_tokens": train.eval_tokens or default_eval_tokens(train.tokens, dataset.info),
+        "prompts": held_out_openings(dataset, PROMPTS) if train.prompts == ("auto",) else train.prompts,
         "save_every": train.save_every or eval_every,
         "precision": world.precision.name,
         "compile": _compile(train.compile, steps * windows * model.context * flops_per_token(model), world),

@@ -78,14 +78,16 @@ def estimate_step_time(config: Config, world: World, rate: float) -> StepTime:
     return StepTime(step, COMPILING + COMPILING_WIDE * model.dim / 1000 if train.compile == "on" else 0.0)
 
 
-def estimate_duration(config: Config, world: World, steps: int, step_time: StepTime) -> Duration:
-    """Estimate the duration of a run of some steps."""
+def estimate_duration(config: Config, world: World, steps: int, step_time: StepTime, evaluated: int = 0) -> Duration:
+    """Estimate the duration of a run of some steps, after which `evaluated` tokens of the validation split are measured."""
     train = config.train
     validations = -(-steps // train.eval_every)
     # A forward pass alone is a third of the work of a step's tokens.
-    forward = train.eval_tokens / train.tokens_per_step * step_time.step / 3
+    token_seconds = step_time.step / train.tokens_per_step / 3
+    forward = train.eval_tokens * token_seconds
     # Weights are read once per sampled token, in fp32.
     token = PER_TOKEN + 4 * num_params(config.model) / READING.get(world.device.type, READING["cpu"])
     samples = len(train.prompts) * train.sample_tokens * token
     loading = LOADING if train.compile == "on" else 0.0
-    return Duration(steps * step_time.step, validations * (forward + samples), step_time.start + loading)
+    looking = validations * (forward + samples) + evaluated * token_seconds
+    return Duration(steps * step_time.step, looking, step_time.start + loading)

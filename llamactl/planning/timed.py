@@ -6,7 +6,7 @@ from llamactl.config.schema import Config
 from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World
 from llamactl.errors import UsageError
-from llamactl.planning.defaults import LARGEST_BUDGET, WORTHWHILE_EPOCHS
+from llamactl.planning.defaults import LARGEST_BUDGET, WORTHWHILE_EPOCHS, final_eval_tokens
 from llamactl.planning.loss import predict_loss
 from llamactl.planning.resolve import resolve_config
 from llamactl.planning.step_time import estimate_duration, estimate_step_time
@@ -50,4 +50,5 @@ def run_seconds(config: Config, dataset: Dataset, world: World, rate: float) -> 
     """Estimate the seconds of a run of a config that is not resolved, compiling and validation included."""
     resolved = resolve_config(config, dataset, world)
     steps = -(-resolved.train.tokens // resolved.train.tokens_per_step)
-    return estimate_duration(resolved, world, steps, estimate_step_time(resolved, world, rate)).total
+    evaluated = final_eval_tokens(resolved.train, dataset.info)
+    return estimate_duration(resolved, world, steps, estimate_step_time(resolved, world, rate), evaluated).total

@@ -35,6 +35,8 @@ class Summary:
     loss: float | None
     validation_loss: float | None
     bits_per_byte: float | None
+    eval_tokens: int  # that the validation measured; 0: unknown
+    loss_error: float | None  # standard error of the validation
     checkpoints: tuple[int, ...]
     bytes: int
     started: str
@@ -47,13 +49,13 @@ def summarize_run(run: RunDir) -> Summary:
     size, started = folder_bytes(run.path), _started(run)
     try:
         config, checkpoints = run.config(), tuple(run.steps())
-        rows = last_rows(run.metrics_path, ("step", "validation", "warning"), run.path)
+        rows = last_rows(run.metrics_path, ("step", "validation", "evaluation", "warning"), run.path)
     except UserError:
         _started(run)
-        return Summary(run.path.name, "damaged", "", "", 0, 0, 0, 0.0, None, None, None, (), size, started)
+        return Summary(run.path.name, "damaged", "", "", 0, 0, 0, 0.0, None, None, None, 0, None, (), size, started)
     train = config.train
     steps = -(-train.tokens // train.tokens_per_step) if train.tokens_per_step else 0
-    last, validation = rows.get("step", {}), rows.get("validation", {})
+    last, validation = rows.get("step", {}), newest_validation(rows)
     done = bool(checkpoints) and checkpoints[-1] == steps
     return Summary(
         name=run.path.name,
@@ -67,12 +69,20 @@ def summarize_run(run: RunDir) -> Summary:
         loss=last.get("loss"),
         validation_loss=validation.get("loss"),
         bits_per_byte=validation.get("bits_per_byte"),
+        eval_tokens=validation.get("eval_tokens", 0),
+        loss_error=validation.get("loss_error"),
         checkpoints=checkpoints,
         bytes=size,
         started=started,
         warning=str(warning.get("why", "")) if (warning := rows.get("warning", {})).get("step") == last.get("step") else "",
         set_aside=tuple(path.name for path in run.set_aside()),
     )
+
+
+def newest_validation(rows: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the row of the newest validation: the one of the whole split, if the last checkpoint was evaluated on it."""
+    validation, evaluation = rows.get("validation", {}), rows.get("evaluation", {})
+    return evaluation if evaluation.get("step", -1) >= validation.get("step", 0) else validation
 
 
 def summarize_all() -> list[Summary]:

@@ -41,11 +41,25 @@ class Skipped(Progress):
 
 @dataclass(frozen=True)
 class Validated(Progress):
-    """Validation on held-out text: loss in nats per token, and bits per byte of text."""
+    """Validation on held-out text: loss in nats per token, and bits per byte of text.
+
+    `eval_tokens` were measured, the same at each validation of a run; `loss_error` is the standard error that follows from so
+    few. Rows of earlier versions have neither.
+    """
 
     kind: ClassVar[str] = "validation"
     loss: float
     bits_per_byte: float
+    eval_tokens: int = 0
+    loss_error: float = math.nan
+
+
+@dataclass(frozen=True)
+class Evaluated(Validated):
+    """The last checkpoint on the whole validation split, as `llamactl eval` measures it, with errors over documents."""
+
+    kind: ClassVar[str] = "evaluation"
+    bits_per_byte_error: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -130,7 +144,10 @@ class Warned(Progress):
     why: str
 
 
-Event = Stepped | Skipped | Validated | Sampled | Saved | Resumed | Replayed | RolledBack | Spiked | Stopped | Degraded | Warned
+Event = (
+    Stepped | Skipped | Validated | Evaluated | Sampled | Saved | Resumed | Replayed | RolledBack | Spiked | Stopped | Degraded
+    | Warned
+)  # fmt: skip
 
 
 def event_to_row(event: Event) -> dict[str, Any]:

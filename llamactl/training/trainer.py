@@ -241,7 +241,7 @@ class Trainer:
             # Eager: its shapes are rare, and it checks the compiled loss against an uncompiled one.
             with disable_compile():
                 measured = validate_model(self.objective, windows, self.dataset, self.config, self.world)
-            self.state.validation_loss = measured[0]
+            self.state.validation_loss = measured.loss
             yield Validated(*self.progress, *measured)
         for prompt, text in sample_prompts(self.objective, self.dataset, self.config, self.world):
             yield Sampled(*self.progress, prompt, text)

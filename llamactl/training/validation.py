@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from itertools import islice, takewhile
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,28 +19,40 @@ from llamactl.model.objective import NextToken
 from llamactl.training.compile import disable_compile
 
 
-@torch.no_grad()
-def validate_model(
-    objective: NextToken, windows: Windows, dataset: Dataset, config: Config, world: World
-) -> tuple[float, float]:
-    """Compute the loss in nats per token and bits per byte of text, over `eval_tokens` tokens of the held-out windows.
+class Validation(NamedTuple):
+    """A loss in nats per token, bits per byte of text, the tokens they were measured on, and the standard error of the loss."""
 
-    Bits per byte do not depend on the tokenizer. The end-of-text token has no bytes, so they leave it out.
+    loss: float
+    bits_per_byte: float
+    tokens: int
+    loss_error: float
+
+
+@torch.no_grad()
+def validate_model(objective: NextToken, windows: Windows, dataset: Dataset, config: Config, world: World) -> Validation:
+    """Measure the loss on `eval_tokens` tokens of the held-out windows.
+
+    Bits per byte do not depend on the tokenizer. The end-of-text token has no bytes, so they leave it out. The standard error
+    is over windows, as tokens of one window are not independent.
     """
     count = max(1, min(len(windows), config.train.eval_tokens // config.model.context))
     # Evenly spaced windows, not random ones: each validation of a run measures the same text, from all of it.
     indices = np.linspace(0, len(windows) - 1, count).round().astype(np.int64)
     lengths = torch.from_numpy(dataset.tokenizer.byte_lengths)
-    sums = torch.zeros(3, dtype=torch.float64)  # nats, nats of text, bytes of text
+    # Nats, nats of text, bytes of text, and the squares of the windows' nats.
+    sums = torch.zeros(4, dtype=torch.float64)
     # Every rank runs the same number of batches, as FSDP's gathers need all of them; a surplus one has `counts` False.
     for start, counts in world.shard_evenly(range(0, count, config.train.micro_batch)):
         inputs, targets, _ = windows.batch(indices[start : start + config.train.micro_batch])
         with world.precision.compute(world.device):
             losses = objective.per_token(inputs.to(world.device), targets.to(world.device)).cpu().double()
         text = losses[targets != dataset.tokenizer.end]
-        sums += counts * torch.stack([losses.sum(), text.sum(), lengths[targets].sum()])
-    nats, text_nats, text_bytes = world.all_reduce_sum(sums).tolist()
-    return nats / (count * windows.context), text_nats / math.log(2) / max(1.0, text_bytes)
+        sums += counts * torch.stack([losses.sum(), text.sum(), lengths[targets].sum(), losses.sum(1).square().sum()])
+    nats, text_nats, text_bytes, squares = world.all_reduce_sum(sums).tolist()
+    variance = max(0.0, squares / count - (nats / count) ** 2)
+    error = math.sqrt(variance / (count - 1)) / windows.context if count > 1 else math.inf
+    tokens = count * windows.context
+    return Validation(nats / tokens, text_nats / math.log(2) / max(1.0, text_bytes), tokens, error)
 
 
 def sample_prompts(objective: NextToken, dataset: Dataset, config: Config, world: World) -> Iterator[tuple[str, str]]:

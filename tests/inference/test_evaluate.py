@@ -37,8 +37,8 @@ def test_it_is_trainings_validation_loss(configured: Configured, dataset: Datase
     made = build_objective(config, world).model
     expected = validate_model(NextToken(made), Windows(dataset.val, 32), dataset, config, world)
     found = evaluate_streams(made, dataset.tokenizer, dataset.val, rests=False)
-    assert (found.loss, found.bits_per_byte) == pytest.approx(expected, abs=1e-6)
-    assert found.tokens == len(Windows(dataset.val, 32)) * 32
+    assert (found.loss, found.bits_per_byte) == pytest.approx(expected[:2], abs=1e-6)
+    assert found.tokens == expected.tokens == len(Windows(dataset.val, 32)) * 32
     assert np.mean(found.by_position) == pytest.approx(found.loss, abs=1e-6)
 
 

@@ -32,6 +32,7 @@ def test_events_are_written_before_they_are_passed_on() -> None:
     assert [json.loads(line)["kind"] for line in run.metrics_path.read_text().splitlines()] == ["validation", "saved"]
     assert run.rows()[0] == {
         "kind": "validation", "step": 1, "tokens": 10, "flops": 1e9, "seconds": 1.5, "loss": 2.0, "bits_per_byte": 1.0,
+        "eval_tokens": 0, "loss_error": None,
     }  # fmt: skip
 
 

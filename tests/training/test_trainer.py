@@ -132,7 +132,7 @@ def test_validation_by_hand(configured: Configured, dataset: Dataset) -> None:
     config, world = configured(train={"eval_tokens": 10**9})
     model = build_objective(config, world).model
     windows = Windows(dataset.val, 32)
-    loss, bits = validate_model(NextToken(model), windows, dataset, config, world)
+    loss, bits, tokens, error = validate_model(NextToken(model), windows, dataset, config, world)
     inputs, targets, _ = windows.batch(np.arange(len(windows)))
     with torch.no_grad():
         nats = F.cross_entropy(model(inputs).flatten(0, 1).double(), targets.flatten(), reduction="none")
@@ -140,6 +140,9 @@ def test_validation_by_hand(configured: Configured, dataset: Dataset) -> None:
     size = len(dataset.tokenizer.decode_bytes(targets.flatten().tolist()))
     assert loss == pytest.approx(nats.mean().item(), abs=1e-5)
     assert bits == pytest.approx(nats[text].sum().item() / math.log(2) / size, abs=1e-5)
+    assert tokens == targets.numel()
+    of_windows = nats.view(-1, 32).mean(1)
+    assert error == pytest.approx(of_windows.std(correction=1).item() / math.sqrt(len(of_windows)), rel=1e-4)
 
 
 def test_a_uniform_model_has_its_known_bits_per_byte(configured: Configured, dataset: Dataset) -> None:
@@ -147,7 +150,7 @@ def test_a_uniform_model_has_its_known_bits_per_byte(configured: Configured, dat
     model = build_objective(config, world).model
     nn.init.zeros_(model.lm_head.weight)
     windows = Windows(dataset.val, 32)
-    loss, bits = validate_model(NextToken(model), windows, dataset, config, world)
+    loss, bits, *_ = validate_model(NextToken(model), windows, dataset, config, world)
     targets = windows.batch(np.arange(len(windows))).targets
     tokens = (targets != dataset.tokenizer.end).sum().item()
     assert loss == pytest.approx(math.log(512), abs=1e-5)

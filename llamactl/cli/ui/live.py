@@ -12,7 +12,7 @@ from llamactl.escape import escape_control_chars
 from llamactl.report.plots import Curve, sketch_plot
 from llamactl.training.events import Event, Resumed, Sampled, Saved, Stepped, Validated
 from llamactl.training.signals import STOPPING, StopRequests
-from llamactl.units import show_bytes, show_count, show_time
+from llamactl.units import show_bytes, show_count, show_loss, show_time
 
 # Points of the curve that are kept; a terminal shows some hundreds.
 MOST_POINTS = 2_000
@@ -145,8 +145,8 @@ class View:
             ]
         if self.validated:
             result = self.validated
-            text = f"{result.loss:.3f} nats per token   {result.bits_per_byte:.3f} bits per byte   at step {result.step:,}"
-            rows.append(("validation", text))
+            loss = f"{show_loss(result.loss, result.loss_error)} nats per token"
+            rows.append(("validation", f"{loss}   {result.bits_per_byte:.3f} bits per byte   at step {result.step:,}"))
         if self.sampled:
             # Escaped before lines are cut to the width, as escapes are longer than what they stand for.
             sample = f"{escape_control_chars(self.sampled.prompt)}[…]{escape_control_chars(self.sampled.text)}"

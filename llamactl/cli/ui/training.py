@@ -14,6 +14,7 @@ from llamactl.escape import escape_control_chars
 from llamactl.runs.run_dir import RunDir
 from llamactl.training.events import (
     Degraded,
+    Evaluated,
     Event,
     Replayed,
     Resumed,
@@ -29,7 +30,7 @@ from llamactl.training.events import (
     event_to_row,
 )
 from llamactl.training.signals import StopRequests
-from llamactl.units import show_time
+from llamactl.units import show_loss, show_time
 
 PLAIN_LINE_EVERY = 10.0  # seconds between lines where there is no terminal
 MIN_TERMINAL = (40, 12)  # cells; a smaller terminal gets plain lines
@@ -146,7 +147,7 @@ class TrainingScreen:
         elif saved:
             result = f"{show_time(saved.seconds)} of training"
             if validated:
-                result += f", validation {validated.loss:.3f} nats per token, {validated.bits_per_byte:.3f} bits per byte"
+                result += f", {describe_validation(validated)}"
             show_table(f"{name} is done", {"result": result, "checkpoint": f"{saved.path} (Hugging Face loads it as it is)"})
         show_next("llamactl plot-loss")
 
@@ -159,13 +160,21 @@ def _line(event: Skipped | Spiked | Validated | RolledBack | Replayed | Degraded
         case Spiked():
             return f"the loss jumped to {event.loss:.3f}; it was {event.usual:.3f}", "yellow"
         case Validated():
-            return f"validation {event.loss:.3f} nats per token, {event.bits_per_byte:.3f} bits per byte", "bold"
+            return describe_validation(event), "bold"
         case RolledBack():
             return f"rolled back from step {event.from_step:,}; the data up to that step is skipped", "red"
         case Replayed():
             return _compared(event), "red" if event.different else "dim"
         case Degraded() | Warned():
             return event.why, "yellow"
+
+
+def describe_validation(event: Validated) -> str:
+    """Describe a loss with its standard error, and the text that it was measured on."""
+    loss = show_loss(event.loss, event.loss_error)
+    result = f"validation {loss} nats per token, {event.bits_per_byte:.3f} bits per byte"
+    whole = "all " if isinstance(event, Evaluated) else ""
+    return f"{result}, on {whole}{event.eval_tokens:,} held-out tokens" if event.eval_tokens else result
 
 
 def _compared(event: Replayed) -> str:
