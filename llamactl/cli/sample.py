@@ -136,19 +136,26 @@ def describe_loss(path: "Path", state: "State") -> str:
 def longer_run(state: "State") -> str:
     """Return the command for ten times the tokens, or as many as the data is worth; empty when it has had them."""
     from llamactl.config.describe import train_command
-    from llamactl.config.schema import build_config
+    from llamactl.config.schema import build_config, preset_settings
     from llamactl.corpus.dataset import DatasetDir
+    from llamactl.distributed.context import init_device
     from llamactl.errors import UserError
     from llamactl.planning.defaults import default_budget
+    from llamactl.planning.resolve import resolve_config
 
     if not state.config:
         return ""
     try:
         config = build_config([state.config])
-        tokens = min(10 * state.tokens, default_budget(DatasetDir.from_name(config.data.name).info()))
+        dataset = DatasetDir.from_name(config.data.name).open()
+        same = {"tokens": config.train.tokens, "device": config.train.device, "init_from": config.train.init_from}
+        usual = resolve_config(
+            build_config([preset_settings(config.preset), {"train": same}]), dataset, init_device(config.train)
+        )
     except UserError:  # the dataset is gone, or the checkpoint is of another version
         return ""
-    return train_command(config, tokens) if tokens > 1.5 * state.tokens else ""
+    tokens = min(10 * state.tokens, default_budget(dataset.info))
+    return train_command(config, tokens, usual) if tokens > 1.5 * state.tokens else ""
 
 
 def read_prompts(typed: list[str], file: "Path | None") -> list[str]:

@@ -19,8 +19,11 @@ WORKED_OUT = {
     "train.precision", "train.compile", "train.activation_checkpointing", "train.prompts",
 }  # fmt: skip
 
-# Settings of a run that another one would not want: where it starts, and what it runs on.
-OF_ONE_RUN = {"train.init_from", "train.init_sha256", "train.device"}
+# Settings of a run that another one would not want: its budget, where it starts, what follows from both and from the machine.
+OF_ONE_RUN = {
+    "model.vocab_size", "data.name", "train.tokens", "train.init_from", "train.init_sha256", "train.device", "train.micro_batch",
+    "train.eval_every", "train.save_every", "train.precision", "train.compile", "train.activation_checkpointing",
+}  # fmt: skip
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "a multiple of"}
@@ -85,12 +88,15 @@ def setting_sources(layers: Layers) -> dict[str, str]:
     return found
 
 
-def train_command(config: Config, tokens: int) -> str:
-    """Return the command that trains a config again for a budget: its dataset, its preset, and what was set besides."""
+def train_command(config: Config, tokens: int, usual: Config) -> str:
+    """Return the command that trains a resolved config again for a budget: its dataset, its preset, and what was set besides.
+
+    `usual` is what the same preset, dataset and budget resolve to where nothing else is set.
+    """
     chosen = [
         f" --set {shlex.quote(f'{setting.name}={_as_typed(setting.of(config))}')}"
         for setting in all_settings()
-        if setting.name not in WORKED_OUT | OF_ONE_RUN and setting.of(config) != setting.of(_of_preset(config))
+        if setting.name not in OF_ONE_RUN and setting.of(config) != setting.of(usual)
     ]
     data, preset = shlex.quote(config.data.name), shlex.quote(config.preset)
     return f"llamactl train --data {data} --preset {preset} --tokens {show_count(tokens)}{''.join(chosen)}"

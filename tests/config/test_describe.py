@@ -51,16 +51,18 @@ def test_a_difference_laid_over_its_preset_is_the_config_again(name: str) -> Non
     assert build_config([usual, differs_from_preset(config)]) == config
 
 
-def test_the_command_of_a_longer_run_carries_what_was_chosen_and_parses() -> None:
-    settings = {
-        "data": {"name": "my text"},
-        "optim": {"max_grad_norm": 2.0},
-        "train": {"prompts": ["A b", "it's"], "tokens": 5},
+def test_the_command_of_a_longer_run_carries_what_was_chosen_and_parses(dataset: Dataset) -> None:
+    chosen = {
+        "optim": {"max_grad_norm": 2.0, "lr": 0.01},
+        "train": {"prompts": ["A b", "it's"], "eval_tokens": 512},
     }
-    config = build_config([preset_settings("tiny"), settings])
-    words = shlex.split(train_command(config, 2_000_000))
+    plain = [preset_settings("tiny"), {"train": {"tokens": 5_000}}]
+    world = init_device(build_config(plain).train)
+    usual, config = (resolve_config(build_config([*plain, tree]), dataset, world) for tree in ({}, chosen))
+    renamed = config.model_copy(update={"data": config.data.model_copy(update={"name": "my text"})})
+    words = shlex.split(train_command(renamed, 2_000_000, usual))
     assert words[:8] == ["llamactl", "train", "--data", "my text", "--preset", "tiny", "--tokens", "2M"]
     typed = [parse_assignment(word) for word in words[9::2]]
     assert words[8::2] == ["--set"] * len(typed)
-    again = build_config([preset_settings("tiny"), {"data": {"name": "my text"}, "train": {"tokens": 5}}, *typed])
-    assert again == config
+    assert resolve_config(build_config([*plain, *typed]), dataset, world) == config
+    assert train_command(usual, 2_000_000, usual).endswith("--tokens 2M"), "what was worked out is worked out again"
