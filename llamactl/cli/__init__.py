@@ -15,6 +15,7 @@ from llamactl import __version__
 from llamactl.cli import (
     bench,
     config,
+    data,
     demo,
     doctor,
     evaluate,
@@ -67,6 +68,7 @@ for command, name, example in (
 ):
     app.command(name, rich_help_panel="Pipeline", epilog=f"Example: {example}")(command)
 app.add_typer(export.app, name="export", rich_help_panel="Pipeline")
+app.add_typer(data.app, name="data", rich_help_panel="Maintenance")
 app.add_typer(runs.app, name="runs", rich_help_panel="Maintenance")
 app.add_typer(bench.app, name="bench", rich_help_panel="Maintenance")
 app.command(rich_help_panel="Maintenance", epilog="Example: llamactl verify data/sample")(verify.verify)

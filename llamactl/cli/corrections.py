@@ -39,7 +39,7 @@ OPTIONS = {
 
 # Command -> its names in other tools; the first match counts.
 COMMANDS = {
-    "prepare": "tokenize tokenise preprocess preparedata data dataset download import encode ingest build",
+    "prepare": "tokenize tokenise preprocess preparedata download import encode ingest build",
     "train": "pretrain fit run start finetune resume continue learn",
     "sample": "generate chat complete completion infer inference predict talk prompt",
     "eval": "evaluate test perplexity ppl lmeval validate",
@@ -50,6 +50,8 @@ COMMANDS = {
     "export gguf": "convert quantize save gguf ollama",
     "export hf": "huggingface safetensors transformers hub push upload",
     "runs list": "list ls runs history",
+    "data list": "dataset datasets corpus corpora",
+    "data show": "tokens statistics stats",
     "runs remove": "delete del rm remove clean prune",
     "runs show": "info inspect describe get show",
     "runs diff": "compare diff",

@@ -19,10 +19,11 @@ WORKED_OUT = {
     "train.precision", "train.compile", "train.activation_checkpointing", "train.prompts",
 }  # fmt: skip
 
-# Settings of a run that another one would not want: its budget, where it starts, what follows from both and from the machine.
+# Settings of a run that another one would not want: where it starts, what follows from both and from the machine.
 OF_ONE_RUN = {
-    "model.vocab_size", "data.name", "train.tokens", "train.init_from", "train.init_sha256", "train.device", "train.micro_batch",
-    "train.eval_every", "train.save_every", "train.precision", "train.compile", "train.activation_checkpointing",
+    "model.vocab_size", "data.name", "train.tokens", "train.init_from", "train.init_sha256", "train.device",
+    "train.micro_batch", "train.eval_every", "train.save_every", "train.precision", "train.compile",
+    "train.activation_checkpointing",
 }  # fmt: skip
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
