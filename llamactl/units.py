@@ -2,12 +2,14 @@
 
 import math
 import re
+from decimal import Decimal
 
 from llamactl.errors import UsageError
 
 TIME = re.compile("".join(rf"(?:([0-9]{{1,9}}(?:\.[0-9]{{1,3}})?){unit})?" for unit in "dhms"))
 TIMES = (86_400, 3_600, 60, 1)
 LONGEST_TIME = 366 * 86_400
+ROUNDS_UP = 0.9995  # of a unit: with three digits that is 1 of it, where 999.6 of the smaller one would be 1e+03
 COUNTS = {"k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
 
@@ -16,10 +18,11 @@ def read_count(text: str) -> int:
     bare = text.strip().lower().replace("_", "").replace(",", "")
     scale = COUNTS.get(bare[-1:], 1)
     try:
-        count = float(bare[:-1] if scale > 1 else bare) * scale
-    except ValueError:
-        count = 0.0
-    if not 1 <= count < 2**63 or count != int(count):
+        # Not a float: 8.19 * 1000 is not a whole one.
+        count = Decimal(bare[:-1] if scale > 1 else bare) * scale
+    except ArithmeticError:
+        count = Decimal(0)
+    if not count.is_finite() or not 1 <= count < 2**63 or count != int(count):
         raise UsageError(f"{text!r} is not a count.", "Write it like 256000, 256k or 1.5B.")
     return int(count)
 
@@ -27,7 +30,7 @@ def read_count(text: str) -> int:
 def show_count(value: float) -> str:
     """Format a count with three significant digits: 256k, 1.2M, 3B."""
     for suffix, size in reversed(COUNTS.items()):
-        if abs(value) >= size:
+        if abs(value) >= ROUNDS_UP * size:
             return f"{value / size:.3g}{suffix if suffix == 'k' else suffix.upper()}"
     return f"{value:.0f}"
 
@@ -35,7 +38,7 @@ def show_count(value: float) -> str:
 def show_bytes(value: float) -> str:
     """Format a number of bytes in decimal units with three significant digits: 1.53 GB, 640 MB."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(value) >= size:
+        if abs(value) >= ROUNDS_UP * size:
             return f"{value / size:.3g} {unit}"
     return f"{value:.0f} B"
 

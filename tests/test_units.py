@@ -1,5 +1,7 @@
 """Numbers as people write and read them."""
 
+from itertools import product
+
 import pytest
 
 from llamactl.errors import UsageError
@@ -14,10 +16,23 @@ def test_counts_are_read(text: str, count: int) -> None:
     assert read_count(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "k", "-5", "0", "1.5", "nan", "inf", "1e400", "ten", "99999999999B"])
+@pytest.mark.parametrize(
+    "text", ["", "k", "-5", "0", "1.5", "nan", "inf", "1e400", "ten", "99999999999B", "sNaN", "1e999999999", "1.0005k"]
+)
 def test_nonsense_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         read_count(text)
+
+
+def test_what_is_shown_is_read_again() -> None:
+    for digits, power in product(range(1, 1000), range(1, 16)):
+        shown = show_count(digits * 10**power)
+        assert read_count(shown) == digits * 10**power, shown
+
+
+def test_no_unit_holds_a_thousand_of_it() -> None:
+    assert [show_count(n) for n in (999_499, 999_600, 999_999_999)] == ["999k", "1M", "1B"]
+    assert [show_bytes(n) for n in (999_600, 999_999_999)] == ["1 MB", "1 GB"]
 
 
 def test_quantities_are_shown() -> None:

@@ -35,7 +35,7 @@ PresetName = Annotated[
     ),
 ]  # fmt: skip
 Tokens = Annotated[
-    str, typer.Option(help="Budget: 256000, 256k, 1.5B.", show_default="4 epochs, up to 3B", rich_help_panel=RUN)
+    str, typer.Option(help="Budget: 256000, 256k, 1.5B.", show_default="what size and data are worth", rich_help_panel=RUN)
 ]
 Time = Annotated[
     str,

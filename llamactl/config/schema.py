@@ -106,7 +106,7 @@ class ScheduleConfig(Section):
 class TrainConfig(Section):
     """How long, how much at a time, how often it looks up, and on what."""
 
-    tokens: Whole = Field(0, ge=0, le=10**18, description="budget: tokens to train on; 0: four epochs, up to 3 billion")
+    tokens: Whole = Field(0, ge=0, le=10**18, description="budget: tokens to train on; 0: what size and data are worth")
     tokens_per_step: Whole = Field(0, ge=0, le=1 << 30, description="tokens of one optimizer step; 0: from the budget")
     micro_batch: Whole = Field(0, ge=0, le=1 << 20, description="windows on the device at once; 0: what memory allows")
     seed: Seed = Field(0, description="seed of the initial weights and of the samples")

@@ -36,9 +36,9 @@ def worthwhile_tokens(parameters: int, data: float) -> int:
     return max(1, int(min(TOKENS_PER_PARAMETER * parameters, WORTHWHILE_EPOCHS * data)))
 
 
-def default_budget(info: DatasetInfo) -> int:
-    """Return the default budget in tokens: 4 epochs of a dataset, at most 3 billion."""
-    return max(1, min(LARGEST_BUDGET, WORTHWHILE_EPOCHS * info.total("train", "tokens")))
+def default_budget(parameters: int, info: DatasetInfo) -> int:
+    """Return the default budget in tokens: what the size and the dataset are worth, at most 3 billion."""
+    return min(LARGEST_BUDGET, worthwhile_tokens(parameters, info.total("train", "tokens")))
 
 
 def default_eval_tokens(tokens: int, info: DatasetInfo) -> int:

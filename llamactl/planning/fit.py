@@ -6,9 +6,10 @@ from dataclasses import replace
 from llamactl.config.presets import PRESETS
 from llamactl.config.schema import Config, build_config, preset_settings
 from llamactl.distributed.context import World
-from llamactl.errors import OutOfSpace, UsageError
+from llamactl.errors import OutOfSpace
 from llamactl.model.llama import num_params
 from llamactl.planning.alternatives import strategy_name
+from llamactl.planning.budget import check_budget
 from llamactl.planning.memory import free_memory
 from llamactl.planning.memory_estimate import estimate_memory
 from llamactl.planning.plan import Plan
@@ -16,12 +17,8 @@ from llamactl.planning.resolve import possible_shards
 from llamactl.runs.run_dir import RunDir
 from llamactl.storage.disk import free_bytes
 from llamactl.storage.records import folder_bytes
-from llamactl.units import show_count
 
 MOST_GPUS = 1024  # the largest number that an error proposes
-# Budgets above these are taken for mistakes, such as --tokens meant for a larger corpus or for a GPU.
-MOST_EPOCHS = 20
-MOST_DAYS = 30
 
 
 def check_memory(plan: Plan, config: Config, world: World) -> None:
@@ -107,19 +104,3 @@ def check_disk(plan: Plan, config: Config, run: RunDir) -> None:
         why = f"They take up to {plan.disk / 1e9:.3g} GB, of {plan.checkpoint / 1e9:.3g} GB each; {free / 1e9:.3g} GB are free."
         fix = "Keep fewer with --set train.keep_last=1, take a smaller --preset, or set LLAMACTL_HOME to another disk."
         raise OutOfSpace(f"The checkpoints of {config.preset} do not fit into {run.path}.", why, fix)
-
-
-def check_budget(plan: Plan) -> None:
-    """Check that a budget is sensible for this data and device; raises UsageError with one that is."""
-    days = plan.duration.total / 86_400
-    repeated = plan.epochs > MOST_EPOCHS
-    if not repeated and days <= MOST_DAYS:
-        return
-    # A day of training at most.
-    sensible = int(min(plan.worthwhile_tokens, plan.tokens / max(days, 1e-9)))
-    too_long = f"This would take {days:,.0f} days."
-    too_often = f"After {plan.epochs:,.0f} epochs a model knows its text by heart."
-    data, per_day = show_count(plan.tokens / plan.epochs), show_count(plan.tokens / days)
-    why = f"The text has {data} tokens; this device trains on {per_day} per day."
-    fix = f"Sensible: --tokens {show_count(sensible)}. To train anyway, add --yes."
-    raise UsageError(too_often if repeated else too_long, why, fix)

@@ -16,8 +16,6 @@ from llamactl.planning.memory import checkpoint_bytes, free_memory
 from llamactl.planning.memory_estimate import MemoryEstimate, estimate_memory
 from llamactl.planning.step_time import Duration, estimate_duration, estimate_step_time, max_checkpoints_on_disk
 
-SMOKE_TEST = 0.5  # tokens per parameter below which a run only shows that everything works
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -54,11 +52,6 @@ class Plan:
     def worthwhile_tokens(self) -> int:
         """Return the budget in tokens above which a model of this size, or this dataset, gains little."""
         return worthwhile_tokens(self.parameters, self.tokens / self.epochs)
-
-    @property
-    def smoke_test(self) -> bool:
-        """Check whether the budget is too small to learn much."""
-        return self.tokens_per_parameter < SMOKE_TEST
 
 
 def make_plan(config: Config, dataset: Dataset, world: World, rate: float) -> Plan:

@@ -8,6 +8,7 @@ from llamactl.corpus.dataset import Dataset
 from llamactl.corpus.openings import held_out_openings
 from llamactl.distributed.context import World
 from llamactl.errors import UsageError
+from llamactl.model.llama import num_params
 from llamactl.optim.build import CONTINUED_RATE, EMBEDDING_SCALE, EMBEDDING_SCALE_TIED, default_lr
 from llamactl.planning.batch_size import max_micro_batch, resolve_batch, resolve_micro_batch, resolve_recompute
 from llamactl.planning.defaults import default_budget, default_eval_tokens
@@ -66,8 +67,9 @@ def resolve_config(config: Config, dataset: Dataset, world: World) -> Config:
 
     Tokens per step do not depend on the number of ranks.
     """
-    config = config.with_train(tokens=config.train.tokens or default_budget(dataset.info))
-    model, optim, train = _fit_vocab(config.model, dataset), config.optim, config.train
+    model, optim = _fit_vocab(config.model, dataset), config.optim
+    config = config.with_train(tokens=config.train.tokens or default_budget(num_params(model), dataset.info))
+    train = config.train
     recompute = resolve_recompute(train.activation_checkpointing, model, optim.name, world)
     windows, micro_batch = _batch(config.model_copy(update={"model": model}), world)
     steps = -(-train.tokens // (windows * model.context))

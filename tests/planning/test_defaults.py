@@ -11,8 +11,8 @@ from llamactl.corpus.dataset_info import DatasetInfo, Shard
 from llamactl.corpus.sources import default_tokenizer
 from llamactl.distributed.context import init_device
 from llamactl.errors import UsageError
+from llamactl.planning.budget import MOST_EPOCHS, check_budget
 from llamactl.planning.defaults import default_budget, feedable_presets, worthwhile_tokens
-from llamactl.planning.fit import MOST_EPOCHS, check_budget
 from llamactl.planning.plan import Plan, make_plan
 from llamactl.planning.resolve import resolve_config
 
@@ -39,7 +39,7 @@ def test_the_preset_is_the_largest_that_the_data_can_feed(dataset: Dataset, toke
 def test_more_data_never_means_a_smaller_preset_or_budget(dataset: Dataset) -> None:
     order = ["tiny", "10m", "50m", "150m"]
     found = [info_of(dataset, 4**power, 4_096) for power in range(5, 22)]
-    sizes, budgets = [order.index(feedable_presets(info)[0]) for info in found], [default_budget(info) for info in found]
+    sizes, budgets = [order.index(feedable_presets(info)[0]) for info in found], [default_budget(10**9, info) for info in found]
     assert sizes == sorted(sizes)
     assert set(sizes) == {0, 1, 2, 3}
     assert budgets == sorted(budgets)
@@ -71,7 +71,7 @@ def test_budgets_beyond_sense_are_refused_with_one_that_is_not(dataset: Dataset)
     tokens = dataset.info.total("train", "tokens")
     check_budget(planned(dataset, tokens=(MOST_EPOCHS - 1) * tokens))
     many = planned(dataset, tokens=(MOST_EPOCHS + 2) * tokens)
-    with pytest.raises(UsageError, match=r"epochs.*by heart.*\n.*\n.*--tokens \S+\. .*--yes"):
+    with pytest.raises(UsageError, match=r"epochs.*by heart.*\n.*\n.*Worth training: --tokens \S+\. .*--yes"):
         check_budget(many)
     slow = planned(dataset)
     slow = replace(slow, duration=replace(slow.duration, steps=1e8))

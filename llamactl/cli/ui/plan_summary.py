@@ -8,16 +8,14 @@ from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World
 from llamactl.planning.alternatives import strategy_name
 from llamactl.planning.batch_size import windows_per_rank
+from llamactl.planning.budget import advise_budget
 from llamactl.planning.communication import link_bandwidth
-from llamactl.planning.defaults import WORTHWHILE_EPOCHS
 from llamactl.planning.fit import check_memory
 from llamactl.planning.memory_estimate import MemoryEstimate
 from llamactl.planning.plan import Plan, make_plan
 from llamactl.runs.run_dir import RunDir
-from llamactl.units import show_bytes, show_count, show_time
+from llamactl.units import show_bytes, show_time
 
-# A budget is rounded up to full steps, so that it may be a little more than was asked for.
-ROUNDING = 1.02
 # The estimated time is fitted to runs of this project where there are any; on a GPU it is an assumption, and must say so.
 ASSUMED = ", assuming half of the device's FLOP/s; not measured"
 ASSUMED_OF_MANY = ", assuming half of each device's FLOP/s and {link}/s between devices; not measured"
@@ -45,7 +43,7 @@ def show_plan_lines(plan: Plan, config: Config, dataset: Dataset, world: World, 
             f"({shape}, vocabulary {model.vocab_size:,}, {head})",
             **_origin(config),
             "budget": f"{plan.steps:,} steps x {plan.tokens_per_step:,} tokens = {plan.tokens:,} tokens, "
-            f"{plan.epochs:.2f} epochs, {_per_parameter(plan)}, {plan.flops:.2g} FLOPs",
+            f"{plan.epochs:.2f} epochs, {plan.tokens_per_parameter:.2g} tokens per parameter, {plan.flops:.2g} FLOPs",
             "batch": f"{_sequences(plan, config)}, micro-batch {plan.micro_batch}"
             + (", activations recomputed to save memory" if config.train.activation_checkpointing == "on" else ""),
             "optimizer": f"{config.optim.name}, learning rate {config.optim.lr:.2g}, {config.schedule.name}",
@@ -103,22 +101,13 @@ def _loss(plan: Plan) -> dict[str, str]:
 
 
 def _warn(plan: Plan, config: Config) -> None:
-    """Print warnings: too many epochs, too few tokens, ranks without work."""
-    worthwhile = f"Worth training: --tokens {show_count(plan.worthwhile_tokens)}"
-    if plan.epochs > ROUNDING * WORTHWHILE_EPOCHS:
-        seen = f"it will be seen {plan.epochs:.1f} times, and above {WORTHWHILE_EPOCHS} it teaches little more"
-        progress.print(Text(f" Your text is the limit: {seen}. {worthwhile}", style="yellow"))
-    elif plan.smoke_test and not config.train.init_from:
-        warning = f" This is a smoke test: {_per_parameter(plan)} teach little. {worthwhile}"
-        progress.print(Text(warning, style="yellow"))
+    """Print warnings: a budget that teaches little, ranks without work."""
+    if advice := advise_budget(plan, fresh=not config.train.init_from):
+        progress.print(Text(f" {advice}", style="yellow"))
     if plan.tokens_per_step < plan.processes * config.model.context:
         idle = plan.processes - plan.tokens_per_step // config.model.context
         warning = f" {idle:,} of {plan.processes:,} processes have no sequence in a step: use fewer processes, or larger steps."
         progress.print(Text(warning, style="yellow"))
-
-
-def _per_parameter(plan: Plan) -> str:
-    return f"{plan.tokens_per_parameter:.2g} tokens per parameter"
 
 
 def _origin(config: Config) -> dict[str, str]:
