@@ -1,11 +1,12 @@
 """Batches of token windows: batch k is a pure function of (dataset, seed, k).
 
 There is no loader state: resuming at step 10 or 10,000,000 costs the same, and the order depends neither on the number of
-processes nor on the micro-batch size. Each window is used exactly once per epoch.
+processes nor on the micro-batch size. Each window is used exactly once per epoch; from the second epoch on all begin elsewhere.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -42,14 +43,20 @@ class Windows:
         """Return the number of windows."""
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def batch(self, numbers: np.ndarray) -> Batch:
-        """Read the windows with these numbers; raises DataError when a shard has changed since it was opened."""
-        rows = torch.from_numpy(np.stack([self._window(int(number)) for number in numbers]).astype(np.int64))
+    def batch(self, numbers: np.ndarray, offsets: Iterable[int] = repeat(0)) -> Batch:
+        """Read the windows with these numbers, each moved on by so many tokens.
+
+        Raises DataError when a shard has changed since it was opened.
+        """
+        windows = [self._window(int(number), int(offset)) for number, offset in zip(numbers, offsets, strict=False)]
+        rows = torch.from_numpy(np.stack(windows).astype(np.int64))
         return Batch(rows[:, :-1], rows[:, 1:])
 
-    def _window(self, number: int) -> np.ndarray:
+    def _window(self, number: int, offset: int) -> np.ndarray:
         shard = int(np.searchsorted(self._ends, number, side="right"))
-        start = (number - (int(self._ends[shard - 1]) if shard else 0)) * self.context
+        start = (number - (int(self._ends[shard - 1]) if shard else 0)) * self.context + offset
+        # The last window of a shard has no room to move on as far as the others do.
+        start = min(start, self._lengths[shard] - self.context - 1)
         return read_tokens(self._shards, shard, start, start + self.context + 1)
 
     def rest(self) -> np.ndarray:
@@ -95,14 +102,28 @@ class Batches:
 
     def window_ids(self, step: int) -> np.ndarray:
         """Return the windows of a step over all processes; a step may span the end of an epoch and the next one."""
-        total = len(self._windows)
-        positions = np.arange(step * self._per_step, (step + 1) * self._per_step, dtype=np.int64)
-        epochs = positions // total
+        total, (positions, epochs) = len(self._windows), self._positions(step)
         # The key contains the epoch, so that each epoch has an order of its own.
         order = [
             permuted_index(positions[epochs == epoch] % total, total, f"{self._key} {epoch}") for epoch in np.unique(epochs)
         ]
         return np.concatenate(order)
+
+    def window_offsets(self, step: int) -> np.ndarray:
+        """Return by how many tokens each window of a step is moved on: another number in each epoch, 0 in the first.
+
+        So a text that is read again is cut elsewhere, and its tokens have other contexts: docs/recipe.md.
+        """
+        return np.array([self._offset(int(epoch)) for epoch in self._positions(step)[1]])
+
+    def _offset(self, epoch: int) -> int:
+        digest = hashlib.blake2b(f"{self._key} {epoch} offset".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") % self._windows.context if epoch else 0
+
+    def _positions(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the positions of a step's windows in the order of the run, and the epoch of each."""
+        positions = np.arange(step * self._per_step, (step + 1) * self._per_step, dtype=np.int64)
+        return positions, positions // len(self._windows)
 
     def rank_window_ids(self, step: int) -> np.ndarray:
         """Return the windows of a step that belong to this process."""
@@ -110,11 +131,12 @@ class Batches:
 
     def micro_batches(self, step: int, most: int) -> list[Batch]:
         """Read this process's part of a step in micro-batches of up to `most` windows, as many of them as other processes."""
-        local = self.rank_window_ids(step)
+        local, offsets = self.rank_window_ids(step), self.window_offsets(step)[self._rank :: self._size]
         # Collective operations need every process in each micro-batch: one without a window left reads window 0, with weight 0.
         largest = -(-self._per_step // self._size)
-        parts = [local[start : start + most] for start in range(0, largest, most)]
-        return [self._batch(part) if len(part) else self._batch(np.zeros(1, np.int64), 0.0) for part in parts]
+        parts = [slice(start, start + most) for start in range(0, largest, most)]
+        return [self._batch(local[part], offsets[part]) for part in parts]
 
-    def _batch(self, numbers: np.ndarray, counts: float = 1.0) -> Batch:
-        return self._windows.batch(numbers)._replace(share=counts * len(numbers) / self._per_step)
+    def _batch(self, numbers: np.ndarray, offsets: np.ndarray) -> Batch:
+        read = self._windows.batch(numbers, offsets) if len(numbers) else self._windows.batch(np.zeros(1, np.int64))
+        return read._replace(share=len(numbers) / self._per_step)

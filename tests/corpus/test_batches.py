@@ -83,3 +83,29 @@ def test_a_step_needs_no_history(windows: Windows) -> None:
     for step in range(3):
         late.micro_batches(step, 8)
     assert (late.window_ids(10_000_000) == Batches(windows, 8, key="k").window_ids(10_000_000)).all()
+
+
+def test_from_the_second_epoch_on_windows_begin_elsewhere_and_stay_in_their_shard(windows: Windows) -> None:
+    total, epochs = len(windows), 6
+    batches = Batches(windows, total, key="k")
+    starts = []
+    for epoch in range(epochs):
+        (batch,) = batches.micro_batches(epoch, total)
+        assert (batch.targets == batch.inputs + 1).all(), "a window crosses no shard, as tokens are numbered"
+        (offset,) = set(batches.window_offsets(epoch).tolist())
+        order, usual = batches.window_ids(epoch), windows.batch(batches.window_ids(epoch)).inputs[:, 0]
+        moved = batch.inputs[:, 0] - usual
+        lasts = np.isin(order, [61, 93, 96, 100])
+        assert (moved.numpy()[~lasts] == offset).all()
+        assert (moved.numpy()[lasts] <= offset).all()
+        starts.append(offset)
+    assert starts[0] == 0
+    assert len(set(starts)) >= 4
+
+
+def test_an_offset_depends_on_the_epoch_alone(windows: Windows) -> None:
+    total = len(windows)
+    across = Batches(windows, total + 10, key="k")
+    assert len(set(across.window_offsets(1).tolist())) == 2
+    assert across.window_offsets(1)[-1] == Batches(windows, 1, key="k").window_offsets(2 * total)[0]
+    assert len({int(Batches(windows, 1, key=key).window_offsets(2 * total)[0]) for key in "abcdefgh"}) > 3
