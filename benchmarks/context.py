@@ -58,7 +58,7 @@ def nats(path: Path, scaling: float, dataset: Dataset, world: World) -> tuple[fl
     numbers = np.linspace(0, len(windows) - 1, min(EVALUATED, len(windows))).round().astype(np.int64)
     losses = np.zeros(LONG)
     for number in numbers:
-        inputs, targets, _ = windows.batch(np.array([number]))
+        inputs, targets, *_ = windows.batch(np.array([number]))
         with world.precision.compute(world.device):
             losses += objective.per_token(inputs.to(world.device), targets.to(world.device))[0].cpu().double().numpy()
     losses /= len(numbers)

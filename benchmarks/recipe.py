@@ -114,7 +114,7 @@ def nanogpt(run: Run, dataset: Dataset, folder: str) -> Iterator[tuple[int, floa
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = run.lr * nanogpts_schedule(step, steps)
-        for inputs, targets, _ in batches.micro_batches(step, 8):
+        for inputs, targets, *_ in batches.micro_batches(step, 8):
             with world.precision.compute(world.device):
                 loss = model(inputs, targets.contiguous())[1] * (len(inputs) / per_step)
             loss.backward()

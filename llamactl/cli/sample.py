@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llamactl.model.llama import Llama
     from llamactl.tokenizer.bpe import Tokenizer
 
+WELL_ABOVE = 0.03  # nats per token above the best checkpoint: more than noise between validations on the same text
 # Headings of the groups of options in --help.
 GENERATION, SAMPLING = "Generation", "Sampling"
 PROMPT_HELP = "Texts to continue, - for stdin. Without any: read a pipe or, on a terminal, ask for one after another."
@@ -107,6 +108,8 @@ def sample(
     path, model, tokenizer, state = checkpoint_io.open_model(run, choose_device(device), checkpoint_select.find_checkpoint)
     model = convert_weights(model, weights)
     progress.print(f"{path.parents[1].name} at step {state.step:,}{describe_loss(path, state)}", style="dim")
+    if better := describe_better(path, state):
+        progress.print(better, style="yellow")
     if not texts:
         run_prompt_loop(model, tokenizer, request, raw_prompt)
         return
@@ -131,6 +134,22 @@ def describe_loss(path: "Path", state: "State") -> str:
     measured = look_up(state.config, "train", "eval_tokens")
     part = f" on {measured:,} held-out tokens" if isinstance(measured, int) else ""
     return f", validation loss {state.validation_loss:.3f}{part}"
+
+
+def describe_better(path: "Path", state: "State") -> str:
+    """Name the run's best checkpoint where its validation loss is well below this one's; empty where it is not."""
+    from llamactl.checkpoint.format import read_state
+    from llamactl.checkpoint.select import find_best_step
+    from llamactl.runs.run_dir import RunDir
+
+    run = RunDir(path.absolute().parents[1])
+    best = find_best_step(run)
+    if best is None or state.validation_loss is None:
+        return ""
+    lowest = read_state(run.checkpoint(best)).validation_loss
+    if lowest is None or state.validation_loss - lowest < WELL_ABOVE:
+        return ""
+    return f"It overfits: step {best:,} had {lowest:.3f} on the same held-out text. Better: --run {run.path.name}@best"
 
 
 def longer_run(state: "State") -> str:

@@ -116,6 +116,9 @@ class TrainConfig(Section):
     eval_tokens: Whole = Field(
         0, ge=0, le=10**15, description="validation tokens, the same each time; 0: a small share of the budget"
     )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of channels that a window leaves out in training; 0.2 for text read many times"
+    )
     save_every: Whole = Field(0, ge=0, le=MOST_STEPS, description="steps between checkpoints; 0: at each validation")
     save_minutes: float = Field(10.0, ge=0, le=1e6, description="minutes of work that are lost at most; 0: any")
     keep_last: Whole = Field(2, ge=1, le=10**6, description="newest checkpoints to keep, beside the best")

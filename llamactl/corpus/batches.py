@@ -23,11 +23,13 @@ class Batch(NamedTuple):
     """Windows of tokens and, for each token, the one that follows it; both (B, T) int64.
 
     `share` is the fraction of a step that they are: 0 for the placeholder of a process that has no window left while others do.
+    `dropout` has factors of the model's channels for each window (`training/dropout.py`).
     """
 
     inputs: Tensor
     targets: Tensor
     share: float = 1.0
+    dropout: Tensor | None = None
 
 
 class Windows:
@@ -124,6 +126,10 @@ class Batches:
         """Return the positions of a step's windows in the order of the run, and the epoch of each."""
         positions = np.arange(step * self._per_step, (step + 1) * self._per_step, dtype=np.int64)
         return positions, positions // len(self._windows)
+
+    def rank_places(self, step: int) -> np.ndarray:
+        """Return the places in the run, counted in windows, of this process's windows of a step."""
+        return self._positions(step)[0][self._rank :: self._size]
 
     def rank_window_ids(self, step: int) -> np.ndarray:
         """Return the windows of a step that belong to this process."""

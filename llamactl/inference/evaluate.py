@@ -98,7 +98,7 @@ def evaluate_streams(model: Llama, tokenizer: Tokenizer, shards: Sequence[np.nda
     objective, lengths = NextToken(model), torch.from_numpy(tokenizer.byte_lengths)
     tokens, text, seen = Ratio(), Ratio(), 0
     positions = np.zeros((2, model.config.context))
-    for inputs, targets, _ in _batches(shards, model.config.context, rests):
+    for inputs, targets, *_ in _batches(shards, model.config.context, rests):
         device = model.lm_head.weight.device
         losses = objective.per_token(inputs.to(device), targets.to(device)).cpu().double()
         # The document of a token is numbered by the end-of-text tokens before it.

@@ -6,6 +6,7 @@ Weights are fp32; the caller chooses the precision of the matrix products by aut
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from itertools import repeat
 from typing import NamedTuple
 
@@ -103,6 +104,11 @@ class SwiGLU(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+def scale_channels(x: Tensor, factors: Tensor | None, row: int) -> Tensor:
+    """Multiply the channels of x (B T D) by a row of factors (B rows D) at each position; without factors return x."""
+    return x if factors is None else x * factors[:, row, None]
+
+
 class Block(nn.Module):
     """A pre-norm transformer block: attention, then SwiGLU, each with a residual connection."""
 
@@ -114,10 +120,20 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x: Tensor, by: RotaryTable, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
-        """Map the residual stream x (B T D) to the residual stream after this block (B T D)."""
-        x = x + self.self_attn(self.input_layernorm(x), by, mask, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def forward(
+        self,
+        x: Tensor,
+        by: RotaryTable,
+        mask: Tensor | None = None,
+        cache: LayerCache | None = None,
+        dropout: Tensor | None = None,
+    ) -> Tensor:
+        """Map the residual stream x (B T D) to the residual stream after this block (B T D).
+
+        `dropout` (B 2 D) has factors of the channels that the two sublayers add, the same at each position.
+        """
+        x = x + scale_channels(self.self_attn(self.input_layernorm(x), by, mask, cache), dropout, 0)
+        return x + scale_channels(self.mlp(self.post_attention_layernorm(x)), dropout, 1)
 
 
 class Decoder(nn.Module):
@@ -132,16 +148,21 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.activation_checkpointing = False  # the backward pass computes the activations of each block again
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Map token ids (B T), whose positions follow those in the cache, to the final hidden states (B T D)."""
+    def forward(self, tokens: Tensor, cache: KVCache | None = None, dropout: Tensor | None = None) -> Tensor:
+        """Map token ids (B T), whose positions follow those in the cache, to the final hidden states (B T D).
+
+        `dropout` (B 1+2L D, L blocks) has the factors for the channels of the embedding and of each sublayer.
+        """
         start, new = cache.length if cache else 0, tokens.shape[1]
         positions = torch.arange(start, start + new, device=tokens.device)
         mask = cache.mask(new, tokens.device) if cache else None
         by = rotary_table(positions, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
-        x = self.embed_tokens(tokens)
+        x = scale_channels(self.embed_tokens(tokens), dropout, 0)
+        factors = repeat(None) if dropout is None else torch.split(dropout[:, 1:], 2, dim=1)
         again = self.activation_checkpointing and torch.is_grad_enabled()
-        for block, held in zip(self.layers, cache.layers if cache else repeat(None), strict=False):
-            x = checkpoint(block, x, by, mask, held, use_reentrant=False) if again else block(x, by, mask, held)
+        for block, held, factor in zip(self.layers, cache.layers if cache else repeat(None), factors, strict=False):
+            run = partial(checkpoint, block, use_reentrant=False) if again else block
+            x = run(x, by, mask, held, factor)
         return self.norm(x)
 
 
@@ -167,9 +188,9 @@ class Llama(nn.Module):
         """Map token ids (B T), whose positions follow those in the cache, to logits (B T V)."""
         return self.lm_head(self.hidden(tokens, cache))
 
-    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None, dropout: Tensor | None = None) -> Tensor:
         """Map token ids (B T), whose positions follow those in the cache, to the input of the output head (B T D)."""
-        return self.model(tokens, cache)
+        return self.model(tokens, cache, dropout)
 
     def tie_weights(self) -> None:
         """Share one matrix between output head and embedding if the config says so."""

@@ -24,9 +24,12 @@ class NextToken(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean cross-entropy in nats per token, a scalar in fp32, of `targets` (B T) given `inputs` (B T)."""
-        return mean_loss(self._hidden(inputs), self.model.lm_head.weight, targets.flatten())
+    def forward(self, inputs: Tensor, targets: Tensor, dropout: Tensor | None = None) -> Tensor:
+        """Return the mean cross-entropy in nats per token, a scalar in fp32, of `targets` (B T) given `inputs` (B T).
+
+        `dropout` has factors of channels, as `Decoder.forward` takes them.
+        """
+        return mean_loss(self._hidden(inputs, dropout), self.model.lm_head.weight, targets.flatten())
 
     @torch.no_grad()
     def per_token(self, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -37,9 +40,9 @@ class NextToken(nn.Module):
         losses = [F.cross_entropy((hidden[part] @ head.mT).float(), wanted[part], reduction="none") for part in parts]
         return torch.cat(losses).view_as(targets)
 
-    def _hidden(self, inputs: Tensor) -> Tensor:
+    def _hidden(self, inputs: Tensor, dropout: Tensor | None = None) -> Tensor:
         """Return the input of the output head, N D with N = B T, in the dtype of autocast where that is enabled."""
-        hidden = self.model.hidden(inputs).flatten(0, 1)
+        hidden = self.model.hidden(inputs, dropout=dropout).flatten(0, 1)
         device = hidden.device.type
         return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
 

@@ -9,22 +9,23 @@ from llamactl.distributed.parallelize import sync_gradients
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Copy the inputs and targets of a batch to a device."""
+    """Copy the tensors of a batch to a device."""
 
     def copy(tokens: Tensor) -> Tensor:
         # Only from pinned memory does a GPU copy while it computes.
         return (tokens.pin_memory() if device.type == "cuda" else tokens).to(device, non_blocking=True)
 
-    return batch._replace(inputs=copy(batch.inputs), targets=copy(batch.targets))
+    dropout = None if batch.dropout is None else copy(batch.dropout)
+    return batch._replace(inputs=copy(batch.inputs), targets=copy(batch.targets), dropout=dropout)
 
 
 def accumulate_gradients(forward: nn.Module, micro_batches: list[Batch], world: World, scaler: torch.amp.GradScaler) -> Tensor:
     """Add up the gradients of a step's micro-batches; return the mean loss over all windows of all ranks, a scalar tensor."""
     loss_sum = torch.zeros((), device=world.device)
-    for number, (inputs, targets, weight) in enumerate(micro_batches, start=1):
+    for number, (inputs, targets, weight, dropout) in enumerate(micro_batches, start=1):
         with sync_gradients(forward, last=number == len(micro_batches)):
             with world.precision.compute(world.device):
-                loss = forward(inputs, targets) * weight
+                loss = forward(inputs, targets, dropout) * weight
             # The weights of all ranks together add up to 1, but DDP and FSDP average over ranks: undo that.
             scaler.scale(loss * world.size).backward()
         loss_sum += loss.detach()

@@ -38,7 +38,8 @@ def judge_losses(losses: Mapping[int, float], validation: Mapping[int, float], v
         final = validation[max(validation)]
         if _well_above(final, validation[lowest]):
             text = f"Validation ended at {final:.2f}, well above its best, {validation[lowest]:.2f} at step {lowest:,}"
-            return f"{text}: it overfits. RUN@best is that checkpoint, if it was saved."
+            advice = "RUN@best is that checkpoint, if it was saved; --set train.dropout=0.2 or more text would help"
+            return f"{text}: it overfits. {advice}."
     return ""
 
 

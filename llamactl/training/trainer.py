@@ -28,8 +28,9 @@ from llamactl.runs.run_dir import RunDir
 from llamactl.training.async_checkpoint import AsyncCheckpointer
 from llamactl.training.build import build_objective, init_weights
 from llamactl.training.compile import compile_blocks, disable_compile
+from llamactl.training.dropout import load_micro_batches
 from llamactl.training.events import Degraded, Event, Resumed, RolledBack, Sampled, Saved, Skipped, Stepped, Stopped, Validated
-from llamactl.training.gradients import accumulate_gradients, to_device
+from llamactl.training.gradients import accumulate_gradients
 from llamactl.training.init_from import load_init_weights
 from llamactl.training.prefetch import Prefetcher
 from llamactl.training.provenance import check_same_data, environment_differences, numeric_environment
@@ -232,7 +233,7 @@ class Trainer:
 
     def _load_micro_batches(self, step: int) -> list[Batch]:
         """Load this rank's windows of a step onto the device, in micro-batches. Runs in the prefetch thread."""
-        return [to_device(batch, self.world.device) for batch in self.batches.micro_batches(step, self.state.micro_batch)]
+        return load_micro_batches(self.batches, self.config, self.world.device, step, self.state.micro_batch)
 
     def validate(self) -> Iterator[Validated | Sampled]:
         """Measure the loss on the same held-out windows each time, then sample the same prompts with the same seeds."""

@@ -43,7 +43,7 @@ def validate_model(objective: NextToken, windows: Windows, dataset: Dataset, con
     sums = torch.zeros(4, dtype=torch.float64)
     # Every rank runs the same number of batches, as FSDP's gathers need all of them; a surplus one has `counts` False.
     for start, counts in world.shard_evenly(range(0, count, config.train.micro_batch)):
-        inputs, targets, _ = windows.batch(indices[start : start + config.train.micro_batch])
+        inputs, targets, *_ = windows.batch(indices[start : start + config.train.micro_batch])
         with world.precision.compute(world.device):
             losses = objective.per_token(inputs.to(world.device), targets.to(world.device)).cpu().double()
         text = losses[targets != dataset.tokenizer.end]

@@ -167,12 +167,12 @@ def test_windows_are_read_up_to_the_last(windows: Windows) -> None:
     last = len(windows) - 1
     ends = np.cumsum([(length - 1) // CONTEXT for file, length in lengths() if file.startswith("train")])
     assert len(windows) == ends[-1] > 2**33
-    inputs, targets, _ = windows.batch(np.array([0, ends[0] - 1, ends[0], 2**32, 2**33, ends[-2] - 1, ends[-2], last - 1]))
+    inputs, targets, *_ = windows.batch(np.array([0, ends[0] - 1, ends[0], 2**32, 2**33, ends[-2] - 1, ends[-2], last - 1]))
     assert inputs.shape == targets.shape == (8, CONTEXT)
     assert not inputs.any()
     assert not targets[:-1].any()
     assert int(targets[-1, -1]) == 1  # the token that the last window starts with
-    inputs, targets, _ = windows.batch(np.array([last]))
+    inputs, targets, *_ = windows.batch(np.array([last]))
     assert inputs[0].tolist() == [number % 256 for number in range(1, CONTEXT + 1)]
     assert targets[0].tolist() == [number % 256 for number in range(2, CONTEXT + 2)]
     with pytest.raises(IndexError):

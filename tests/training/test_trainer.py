@@ -118,7 +118,7 @@ def test_the_loss_is_the_mean_over_all_tokens_of_the_step(configured: Configured
     config, world = configured(train={"micro_batch": 3})
     model = build_objective(config, world).model
     batches = Batches(Windows(dataset.train, 32), 8, f"{dataset.info.digest} 0")
-    inputs, targets, _ = batches.micro_batches(0, 8)[0]
+    inputs, targets, *_ = batches.micro_batches(0, 8)[0]
     assert inputs.shape == targets.shape == (8, 32)
     assert targets.max() < dataset.info.vocab_size
     expected = -model(inputs).log_softmax(-1).gather(-1, targets[..., None]).mean()
@@ -133,7 +133,7 @@ def test_validation_by_hand(configured: Configured, dataset: Dataset) -> None:
     model = build_objective(config, world).model
     windows = Windows(dataset.val, 32)
     loss, bits, tokens, error = validate_model(NextToken(model), windows, dataset, config, world)
-    inputs, targets, _ = windows.batch(np.arange(len(windows)))
+    inputs, targets, *_ = windows.batch(np.arange(len(windows)))
     with torch.no_grad():
         nats = F.cross_entropy(model(inputs).flatten(0, 1).double(), targets.flatten(), reduction="none")
     text = targets.flatten() != dataset.tokenizer.end
@@ -237,10 +237,10 @@ def test_a_full_memory_halves_the_micro_batch_and_changes_nothing_else(
     reference = losses(list(train_run(config, dataset, RunDir.from_name("roomy"), world, RATE)))
     forward = NextToken.forward
 
-    def cramped(self: NextToken, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def cramped(self: NextToken, inputs: torch.Tensor, targets: torch.Tensor, dropout: None) -> torch.Tensor:
         if len(inputs) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return forward(self, inputs, targets)
+        return forward(self, inputs, targets, dropout)
 
     monkeypatch.setattr(NextToken, "forward", cramped)
     events = list(train_run(config, dataset, RunDir.from_name("cramped"), world, RATE))
