@@ -4,6 +4,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 import typer
@@ -11,12 +12,13 @@ import typer
 FORWARDED = (signal.SIGTERM, signal.SIGHUP)
 
 
-def run_step(command: str) -> None:
+def run_step(command: str, go_on: Callable[[], str] | None = None) -> None:
     """Print a command and run it; ends with its exit code and message when it fails or is stopped.
 
-    Ctrl-C reaches the command from the terminal, which saves, says how to resume and ends by itself. This process waits.
+    Ctrl-C reaches the command from the terminal, which saves, says how to resume and ends by itself. This process waits, and
+    prints what `go_on` returns: the command that goes on from there, by default the one that was stopped.
     """
-    from llamactl.cli.ui.console import progress
+    from llamactl.cli.ui.console import progress, show_next
 
     progress.print(f"\n[dim]$[/] [bold cyan]llamactl {command}[/]", markup=True)
     process: subprocess.Popen[bytes] | None = None
@@ -36,5 +38,7 @@ def run_step(command: str) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if (stopped or code < 0) and (following := go_on() if go_on else f"llamactl {command}"):
+        show_next(following, why="To go on")
     if code or stopped:
         raise typer.Exit(128 - code if code < 0 else code or 128 + stopped)

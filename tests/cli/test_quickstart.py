@@ -1,9 +1,15 @@
 """From text to a model in one command, and what Ctrl-C does to it."""
 
 import os
+import pty
+import random
+import re
+import shlex
 import signal
 import subprocess
 import sys
+import termios
+import threading
 import time
 from pathlib import Path
 
@@ -48,6 +54,65 @@ def test_a_signal_while_it_trains_saves_and_says_how_to_resume(home: Path, numbe
     error = process.communicate(timeout=300)[1]
     assert process.returncode == 128 + number
     assert "llamactl train --resume" in error
+    assert list(home.glob("runs/*/checkpoints/step-*/state.json"))
+
+
+# LLAMACTL_MOMENTS=10 pytest -m slow tests/cli/test_quickstart.py -k random
+MOMENTS = int(os.environ.get("LLAMACTL_MOMENTS", "3"))
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+
+
+def in_a_terminal(words: list[str], home: Path, moment: float) -> tuple[int, str]:
+    """Run a command in a terminal, press Ctrl-C after some seconds; return its exit code and what it printed."""
+    terminal, inside = pty.openpty()
+    before = termios.tcgetattr(inside)
+    surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color", "LLAMACTL_HOME": str(home)}
+    for size in ("COLUMNS", "LINES"):
+        surroundings.pop(size, None)
+    process = subprocess.Popen(
+        words, cwd=home, env=surroundings, stdin=inside, stdout=inside, stderr=inside, start_new_session=True
+    )
+    printed: list[bytes] = []
+
+    def read() -> None:
+        try:
+            while data := os.read(terminal, 1 << 16):
+                printed.append(data)
+        except OSError:  # the terminal is gone
+            pass
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    time.sleep(moment)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)
+    code = process.wait(300)
+    after = termios.tcgetattr(inside)
+    os.close(inside)
+    reader.join(10)
+    os.close(terminal)
+    text = b"".join(printed).decode()
+    assert after == before
+    assert text.count("\x1b[?1049h") == text.count("\x1b[?1049l"), "the alternate screen is left"
+    assert text.rfind("\x1b[?25l") <= text.rfind("\x1b[?25h"), "the cursor is shown"
+    return code, CONTROL.sub("", text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(MOMENTS))
+def test_ctrl_c_at_a_random_moment_leaves_a_command_that_goes_on(home: Path, number: int) -> None:
+    (home / "my.txt").write_text("The sea is calm tonight. The tide is full, the moon lies fair upon the straits.\n\n" * 400)
+    words = [sys.executable, "-m", "llamactl", "quickstart", "my.txt", "--time", "25s"]
+    code, text = in_a_terminal(words, home, random.Random(number).uniform(1, 14))
+    assert "Traceback" not in text
+    if code == 0 or "$ llamactl" not in text:  # it was over, or had not begun
+        return
+    assert code == 130, text
+    told = re.findall(r"(?:To go on|Resume|Next): llamactl (.*)", text)
+    assert told, text
+    command = [sys.executable, "-m", "llamactl", *shlex.split(told[-1])]
+    done = subprocess.run(command, cwd=home, env=SURROUNDINGS | {"LLAMACTL_HOME": str(home)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     assert list(home.glob("runs/*/checkpoints/step-*/state.json"))
 
 
