@@ -8,6 +8,7 @@ import typer
 
 from llamactl.cli import completion
 from llamactl.cli.options import SAID, DeviceName
+from llamactl.cli.preconditions import require_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,6 +60,7 @@ def evaluate(
     """Measure loss, perplexity and bits per byte with standard errors, and scores on questions."""
     from dataclasses import asdict
 
+    require_run(run)
     from llamactl.checkpoint import io as checkpoint_io
     from llamactl.cli.ui.console import show_figures
     from llamactl.hardware.device import choose_device

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from llamactl.cli import completion
+from llamactl.cli.preconditions import require_run
 
 app = typer.Typer(no_args_is_help=True, help="Write a checkpoint for other programs, and verify the result.")
 RUN_HELP = "RUN, RUN@STEP, RUN@best or a checkpoint's folder."
@@ -21,6 +22,7 @@ def gguf(
     out: Annotated[Path, typer.Option(help=OUT_HELP)] = Path("exports"),
 ) -> None:
     """Write one file for llama.cpp, Ollama and LM Studio, and a Modelfile."""
+    require_run(run)
     from llamactl.checkpoint import select as checkpoint_select
     from llamactl.cli.ui.console import show_next
     from llamactl.export.gguf import export_gguf, modelfile_path
@@ -38,6 +40,7 @@ def hf(
     out: Annotated[Path, typer.Option(help=OUT_HELP)] = Path("exports"),
 ) -> None:
     """Write a Hugging Face folder, smaller than a checkpoint, with a model card."""
+    require_run(run)
     from llamactl.checkpoint import select as checkpoint_select
     from llamactl.cli.ui.console import progress, show_next
     from llamactl.export.huggingface import export_hf

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llamactl.cli import completion
+from llamactl.cli.preconditions import named_dataset
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -109,17 +110,17 @@ def presets_to_try(preset: str, file: "Mapping[str, Any]", typed: "Iterable[Mapp
     """
     from llamactl.corpus.dataset import DatasetDir
     from llamactl.errors import DataError
-    from llamactl.planning.defaults import feedable_presets
 
     name = preset or file.get("preset", "auto")
     if name != "auto":
         return (name,)
-    trees = [file, *typed]
-    names = [tree["data"]["name"] for tree in trees if isinstance(tree.get("data"), dict) and "name" in tree["data"]]
     try:
-        return feedable_presets(DatasetDir.from_name(str(names[-1]) if names else "").info())
+        info = DatasetDir.from_name(named_dataset([file, *typed])).info()
     except DataError:  # which is told when the dataset is opened
         return ("150m",)
+    from llamactl.planning.defaults import feedable_presets
+
+    return feedable_presets(info)
 
 
 def config_of_init_from(init_from: str, preset: str, config: Path | None, typed: list[dict[str, Any]]) -> "Config":

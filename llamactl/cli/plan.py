@@ -23,6 +23,7 @@ from llamactl.cli.options import (
     typed_positions,
     typed_settings,
 )
+from llamactl.cli.preconditions import require_settings_and_dataset
 
 if TYPE_CHECKING:
     from llamactl.cli.ui.plan_tables import Tariff
@@ -61,6 +62,10 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON on stdout.", rich_help_panel=SAID)] = False,
 ) -> None:
     """Estimate memory, time, cost and loss of a run before it starts."""
+    typed = [*typed_settings(tokens, device, precision, data, settings or []), *typed_positions(context, rope_scaling)]
+    typed += [{"train": {"parallel": parallel}}] if parallel else []
+    if not init_from:
+        require_settings_and_dataset(preset, config, typed)
     from llamactl.cli.ui.plan_tables import Tariff
     from llamactl.corpus.dataset import DatasetDir
     from llamactl.errors import UsageError
@@ -72,8 +77,6 @@ def plan(
         raise UsageError("--card and --probe exclude each other.", "A GPU that is not in this machine can't run steps.")
     if gpus > 1 and probe:
         raise UsageError("--gpus and --probe exclude each other.", "One process can't measure the steps of many.")
-    typed = [*typed_settings(tokens, device, precision, data, settings or []), *typed_positions(context, rope_scaling)]
-    typed += [{"train": {"parallel": parallel}}] if parallel else []
     chosen = config_of_init_from(init_from, preset, config, typed) if init_from else config_of_new_run(preset, config, typed)
     dataset = DatasetDir.from_name(chosen.data.name).open()
     gpu = find_card(card) if card else None

@@ -9,6 +9,7 @@ import typer
 
 from llamactl.cli import completion
 from llamactl.cli.options import MACHINE, SAID, DeviceName
+from llamactl.cli.preconditions import require_run
 from llamactl.cli.ui.samples import show_samples, strip_prompt
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def sample(
     json: Annotated[bool, typer.Option("--json", help="Print each sample as a line of JSON.", rich_help_panel=SAID)] = False,
 ) -> None:
     """Generate text from a prompt."""
+    require_run(run)
     from llamactl.checkpoint import io as checkpoint_io
     from llamactl.checkpoint import select as checkpoint_select
     from llamactl.cli.ui.console import progress, show_next

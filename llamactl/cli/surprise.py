@@ -7,6 +7,7 @@ import typer
 
 from llamactl.cli import completion
 from llamactl.cli.options import DeviceName
+from llamactl.cli.preconditions import require_run
 
 if TYPE_CHECKING:
     from llamactl.inference.surprisal import Piece
@@ -35,6 +36,7 @@ def surprise(
     json: Annotated[bool, typer.Option("--json", help="Print each piece of the text as a line of JSON.")] = False,
 ) -> None:
     """Colour each piece of a text by its surprisal under the model."""
+    require_run(run)
     from llamactl.cli.ui.console import output, progress
     from llamactl.inference.surprisal_page import render_page
     from llamactl.storage import atomic

@@ -29,6 +29,7 @@ from llamactl.cli.options import (
     typed_positions,
     typed_settings,
 )
+from llamactl.cli.preconditions import require_settings_and_dataset
 from llamactl.cli.run_training import TrainingRequest, run_training
 
 if TYPE_CHECKING:
@@ -82,22 +83,16 @@ def train(
 ) -> None:
     """Train a Llama on a prepared dataset."""
     from llamactl.distributed.launch import read_launch
-    from llamactl.errors import UsageError
     from llamactl.units import read_time
 
-    yield_to_others()
-    if to_resume and not resume:
-        fix = f"Name a new run: --run {to_resume}, or resume one: --resume {to_resume}"
-        raise UsageError(f"Unexpected argument {to_resume!r}.", "", fix)
-    if time and tokens:
-        raise UsageError("--time and --tokens exclude each other.", "Both are the budget.", "Leave one of them out.")
+    check_exclusive_options(to_resume, resume, time, tokens, bool(preset or config or init_from or time))
     seconds = read_time(time) if time else 0.0
-    if resume and (preset or config or init_from or time):
-        fix = "Leave --preset, --config, --init-from and --time out."
-        raise UsageError("A resumed run keeps its preset, its config and its initial checkpoint.", "", fix)
     typed = [*typed_settings(tokens, device, precision, data, settings or []), *typed_positions(context, rope_scaling)]
     typed += [{"train": {"parallel": parallel}}] if parallel else []
     typed += [{"train": {"deterministic": True}}] if deterministic else []
+    if not (resume or init_from):
+        require_settings_and_dataset(preset, config, typed)
+    yield_to_others()
 
     def choose() -> TrainingRequest:
         # torchrun restarts the same command after a failure: it must resume its run and not begin another.
@@ -120,6 +115,20 @@ def train(
     # Rank 0 chooses for all: the name of a new run contains the time, which differs between ranks.
     with process_group():
         run_training(broadcast_from_rank0(choose), dry_run, json, trackers, yes)
+
+
+def check_exclusive_options(to_resume: str, resume: bool, time: str, tokens: str, chosen: bool) -> None:
+    """Raise UsageError for options that exclude one another; `chosen` is what a resumed run keeps."""
+    from llamactl.errors import UsageError
+
+    if to_resume and not resume:
+        fix = f"Name a new run: --run {to_resume}, or resume one: --resume {to_resume}"
+        raise UsageError(f"Unexpected argument {to_resume!r}.", "", fix)
+    if time and tokens:
+        raise UsageError("--time and --tokens exclude each other.", "Both are the budget.", "Leave one of them out.")
+    if resume and chosen:
+        fix = "Leave --preset, --config, --init-from and --time out."
+        raise UsageError("A resumed run keeps its preset, its config and its initial checkpoint.", "", fix)
 
 
 def yield_to_others() -> None:
@@ -159,10 +168,11 @@ def find_restarted_run(name: str) -> str:
     """Find the run that this command started in this job before torchrun restarted it; empty for none."""
     from llamactl.distributed.launch import read_launch
     from llamactl.runs.run_dir import RunDir
-    from llamactl.training.provenance import redacted_command
 
     if not read_launch().job and not read_launch().restarts:
         return ""
+    from llamactl.training.provenance import redacted_command
+
     runs = [run for run in ([RunDir.from_name(name)] if name else RunDir.all()) if run.config_path.exists()]
     environments = {run.path.name: run.environment() for run in runs}
     # The same command may be running in other jobs: only both together identify the run.

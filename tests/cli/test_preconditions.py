@@ -1,0 +1,47 @@
+"""A mistake is told at once: before PyTorch, which takes seconds to import."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMANDS = {
+    "train": 3,
+    "train --data nosuch": 3,
+    "train --preset nosuch": 2,
+    "train --set optim.lrr=1": 2,
+    "train --set optim.lr=-1": 2,
+    "train --tokens many": 2,
+    "train --time soon": 2,
+    "train --config nosuch.toml": 2,
+    "train --resume": 3,
+    "train --resume nosuch": 3,
+    "plan --data nosuch": 3,
+    "plan --preset nosuch": 2,
+    "sample x": 3,
+    "sample x --run nosuch@best": 3,
+    "eval": 3,
+    "surprise x": 3,
+    "report nosuch": 3,
+    "plot-loss": 3,
+    "export gguf": 3,
+    "export hf nosuch@10": 3,
+    "watch": 3,
+    "prepare nosuch.txt": 3,
+    "data show nosuch": 3,
+    "runs show nosuch": 3,
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_mistake_waits_for_torch(command: str, home: Path) -> None:
+    lines = [
+        "import sys",
+        "from llamactl.cli import main",
+        f"sys.argv = ['llamactl', *{command.split()!r}]",
+        "try: main()",
+        "except SystemExit as ended: print(ended.code, 'torch' in sys.modules)",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=home, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"{COMMANDS[command]} False", done.stderr
