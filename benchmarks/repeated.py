@@ -1,0 +1,112 @@
+"""How far a text goes that is read again: held-out loss after some epochs of the first tokens of a dataset.
+
+    python benchmarks/repeated.py DATA --out FOLDER --runs 4M:1 1M:8 1M:16:0.2:2
+
+A run is UNIQUE:EPOCHS[:DROPOUT[:WEIGHT_DECAY]]: `tiny` on so many tokens, read so often. All are measured on the whole
+validation split, at a quarter, half, three quarters and the end of the run. Each is a process of one thread, `--jobs` at a time;
+a run that is in FOLDER already is kept.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from llamactl.config.schema import build_config, preset_settings
+from llamactl.corpus.dataset import DatasetDir
+from llamactl.distributed.context import init_device
+from llamactl.planning.resolve import resolve_config
+from llamactl.runs.run_dir import RunDir
+from llamactl.training.events import Validated
+from llamactl.training.trainer import train_run
+from llamactl.units import read_count
+
+QUARTERS = 4
+LARGEST = 10**15  # validation tokens: all there are
+
+
+class Run(NamedTuple):
+    """What is trained on, how often, and how it is kept from being learned by heart."""
+
+    unique: str
+    epochs: float
+    dropout: float = 0.0
+    weight_decay: float = 0.1
+
+    @classmethod
+    def read(cls, text: str) -> "Run":
+        """Read UNIQUE:EPOCHS[:DROPOUT[:WEIGHT_DECAY]]."""
+        unique, *numbers = text.split(":")
+        return cls(unique, *map(float, numbers))
+
+
+def train(run: Run, seed: int, options: argparse.Namespace) -> None:
+    """Train in this process, and write down the validation losses."""
+    torch.set_num_threads(1)
+    whole = DatasetDir.from_name(options.data).open()
+    unique = read_count(run.unique)
+    dataset = replace(whole, train=[np.concatenate(list(whole.train))[: unique + 1]])
+    train = {
+        "tokens": int(unique * run.epochs), "dropout": run.dropout, "seed": seed, "device": "cpu", "compile": "off",
+        "prompts": (), "eval_tokens": LARGEST, "save_every": 10**9, "save_minutes": 0,
+    }  # fmt: skip
+    layers = [preset_settings("tiny"), {"data": {"seed": seed}, "optim": {"weight_decay": run.weight_decay}, "train": train}]
+    config = build_config(layers)
+    world = init_device(config.train)
+    config = resolve_config(config, dataset, world)
+    steps = -(-config.train.tokens // config.train.tokens_per_step)
+    config = config.with_train(eval_every=-(-steps // QUARTERS))
+    folder = RunDir(Path(f"run-{options.out.stem}"))
+    folder.path.mkdir(exist_ok=True)
+    losses = [event.loss for event in train_run(config, dataset, folder, world, rate=1.0) if isinstance(event, Validated)]
+    options.out.write_text(json.dumps({"losses": losses, "tokens_per_step": config.train.tokens_per_step}))
+
+
+def measure(run: Run, seed: int, options: argparse.Namespace) -> list[float]:
+    """Return the losses of a run, from its file or from a process that makes it."""
+    text = ":".join(map(str, run))
+    path = options.out / f"{text.replace(':', '-')}-{seed}.json"
+    if not path.exists():
+        words = [sys.executable, __file__, options.data, "--out", str(path), "--one", text, "--seeds", str(seed)]
+        subprocess.run(words, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=options.out)
+    losses: list[float] = json.loads(path.read_text())["losses"]
+    return losses
+
+
+def main() -> None:
+    """Make what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="a dataset under data/")
+    parser.add_argument("--out", type=Path, required=True, help="a folder for the losses")
+    parser.add_argument("--runs", nargs="+", default=["4M:1", "1M:4", "1M:8", "1M:16:0.2:2"])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.out = options.out.absolute()
+    if options.one:
+        train(Run.read(options.one), options.seeds[0], options)
+        return
+    os.environ["LLAMACTL_HOME"] = str(Path(os.environ.get("LLAMACTL_HOME", ".")).absolute())
+    options.out.mkdir(parents=True, exist_ok=True)
+    runs = [(Run.read(text), seed) for text in options.runs for seed in options.seeds]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        losses = dict(zip(runs, pool.map(lambda run: measure(run[0], run[1], options), runs), strict=True))
+    print("| tokens | epochs | dropout | weight decay | 1/4 | 1/2 | 3/4 | end |\n|---|---:|---:|---:|---:|---:|---:|---:|")
+    for run in dict.fromkeys(run for run, _ in runs):
+        columns = zip(*(losses[run, seed][:QUARTERS] for seed in options.seeds), strict=True)
+        cells = [run.unique, *(f"{value:g}" for value in run[1:]), *(f"{statistics.mean(column):.3f}" for column in columns)]
+        print(f"| {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
