@@ -3,7 +3,7 @@
     python benchmarks/repeated.py DATA --out FOLDER --runs 4M:1 1M:8 1M:16:0.2:2
 
 A run is UNIQUE:EPOCHS[:DROPOUT[:WEIGHT_DECAY]]: `tiny` on so many tokens, read so often. All are measured on the whole
-validation split, at a quarter, half, three quarters and the end of the run. Each is a process of one thread, `--jobs` at a time;
+validation split, at a quarter, half, three quarters and the end of the run. Each is a process of one thread, `--jobs` at once;
 a run that is in FOLDER already is kept.
 """
 
