@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llamactl.hardware import busy
+from tests.conftest import make_dataset
 
 
 @pytest.fixture
@@ -64,8 +65,9 @@ def test_threads_sleep_beside_others_unless_somebody_decided(
     assert os.environ.get("OMP_WAIT_POLICY") == then
 
 
-def test_train_decides_before_torch_is_imported() -> None:
+def test_train_decides_before_torch_is_imported(home: Path, corpus: Path) -> None:
     """OpenMP reads its settings once, when torch loads it: without a setting that sticks, nothing was gained."""
+    make_dataset(home / "data" / "addresses", corpus)
     lines = """
 import os, sys
 from unittest.mock import patch
@@ -73,11 +75,12 @@ from llamactl.cli import app
 from llamactl.hardware import busy
 for name in busy.SETTINGS:
     os.environ.pop(name, None)
-with patch.object(busy, "crowding_threads", lambda: 3):
-    try:
-        app(["train", "--data", "nosuch", "--preset", "tiny"], standalone_mode=False)
-    except Exception:
-        print(os.environ["OMP_WAIT_POLICY"])
+def crowded():
+    assert "torch" not in sys.modules
+    return 3
+with patch.object(busy, "crowding_threads", crowded), patch("llamactl.cli.train.run_training"):
+    app(["train", "--preset", "tiny"], standalone_mode=False)
+print(os.environ["OMP_WAIT_POLICY"])
 """
     done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=False)
     assert done.stdout == "PASSIVE\n", done.stderr
