@@ -1,5 +1,6 @@
 """Judge the budget of a planned run: what is refused, and what is advised instead."""
 
+from llamactl.config.schema import TrainConfig
 from llamactl.errors import UsageError
 from llamactl.planning.defaults import WORTHWHILE_EPOCHS
 from llamactl.planning.plan import Plan
@@ -7,6 +8,7 @@ from llamactl.units import show_count
 
 # Budgets above these are taken for mistakes, such as --tokens meant for a larger corpus or for a GPU.
 MOST_EPOCHS = 20
+DROPOUT_EPOCHS = 16  # of text that dropout keeps from being learned by heart; more were not measured (docs/recipe.md)
 MOST_DAYS = 30
 SMOKE_TEST = 0.5  # tokens per parameter below which a run only shows that everything works
 ROUNDING = 1.005  # budgets are shown with three digits
@@ -14,16 +16,16 @@ MARGIN = 2  # another budget has other steps: its time is not in proportion
 DAY = 86_400
 
 
-def advise_budget(plan: Plan, fresh: bool = True) -> str:
-    """Return a sentence on a budget that teaches little, with a better one; empty for a sensible one.
-
-    Trained weights, which are not `fresh`, may need few tokens.
-    """
+def advise_budget(plan: Plan, train: TrainConfig) -> str:
+    """Return a sentence on a budget that teaches little, with a better one; empty for a sensible one."""
+    most = DROPOUT_EPOCHS if train.dropout else WORTHWHILE_EPOCHS
     # The last step may exceed the budget, and with little text a step is a good part of an epoch.
-    if plan.epochs * (1 - 1 / plan.steps) > ROUNDING * WORTHWHILE_EPOCHS:
-        seen = f"it will be seen {plan.epochs:.1f} times, and above {WORTHWHILE_EPOCHS} it teaches little more"
+    if plan.epochs * (1 - 1 / plan.steps) > ROUNDING * most:
+        without = "" if train.dropout else " without --set train.dropout=0.2"
+        seen = f"it will be seen {plan.epochs:.1f} times, and above {most} it teaches little more{without}"
         return f"Your text is the limit: {seen}. {_worthwhile(plan)}"
-    if fresh and plan.tokens_per_parameter < SMOKE_TEST and plan.tokens < plan.worthwhile_tokens:
+    # Trained weights may need few tokens.
+    if not train.init_from and plan.tokens_per_parameter < SMOKE_TEST and plan.tokens < plan.worthwhile_tokens:
         return f"This is a smoke test: {plan.tokens_per_parameter:.2g} tokens per parameter teach little. {_worthwhile(plan)}"
     return ""
 

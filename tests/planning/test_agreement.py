@@ -22,6 +22,7 @@ from llamactl.units import read_count, read_time
 
 TEXTS: list[Any] = [10**power for power in range(4, 13)]  # bytes
 TEXTS += [pytest.param(3 * size, marks=pytest.mark.slow) for size in TEXTS[:-1]]
+DROPOUTS = {"auto": 0.0, "tiny": 0.2}
 PRESETS = ("auto", "tiny", "10m", "50m", "150m", "350m")
 BUDGETS = (0, 20_000, 256_000, 20_000_000, 3_000_000_000)
 RATES = (5e10, 3e11, 4e14)  # FLOP/s of a slow and a fast CPU, and of a GPU
@@ -50,7 +51,7 @@ def dataset_of(size: int, like: Dataset) -> Dataset:
 
 def config_of(preset: str, dataset: Dataset, tokens: int) -> Config:
     name = feedable_presets(dataset.info)[0] if preset == "auto" else preset
-    train = {"device": "cpu", "precision": "fp32", "tokens": tokens}
+    train = {"device": "cpu", "precision": "fp32", "tokens": tokens, "dropout": DROPOUTS.get(preset, 0.0)}
     return build_config([preset_settings(name), {"train": train}])
 
 
@@ -80,7 +81,7 @@ def test_what_is_proposed_is_neither_refused_nor_complained_of(size: int, datase
     for preset, tokens, rate in product(PRESETS, BUDGETS, RATES):
         config = config_of(preset, data, tokens)
         plan, where = plan_of(config, data, world, rate), (size, preset, tokens, rate)
-        messages = [advise_budget(plan)]
+        messages = [advise_budget(plan, config.train)]
         try:
             check_budget(plan)
         except UsageError as error:
@@ -88,10 +89,18 @@ def test_what_is_proposed_is_neither_refused_nor_complained_of(size: int, datase
         for message in filter(None, messages):
             followed = plan_of(follow(message, config, data, world, rate), data, world, rate)
             assert is_accepted(followed), (where, message)
-            assert not advise_budget(followed).startswith("Your text"), (where, message, advise_budget(followed))
-            assert "--tokens" not in message or not advise_budget(followed), (where, message, advise_budget(followed))
+            assert not advise_budget(followed, config.train).startswith("Your text"), (
+                where,
+                message,
+                advise_budget(followed, config.train),
+            )
+            assert "--tokens" not in message or not advise_budget(followed, config.train), (
+                where,
+                message,
+                advise_budget(followed, config.train),
+            )
         if not tokens:
-            assert not advise_budget(plan), (where, "the default")
+            assert not advise_budget(plan, config.train), (where, "the default")
             assert plan.epochs < MOST_EPOCHS
             assert is_accepted(plan) == (plan.duration.total <= MOST_DAYS * 86_400), where
 

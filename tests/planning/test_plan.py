@@ -69,7 +69,7 @@ def test_the_receipt_adds_up(dataset: Dataset) -> None:
     assert made.steps * made.tokens_per_step == made.tokens >= 256_000
     assert made.tokens - 256_000 < made.tokens_per_step
     assert made.flops == made.tokens * flops_per_token(config.model)
-    assert advise_budget(made).startswith("This is a smoke test")
+    assert advise_budget(made, config.train).startswith("This is a smoke test")
 
 
 def test_the_vocabulary_is_padded_to_128(dataset: Dataset) -> None:

@@ -102,7 +102,7 @@ def _loss(plan: Plan) -> dict[str, str]:
 
 def _warn(plan: Plan, config: Config) -> None:
     """Print warnings: a budget that teaches little, ranks without work."""
-    if advice := advise_budget(plan, fresh=not config.train.init_from):
+    if advice := advise_budget(plan, config.train):
         progress.print(Text(f" {advice}", style="yellow"))
     if plan.tokens_per_step < plan.processes * config.model.context:
         idle = plan.processes - plan.tokens_per_step // config.model.context
