@@ -55,11 +55,12 @@ def take_picture(page: Path, picture: Path, width: int, height: int, dark: bool)
 
 
 def shorten(output: str) -> str:
-    """Keep the lines that README shows, with dots for those left out in between."""
+    """Keep the lines that README shows, with dots for those left out in between; a line that goes on ends at a comma."""
     kept: list[str] = []
-    for line in output.splitlines():
+    lines = output.splitlines()
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
         if any(re.match(pattern, line) for pattern in SHORT):
-            kept.append(line)
+            kept.append(line.rpartition(", ")[0] if following.startswith(" " * 8) else line)
         elif kept and kept[-1] != "  ...":
             kept.append("  ...")
     return "\n".join(kept).rstrip(" .\n")
