@@ -27,18 +27,22 @@ def quickstart(
     seconds, started = read_time(time), monotonic()
     sources = text or ["sample"]
     name = open_source(sources, Reading()).name
-    again = f"llamactl quickstart {shlex.join([*(text or []), '--time', time])}"
     # What is prepared stays, so that the same command goes on.
-    run_step(f"prepare {shlex.join(sources)}", lambda: again)
-    folder = RunDir.with_new_name(name)
-    run = folder.path.name
-    left = max(LEAST, seconds - (monotonic() - started) - AFTERWARDS)
-    # A run that has begun says by itself how it is resumed.
-    run_step(
-        f"train --data {shlex.quote(name)} --time {left:.0f}s --run {run}", lambda: "" if folder.config_path.exists() else again
-    )
-    run_step(f"plot-loss {run}")
-    run_step(f"sample {shlex.quote(held_out_prompt(name))} --run {run} --n 2 --max-new-tokens 80")
+    again = following = f"llamactl quickstart {shlex.join([*(text or []), '--time', time])}"
+    try:
+        run_step(f"prepare {shlex.join(sources)}", lambda: again)
+        folder = RunDir.with_new_name(name)
+        run = folder.path.name
+        left = max(LEAST, seconds - (monotonic() - started) - AFTERWARDS)
+        training = f"train --data {shlex.quote(name)} --time {left:.0f}s --run {run}"
+        # A run that has begun says by itself how it is resumed.
+        run_step(training, lambda: "" if folder.config_path.exists() else again)
+        following = f"llamactl plot-loss {run}"
+        run_step(f"plot-loss {run}")
+        run_step(f"sample {shlex.quote(held_out_prompt(name))} --run {run} --n 2 --max-new-tokens 80")
+    except KeyboardInterrupt:  # between two steps
+        show_next(following, why="To go on")
+        raise
     progress.print("\n[bold]That is your own Llama.[/] The prompt is from text that it never saw in training.", markup=True)
     show_next(f"llamactl quickstart {shlex.join(sources)} --time 1h", why="With more time")
 

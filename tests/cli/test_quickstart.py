@@ -119,3 +119,14 @@ def test_ctrl_c_at_a_random_moment_leaves_a_command_that_goes_on(home: Path, num
 def test_a_failed_step_ends_it_with_its_code(home: Path) -> None:
     assert type_in("quickstart", str(home / "nosuch.txt")).code == 3
     assert type_in("quickstart", "--time", "soon").code == 2
+
+
+def test_ctrl_c_between_two_steps_names_the_next(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(name: str) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llamactl.cli.steps.run_step", lambda *_: None)
+    monkeypatch.setattr("llamactl.cli.quickstart.held_out_prompt", interrupted)
+    answer = type_in("quickstart")
+    assert answer.code == 130
+    assert "To go on: llamactl plot-loss" in answer.err
