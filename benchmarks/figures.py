@@ -55,7 +55,7 @@ def take_picture(page: Path, picture: Path, width: int, height: int, dark: bool)
 
 
 def shorten(output: str) -> str:
-    """Keep the lines that README shows, with dots for those left out in between; a line that goes on ends at a comma."""
+    """Keep the lines that README shows, with dots for those left out in between; a wrapped line is cut at a comma."""
     kept: list[str] = []
     lines = output.splitlines()
     for line, following in zip(lines, [*lines[1:], ""], strict=True):

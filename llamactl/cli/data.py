@@ -24,20 +24,13 @@ TOKEN_STYLES = ("black on bright_cyan", "black on bright_yellow")
 @app.command("list", epilog="Example: llamactl data list")
 def list_datasets(json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False) -> None:
     """List all datasets, the newest first, also unfinished ones."""
-    from dataclasses import asdict
-
-    from llamactl.cli.ui.console import progress, show_columns, show_json, show_next
+    from llamactl.cli.ui.console import show_list
     from llamactl.corpus.catalog import summarize_datasets
 
     summaries = summarize_datasets()
-    if json:
-        for summary in summaries:
-            show_json(asdict(summary))
-    elif summaries:
-        show_columns(COLUMNS, [_cells(summary) for summary in summaries])
-    else:
-        progress.print("There is no dataset yet.")
-        show_next("llamactl prepare sample")
+    show_list(
+        COLUMNS, [_cells(summary) for summary in summaries], summaries if json else None, "dataset", "llamactl prepare sample"
+    )
 
 
 def _cells(summary: "DatasetSummary") -> list[str]:

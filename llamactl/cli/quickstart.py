@@ -27,7 +27,7 @@ def quickstart(
     seconds, started = read_time(time), monotonic()
     sources = text or ["sample"]
     name = open_source(sources, Reading()).name
-    # What is prepared stays, so that the same command goes on.
+    # What is prepared stays, so that the same command continues.
     again = following = f"llamactl quickstart {shlex.join([*(text or []), '--time', time])}"
     try:
         run_step(f"prepare {shlex.join(sources)}", lambda: again)
@@ -41,7 +41,7 @@ def quickstart(
         run_step(f"plot-loss {run}")
         run_step(f"sample {shlex.quote(held_out_prompt(name))} --run {run} --n 2 --max-new-tokens 80")
     except KeyboardInterrupt:  # between two steps
-        show_next(following, why="To go on")
+        show_next(following, why="Continue")
         raise
     progress.print("\n[bold]That is your own Llama.[/] The prompt is from text that it never saw in training.", markup=True)
     show_next(f"llamactl quickstart {shlex.join(sources)} --time 1h", why="With more time")

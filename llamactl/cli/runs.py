@@ -20,20 +20,12 @@ MAX_CELL = 40  # characters of a value in `runs diff`
 @app.command("list", epilog="Example: llamactl runs list")
 def list_runs(json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False) -> None:
     """List all runs, the newest first; losses in nats per token."""
-    from dataclasses import asdict
-
-    from llamactl.cli.ui.console import progress, show_columns, show_json, show_next
+    from llamactl.cli.ui.console import show_list
     from llamactl.runs.summary import summarize_all
 
     summaries = summarize_all()
-    if json:
-        for summary in summaries:
-            show_json(asdict(summary))
-    elif summaries:
-        show_columns(COLUMNS, [_cells(summary) for summary in summaries])
-    else:
-        progress.print("There is no run yet.")
-        show_next("llamactl train")
+    rows = [_cells(summary) for summary in summaries]
+    show_list(COLUMNS, rows, summaries if json else None, "run", "llamactl train")
 
 
 def _cells(summary: "Summary") -> list[str]:

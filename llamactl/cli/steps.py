@@ -12,11 +12,11 @@ import typer
 FORWARDED = (signal.SIGTERM, signal.SIGHUP)
 
 
-def run_step(command: str, go_on: Callable[[], str] | None = None) -> None:
+def run_step(command: str, to_continue: Callable[[], str] | None = None) -> None:
     """Print a command and run it; ends with its exit code and message when it fails or is stopped.
 
     Ctrl-C reaches the command from the terminal, which saves, says how to resume and ends by itself. This process waits, and
-    prints what `go_on` returns: the command that goes on from there, by default the one that was stopped.
+    prints what `to_continue` returns: the command that continues from there, by default the one that was stopped.
     """
     from llamactl.cli.ui.console import progress, show_next
 
@@ -38,7 +38,7 @@ def run_step(command: str, go_on: Callable[[], str] | None = None) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if (stopped or code < 0) and (following := go_on() if go_on else f"llamactl {command}"):
-        show_next(following, why="To go on")
+    if (stopped or code < 0) and (following := to_continue() if to_continue else f"llamactl {command}"):
+        show_next(following, why="Continue")
     if code or stopped:
         raise typer.Exit(128 - code if code < 0 else code or 128 + stopped)

@@ -100,7 +100,7 @@ def in_a_terminal(words: list[str], home: Path, moment: float) -> tuple[int, str
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(MOMENTS))
-def test_ctrl_c_at_a_random_moment_leaves_a_command_that_goes_on(home: Path, number: int) -> None:
+def test_ctrl_c_at_a_random_moment_leaves_a_command_to_continue(home: Path, number: int) -> None:
     (home / "my.txt").write_text("The sea is calm tonight. The tide is full, the moon lies fair upon the straits.\n\n" * 400)
     words = [sys.executable, "-m", "llamactl", "quickstart", "my.txt", "--time", "25s"]
     code, text = in_a_terminal(words, home, random.Random(number).uniform(1, 14))
@@ -108,7 +108,7 @@ def test_ctrl_c_at_a_random_moment_leaves_a_command_that_goes_on(home: Path, num
     if code == 0 or "$ llamactl" not in text:  # it was over, or had not begun
         return
     assert code == 130, text
-    told = re.findall(r"(?:To go on|Resume|Next): llamactl (.*)", text)
+    told = re.findall(r"(?:Continue|Resume|Next): llamactl (.*)", text)
     assert told, text
     command = [sys.executable, "-m", "llamactl", *shlex.split(told[-1])]
     done = subprocess.run(command, cwd=home, env=SURROUNDINGS | {"LLAMACTL_HOME": str(home)}, capture_output=True, text=True)
@@ -129,4 +129,4 @@ def test_ctrl_c_between_two_steps_names_the_next(home: Path, monkeypatch: pytest
     monkeypatch.setattr("llamactl.cli.quickstart.held_out_prompt", interrupted)
     answer = type_in("quickstart")
     assert answer.code == 130
-    assert "To go on: llamactl plot-loss" in answer.err
+    assert "Continue: llamactl plot-loss" in answer.err

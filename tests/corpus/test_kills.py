@@ -68,7 +68,7 @@ class Started:
         return [pid for pid in self.family() if b"spawn_main" in command(pid)]
 
     def victims(self, kind: str) -> list[int]:
-        """Those that may be killed: the parent or its workers, while the preparation goes on."""
+        """Those that may be killed: the parent or its workers, while the preparation runs."""
         if self.process.poll() is not None:
             return []
         return [self.process.pid] if kind == "parent" else self.workers()
@@ -86,7 +86,7 @@ class Started:
             time.sleep(0.02)
         return time.monotonic() - started
 
-    def goes_on_for(self, seconds: float) -> None:
+    def runs_for(self, seconds: float) -> None:
         """Wait some seconds, or until its end."""
         until = time.monotonic() + seconds
         while self.process.poll() is None and time.monotonic() < until:
@@ -143,7 +143,7 @@ def test_kills_at_random_moments_change_nothing(victim: str, words: tuple[str, .
     for _ in range(KILLS):
         attempt = Started(texts, "killed", *words)
         attempt.waits_for(victim)
-        attempt.goes_on_for(chosen.uniform(0, span))
+        attempt.runs_for(chosen.uniform(0, span))
         if victims := attempt.victims(victim):
             os.kill(chosen.choice(victims), signal.SIGKILL)
             killed += 1

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -159,6 +160,20 @@ def show_figures(title: str, rows: Mapping[str, str], record: Mapping[str, Any] 
         show_table(title, rows)
     else:
         show_json(record, indent=1)
+
+
+def show_list(
+    names: Sequence[str], rows: Sequence[Sequence[str]], records: Sequence[Any] | None, noun: str, command: str
+) -> None:
+    """Print rows as a table, or dataclasses as lines of JSON; where there are no rows, the command that makes the first."""
+    if records is not None:
+        for record in records:
+            show_json(asdict(record))
+    elif rows:
+        show_columns(names, rows)
+    else:
+        progress.print(f"There is no {noun} yet.")
+        show_next(command)
 
 
 def show_json(value: Any, indent: int | None = None) -> None:
