@@ -122,11 +122,8 @@ def nanogpt(run: Run, dataset: Dataset, folder: str) -> Iterator[tuple[int, floa
         optimizer.step()
         optimizer.zero_grad()
         if (step + 1) % max(1, steps // POINTS) == 0 or step + 1 == steps:
-            windows = Windows(dataset.val, shape.context)
-            yield (
-                (step + 1) * run.batch,
-                validate_model(cast(NextToken, PerToken(model)), windows, dataset, config, world)[0],
-            )
+            measured = validate_model(cast(NextToken, PerToken(model)), dataset, config, world)
+            yield (step + 1) * run.batch, measured.loss if measured else math.nan
 
 
 def nanogpts_schedule(step: int, steps: int) -> float:

@@ -32,10 +32,13 @@ REQUIRED = {OPTIMIZER, "config.json", "tokenizer.json"}
 SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 
 
+ADDED = ("lowest_loss", "validations_since", "config")
+
+
 class State(Record):
     """Contents of state.json: the progress of the run, its environment, and the sha256 of each other file of the checkpoint.
 
-    `config` was added later: an empty one is neither written nor part of the digest, so that older digests stay valid.
+    The fields in `ADDED` came later: empty ones are neither written nor part of the digest, so that older digests stay valid.
     """
 
     format: Literal[2] = 2
@@ -43,6 +46,8 @@ class State(Record):
     tokens: Count
     seconds: float = Field(ge=0)
     validation_loss: float | None = None
+    lowest_loss: float | None = Field(None, description="with patience: the lowest validation loss so far")
+    validations_since: Count = Field(0, description="with patience: validations since the lowest one")
     micro_batch: Count = Field(0, description="windows that fit into memory together; 0: unknown")
     scaler: dict[str, int | float] = Field(default_factory=dict, description="fp16 only: the state of the gradient scaler")
     skipped: Count = Field(0, description="consecutive steps up to this one without a finite gradient")
@@ -61,9 +66,9 @@ class State(Record):
         return value
 
     @model_serializer(mode="wrap")
-    def _omit_empty_config(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _omit_what_is_empty(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         content: dict[str, Any] = serialize(self)
-        return content if self.config else {name: value for name, value in content.items() if name != "config"}
+        return {name: value for name, value in content.items() if value or name not in ADDED}
 
     def with_digest(self) -> "State":
         """Return a copy with its digest, the sha256 of all other fields."""

@@ -13,7 +13,7 @@ from llamactl.checkpoint.format import STATE, State, is_sound, read_state, read_
 from llamactl.errors import DataError, UserError
 from llamactl.runs.run_dir import RunDir
 from llamactl.storage import atomic, locks
-from llamactl.storage.records import read_record
+from llamactl.storage.records import look_up, read_record
 
 T = TypeVar("T")
 # Seconds to retry while a trainer prunes the checkpoints that are read.
@@ -84,14 +84,19 @@ def folder_identity(path: Path) -> tuple[int, ...]:
 
 
 def find_checkpoint(name: str) -> Path:
-    """Find a checkpoint by name: RUN, RUN@STEP or RUN@best; an empty RUN is the newest run. Raises DataError."""
+    """Find a checkpoint by name: RUN, RUN@STEP or RUN@best; an empty RUN is the newest run. Raises DataError.
+
+    RUN is its newest checkpoint; of a run with patience, which stops after its best, it is the best.
+    """
     run_name, _, suffix = name.partition("@")
     run = RunDir.from_name(run_name).check_exists()
     if not suffix:
         path, damaged = find_newest(run)
         if path is None:
             raise _no_checkpoint(run, damaged)
-        return path
+        if not look_up(read_state(path).config, "train", "patience"):
+            return path
+        suffix = "best"
     step = _stable_best_step(run) if suffix == "best" else int(suffix) if suffix.isdecimal() else None
     if step not in run.steps():
         kept = ", ".join(map(str, run.steps())) or "none"

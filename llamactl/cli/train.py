@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 RESUME_HELP = "With --resume: the run to resume."
 BITS_HELP = "On a GPU: bit-identical results every time, but slower."
+PATIENCE_HELP = "End after so many validations without a lower loss; sample and export then take the best."
 YES_HELP = "Train even for over 20 epochs or 30 days."
 TRACK_HELP = "Also log to trackers, separated by commas: tensorboard, wandb, trackio."
 
@@ -62,6 +63,9 @@ def train(
     preset: PresetName = "",
     tokens: Tokens = "",
     time: Time = "",
+    patience: Annotated[
+        int | None, typer.Option(min=0, help=PATIENCE_HELP, show_default="the budget ends it", rich_help_panel=RUN)
+    ] = None,
     config: ConfigFile = None,
     settings: Settings = None,
     init_from: InitFrom = "",
@@ -90,6 +94,7 @@ def train(
     typed = [*typed_settings(tokens, device, precision, data, settings or []), *typed_positions(context, rope_scaling)]
     typed += [{"train": {"parallel": parallel}}] if parallel else []
     typed += [{"train": {"deterministic": True}}] if deterministic else []
+    typed += [{"train": {"patience": patience}}] if patience is not None else []
     if not (resume or init_from):
         require_settings_and_dataset(preset, config, typed)
     yield_to_others()

@@ -75,7 +75,6 @@ ABSENT = {
     "accumulationsteps": ACCUMULATION,
     "gradaccum": ACCUMULATION,
     "gradaccumsteps": ACCUMULATION,
-    "dropout": "llamactl has no dropout: weight decay and early budgets do its work.",
     "bias": "A Llama has no biases.",
     "activation": "A Llama has SwiGLU; docs/changing.md shows how to change the model.",
     "hiddenact": "A Llama has SwiGLU; docs/changing.md shows how to change the model.",

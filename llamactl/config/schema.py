@@ -116,6 +116,9 @@ class TrainConfig(Section):
     eval_tokens: Whole = Field(
         0, ge=0, le=10**15, description="validation tokens, the same each time; 0: a small share of the budget"
     )
+    patience: Whole = Field(
+        0, ge=0, le=10**6, description="validations without a new lowest loss after which the run ends; 0: any number"
+    )
     dropout: float = Field(
         0.0, ge=0, lt=1, description="share of channels that a window leaves out in training; 0.2 for text read many times"
     )

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from llamactl.checkpoint.io import load_model
+from llamactl.checkpoint.select import find_best_step
 from llamactl.config.schema import Config
 from llamactl.corpus.dataset import Dataset
 from llamactl.inference.evaluate import evaluate_streams
@@ -18,17 +19,19 @@ from llamactl.training.events import Evaluated, Event, Stopped
 def evaluate_at_the_end(
     events: Iterator[Event], run: RunDir, dataset: Dataset, config: Config, device: torch.device
 ) -> Iterator[Event]:
-    """Pass the events of a run on; after the last step yield what `llamactl eval` finds for the last checkpoint.
+    """Pass the events of a run on; after the last step yield what `llamactl eval` finds for the checkpoint that RUN names.
 
-    Not for a run that was stopped, or evaluated before, nor where the split is larger than what was trained on.
+    This is the last one, or with patience the best. Nothing for a run that was stopped, or evaluated before, nor where the
+    split is larger than what was trained on.
     """
     stopped = False
     for event in events:
         stopped = stopped or isinstance(event, Stopped)
         yield event
-    step = -(-config.train.tokens // config.train.tokens_per_step)
+    last = -(-config.train.tokens // config.train.tokens_per_step)
+    step = find_best_step(run) if config.train.patience else last
     evaluated = last_rows(run.metrics_path, (Evaluated.kind,), run.path).get(Evaluated.kind, {}).get("step") == step
-    if stopped or evaluated or step not in run.steps() or not final_eval_tokens(config.train, dataset.info):
+    if stopped or evaluated or step is None or step not in run.steps() or not final_eval_tokens(config.train, dataset.info):
         return
     model, tokenizer, state = load_model(run.checkpoint(step), device)
     result = evaluate_streams(model, tokenizer, dataset.val, rests=False)

@@ -10,7 +10,18 @@ from llamactl.metrics.jsonl import Journal
 from llamactl.runs.metrics_log import read_columns
 from llamactl.runs.run_dir import RunDir
 from llamactl.storage.folder_guard import RESUME_RUN, FolderGuard, guard_folder
-from llamactl.training.events import Event, Replayed, RolledBack, Sampled, Spiked, Stepped, Stopped, Validated, Warned
+from llamactl.training.events import (
+    EndedEarly,
+    Event,
+    Replayed,
+    RolledBack,
+    Sampled,
+    Spiked,
+    Stepped,
+    Stopped,
+    Validated,
+    Warned,
+)
 from llamactl.training.loss_warnings import judge_losses
 
 # A spike is a loss more than DEVIATIONS standard deviations and more than LEAST_JUMP nats above the median of the last
@@ -62,7 +73,7 @@ class Monitor:
             self._steps, self._losses = self._steps[:kept], self._losses[:kept]
             self._recent = {step: loss for step, loss in self._recent.items() if step <= event.step}
             self._last = 0
-        if isinstance(event, Stepped | Stopped):
+        if isinstance(event, Stepped | Stopped | EndedEarly):
             self._ending = event if isinstance(event, Stepped) else None
         if isinstance(event, Stepped):
             if event.step <= self._last:

@@ -49,14 +49,15 @@ def summarize_run(run: RunDir) -> Summary:
     size, started = folder_bytes(run.path), _started(run)
     try:
         config, checkpoints = run.config(), tuple(run.steps())
-        rows = last_rows(run.metrics_path, ("step", "validation", "evaluation", "warning"), run.path)
+        rows = last_rows(run.metrics_path, ("step", "validation", "evaluation", "warning", "ended early"), run.path)
     except UserError:
         _started(run)
         return Summary(run.path.name, "damaged", "", "", 0, 0, 0, 0.0, None, None, None, 0, None, (), size, started)
     train = config.train
     steps = -(-train.tokens // train.tokens_per_step) if train.tokens_per_step else 0
     last, validation = rows.get("step", {}), newest_validation(rows)
-    done = bool(checkpoints) and checkpoints[-1] == steps
+    end = rows.get("ended early", {}).get("step", steps)
+    done = bool(checkpoints) and checkpoints[-1] in (steps, end)
     return Summary(
         name=run.path.name,
         condition="running" if locks.is_locked(run.lock_path) else "done" if done else "stopped",

@@ -1,13 +1,21 @@
-"""Build the model and its loss, with weights drawn from a seed."""
+"""Build what a run trains and what it trains on: the model and its loss, with weights drawn from a seed, and the batches."""
 
 import torch
 
 from llamactl.config.schema import Config
+from llamactl.corpus.batches import Batches, Windows
+from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World
 from llamactl.distributed.dtensor import copy_into
 from llamactl.distributed.parallelize import apply_fsdp
 from llamactl.model.llama import Llama
 from llamactl.model.objective import NextToken
+
+
+def build_batches(dataset: Dataset, config: Config, world: World) -> Batches:
+    """Cut the training text into windows, in an order that the dataset's digest and `data.seed` decide."""
+    windows, per_step = Windows(dataset.train, config.model.context), config.train.tokens_per_step // config.model.context
+    return Batches(windows, per_step, f"{dataset.info.digest} {config.data.seed}", world.rank, world.size)
 
 
 def build_objective(config: Config, world: World) -> NextToken:

@@ -121,6 +121,15 @@ class Spiked(Progress):
 
 
 @dataclass(frozen=True)
+class EndedEarly(Progress):
+    """The run ended before its budget: so many validations had no lower loss than `lowest_loss`."""
+
+    kind: ClassVar[str] = "ended early"
+    lowest_loss: float
+    validations: int
+
+
+@dataclass(frozen=True)
 class Stopped(Progress):
     """A signal stopped the run early, with a checkpoint."""
 
@@ -145,8 +154,8 @@ class Warned(Progress):
 
 
 Event = (
-    Stepped | Skipped | Validated | Evaluated | Sampled | Saved | Resumed | Replayed | RolledBack | Spiked | Stopped | Degraded
-    | Warned
+    Stepped | Skipped | Validated | Evaluated | Sampled | Saved | Resumed | Replayed | RolledBack | Spiked | EndedEarly
+    | Stopped | Degraded | Warned
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from llamactl.storage.home import home_folder
 # Settings of [train] that may change: device, parallelism, memory, and how often it evaluates and saves.
 MAY_CHANGE = {
     "device", "precision", "parallel", "micro_batch", "compile", "activation_checkpointing", "deterministic",
-    "eval_every", "save_every", "save_minutes", "keep_last", "keep_every", "prompts", "sample_tokens",
+    "eval_every", "save_every", "save_minutes", "keep_last", "keep_every", "patience", "prompts", "sample_tokens",
 }  # fmt: skip
 
 

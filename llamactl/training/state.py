@@ -25,6 +25,22 @@ class TrainState:
     rollbacks: int = 0
     data_offset: int = 0  # steps of data that rollbacks skipped
     validation_loss: float | None = None  # nats per token
+    lowest_loss: float | None = None  # of all validations, where patience asks for it
+    validations_since: int = 0  # the lowest one
+
+    def take_validation(self, loss: float, patience: int) -> None:
+        """Note the loss of a validation; with `patience`, count how long it has not fallen."""
+        self.validation_loss = loss
+        if not patience:
+            return
+        falls = self.lowest_loss is None or loss < self.lowest_loss
+        self.lowest_loss = loss if falls else self.lowest_loss
+        self.validations_since = 0 if falls else self.validations_since + 1
+
+    @property
+    def is_best(self) -> bool:
+        """Check whether the last validation was the lowest so far, where patience counts them."""
+        return self.lowest_loss is not None and self.validations_since == 0
 
     def to_checkpoint(self, tokens_per_step: int, **fields: Any) -> State:
         """Build the state.json of a checkpoint; `fields` are passed on to it."""
@@ -34,6 +50,8 @@ class TrainState:
             tokens=self.step * tokens_per_step,
             seconds=self.seconds,
             validation_loss=self.validation_loss,
+            lowest_loss=self.lowest_loss,
+            validations_since=self.validations_since,
             micro_batch=self.micro_batch,
             skipped=self.nonfinite_steps,
             rollbacks=self.rollbacks,
@@ -44,6 +62,7 @@ class TrainState:
     def load_checkpoint(self, saved: State, rollback: bool) -> None:
         """Take over the state of a checkpoint; for a `rollback`, keep `rollbacks` and `data_offset`."""
         self.step, self.seconds, self.validation_loss = saved.step, saved.seconds, saved.validation_loss
+        self.lowest_loss, self.validations_since = saved.lowest_loss, saved.validations_since
         self.nonfinite_steps = saved.skipped
         # The smaller one: either the checkpoint or this process found out that more does not fit.
         self.micro_batch = min(self.micro_batch, saved.micro_batch or self.micro_batch)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint import io as checkpoint_io
 from llamactl.config.schema import Config
-from llamactl.corpus.batches import Batch, Batches, Windows
+from llamactl.corpus.batches import Batch
 from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World, broadcast_from_rank0
 from llamactl.distributed.dtensor import full_tensor
@@ -25,11 +25,12 @@ from llamactl.optim.distributed_muon import build_muon_exchange
 from llamactl.optim.schedule import lr_multiplier, muon_momentum
 from llamactl.planning.flops import flops_per_token
 from llamactl.runs.run_dir import RunDir
+from llamactl.training import events
 from llamactl.training.async_checkpoint import AsyncCheckpointer
-from llamactl.training.build import build_objective, init_weights
-from llamactl.training.compile import compile_blocks, disable_compile
+from llamactl.training.build import build_batches, build_objective, init_weights
+from llamactl.training.compile import compile_blocks
 from llamactl.training.dropout import load_micro_batches
-from llamactl.training.events import Degraded, Event, Resumed, RolledBack, Sampled, Saved, Skipped, Stepped, Stopped, Validated
+from llamactl.training.events import Event
 from llamactl.training.gradients import accumulate_gradients
 from llamactl.training.init_from import load_init_weights
 from llamactl.training.prefetch import Prefetcher
@@ -70,9 +71,7 @@ class Trainer:
         self.forward = wrap_ddp(self.objective, world)
         build_optimizers = OPTIMIZERS[config.optim.name]
         self.optimizers = build_optimizers(self.model, config.optim, world.precision.dtype, build_muon_exchange(world))
-        per_step = config.train.tokens_per_step // config.model.context
-        key = f"{dataset.info.digest} {config.data.seed}"
-        self.batches = Batches(Windows(dataset.train, config.model.context), per_step, key, world.rank, world.size)
+        self.batches = build_batches(dataset, config, world)
         self.prefetch = Prefetcher(self._load_micro_batches)
         # Small gradients underflow in fp16, so the loss is scaled up; bf16 and fp32 have the range without it.
         self.scaler = torch.amp.GradScaler(world.device.type, init_scale=2.0**12, enabled=world.precision.name == "fp16")
@@ -90,13 +89,12 @@ class Trainer:
         self.clock.restart()
         stop_signal = 0
         # The maximum over all ranks: signals reach them at different times, but all must leave the loop at the same step.
-        while self.state.step < self.max_steps and not (stop_signal := self.world.all_reduce_max(self.requests.stop)[0]):
+        while not self.is_over and not (stop_signal := self.world.all_reduce_max(self.requests.stop)[0]):
             yield from self.train_step()
             yield from self.poll()
             if self.guard.must_roll_back(self.state):
                 yield from self.roll_back()
-                # Back at an earlier step: its validation and its checkpoint are done.
-                continue
+                continue  # back at an earlier step: its validation and its checkpoint are done
             if self.is_due(self.config.train.eval_every):
                 yield from self.validate()
             if self.must_save():
@@ -109,9 +107,15 @@ class Trainer:
         tokens = self.state.step * self.config.train.tokens_per_step
         return self.state.step, tokens, tokens * flops_per_token(self.config.model), self.state.seconds
 
+    @property
+    def is_over(self) -> bool:
+        """Check whether the budget is used up, or the patience with a validation loss that does not fall."""
+        patience = self.config.train.patience
+        return self.state.step == self.max_steps or 0 < patience <= self.state.validations_since
+
     def is_due(self, every: int) -> bool:
         """Check whether the current step is a multiple of `every`, or the last one."""
-        return self.state.step == self.max_steps or self.state.step % every == 0
+        return self.is_over or self.state.step % every == 0
 
     def load_checkpoint(self) -> Iterator[Event]:
         """Load the newest valid checkpoint, else the weights of `init_from`, else keep those drawn from the seed."""
@@ -119,11 +123,11 @@ class Trainer:
         if path is None:
             load_init_weights(self.config, self.dataset, self.model)
             if damaged:
-                yield Resumed(*self.progress, damaged)
+                yield events.Resumed(*self.progress, damaged)
             return
         saved = self._restore(path, rollback=False)
         changed = check_changed_settings(saved.config, self.config)
-        yield Resumed(*self.progress, damaged, environment_differences(saved.environment, self.environment), changed)
+        yield events.Resumed(*self.progress, damaged, environment_differences(saved.environment, self.environment), changed)
 
     def _restore(self, path: Path, rollback: bool) -> checkpoint_format.State:
         """Load weights, optimizers and progress; raises DataError for other data or a damaged file."""
@@ -136,7 +140,7 @@ class Trainer:
             self.scaler.load_state_dict(dict(saved.scaler))
         return saved
 
-    def roll_back(self) -> Iterator[Saved | RolledBack]:
+    def roll_back(self) -> Iterator[events.Saved | events.RolledBack]:
         """Return to the newest checkpoint, else to step 0, and skip the data since; raises Diverged after too many times."""
         yield from self.poll(wait=True)
         failed_step, position = self.state.step, self.state.step + self.state.data_offset
@@ -150,7 +154,7 @@ class Trainer:
         self.state.rollbacks += 1
         # The data moves, not the seed: batches stay a function of step + data_offset, so a resumed run sees the same ones.
         self.state.data_offset = position - self.state.step
-        yield RolledBack(*self.progress, failed_step)
+        yield events.RolledBack(*self.progress, failed_step)
 
     def _restart(self) -> None:
         """Return to step 0 in place, as the model may be compiled already."""
@@ -161,13 +165,13 @@ class Trainer:
         self.state = TrainState(self.state.micro_batch, rollbacks=self.state.rollbacks)
         self.saved_step = 0
 
-    def compile(self) -> Iterator[Degraded]:
+    def compile(self) -> Iterator[events.Degraded]:
         """Compile the blocks if the config asks for it; yield `Degraded` if this machine can't."""
         reason = compile_blocks(self.model) if self.config.train.compile == "on" else ""
         if reason:
-            yield Degraded(*self.progress, f"without torch.compile: {reason}")
+            yield events.Degraded(*self.progress, f"without torch.compile: {reason}")
 
-    def train_step(self) -> Iterator[Stepped | Skipped | Degraded]:
+    def train_step(self) -> Iterator[events.Stepped | events.Skipped | events.Degraded]:
         """Run one optimizer step. Skip the update if it is not finite; out of memory, halve the micro-batch and retry."""
         started = time.perf_counter()
         while (loss_sum := self.forward_backward(self.prefetch(self.state.step + self.state.data_offset))) is None:
@@ -181,11 +185,11 @@ class Trainer:
         is_finite = math.isfinite(loss) and math.isfinite(norm)
         self.guard.observe(self.state, loss, norm, is_finite)
         if not is_finite:
-            yield Skipped(*self.progress, loss, norm)
+            yield events.Skipped(*self.progress, loss, norm)
             return
         speed = self.config.train.tokens_per_step / elapsed
         mfu = speed * flops_per_token(self.config.model) / (self.rate * self.world.size)
-        yield Stepped(*self.progress, loss, lr, norm, speed, mfu, peak_memory(self.world.device))
+        yield events.Stepped(*self.progress, loss, lr, norm, speed, mfu, peak_memory(self.world.device))
 
     def forward_backward(self, micro_batches: list[Batch]) -> Tensor | None:
         """Accumulate a step's gradients; return its mean loss, a scalar tensor, or None if out of memory."""
@@ -194,20 +198,18 @@ class Trainer:
         except RuntimeError as error:
             if self.state.micro_batch == 1 or not is_out_of_memory(error):
                 raise
-            # The other ranks wait inside this step's collectives, so one rank can't repeat it alone.
-            if self.world.size > 1:
-                fix = f"Add --set train.micro_batch={-(-self.state.micro_batch // 2)}"
-                raise OutOfSpace(f"{self.world.device} ran out of memory.", "", fix) from error
+            if self.world.size > 1:  # the others wait inside this step's collectives, so one rank can't repeat it alone
+                halved = f"--set train.micro_batch={-(-self.state.micro_batch // 2)}"
+                raise OutOfSpace(f"{self.world.device} ran out of memory.", "", f"Add {halved}") from error
         return None
 
-    def _halve_micro_batch(self) -> Degraded:
-        """Free the failed step's memory and halve the micro-batch."""
-        # Not done in the except block: the traceback there still references the activations.
+    def _halve_micro_batch(self) -> events.Degraded:
+        """Free the failed step's memory, which the traceback references in the except block, and halve the micro-batch."""
         self._zero_grad()
         torch.cuda.empty_cache()
         self.state.micro_batch = -(-self.state.micro_batch // 2)
         self.prefetch = Prefetcher(self._load_micro_batches)
-        return Degraded(*self.progress, f"out of memory: micro-batch {self.state.micro_batch} from here on")
+        return events.Degraded(*self.progress, f"out of memory: micro-batch {self.state.micro_batch} from here on")
 
     def optimizer_step(self, loss_sum: Tensor) -> tuple[float, float]:
         """Clip the gradients and update the weights, unless loss or norm is not finite; return loss and gradient norm."""
@@ -235,31 +237,27 @@ class Trainer:
         """Load this rank's windows of a step onto the device, in micro-batches. Runs in the prefetch thread."""
         return load_micro_batches(self.batches, self.config, self.world.device, step, self.state.micro_batch)
 
-    def validate(self) -> Iterator[Validated | Sampled]:
+    def validate(self) -> Iterator[events.Validated | events.Sampled]:
         """Measure the loss on the same held-out windows each time, then sample the same prompts with the same seeds."""
-        windows = Windows(self.dataset.val, self.config.model.context)
-        if len(windows):
-            # Eager: its shapes are rare, and it checks the compiled loss against an uncompiled one.
-            with disable_compile():
-                measured = validate_model(self.objective, windows, self.dataset, self.config, self.world)
-            self.state.validation_loss = measured.loss
-            yield Validated(*self.progress, *measured)
+        if measured := validate_model(self.objective, self.dataset, self.config, self.world):
+            self.state.take_validation(measured.loss, self.config.train.patience)
+            yield events.Validated(*self.progress, *measured)
         for prompt, text in sample_prompts(self.objective, self.dataset, self.config, self.world):
-            yield Sampled(*self.progress, prompt, text)
+            yield events.Sampled(*self.progress, prompt, text)
 
     def must_save(self) -> bool:
         """Check whether a checkpoint is due by steps, by time or by request, or was deferred; all ranks agree."""
         requested = any(self.world.all_reduce_max(self.requests.save or self.clock.is_due()))
-        if requested:
-            self.requests.save = False
-        return requested or self.save_deferred or self.is_due(self.config.train.save_every)
+        self.requests.save = self.requests.save and not requested
+        best = self.state.is_best and self.is_due(self.config.train.eval_every)
+        return requested or self.save_deferred or best or self.is_due(self.config.train.save_every)
 
-    def save_checkpoint(self, anyway: bool = False) -> Iterator[Saved | RolledBack]:
+    def save_checkpoint(self, anyway: bool = False) -> Iterator[events.Saved | events.RolledBack]:
         """Start an asynchronous checkpoint. If any weight is not finite, roll back instead.
 
         Wait for a step with finite gradients first, unless `anyway`: a rollback must not land among skipped steps.
         """
-        self.save_deferred = bool(self.state.nonfinite_steps) and not anyway and self.state.step < self.max_steps
+        self.save_deferred = bool(self.state.nonfinite_steps) and not anyway and not self.is_over
         if self.save_deferred:
             return
         yield from self.poll(wait=True)
@@ -277,22 +275,24 @@ class Trainer:
         self.checkpointer.save(snapshot, state)
         self.saved_step = self.state.step
 
-    def poll(self, wait: bool = False) -> Iterator[Saved]:
+    def poll(self, wait: bool = False) -> Iterator[events.Saved]:
         """Yield `Saved` once the pending checkpoint is on disk; raises the error that its write raised."""
         if saved := self.checkpointer.poll(wait):
             flops = saved.tokens * flops_per_token(self.config.model)
-            yield Saved(saved.step, saved.tokens, flops, saved.seconds, str(self.run.checkpoint(saved.step)))
+            yield events.Saved(saved.step, saved.tokens, flops, saved.seconds, str(self.run.checkpoint(saved.step)))
 
     def finish(self, stop_signal: int) -> Iterator[Event]:
         """Save a run that was stopped early, and wait until the last checkpoint is on disk."""
-        stopped = self.state.step < self.max_steps
+        stopped = not self.is_over
         if stopped and self.state.step != self.saved_step:
             yield from self.save_checkpoint(anyway=True)
         yield from self.poll(wait=True)
         # torchrun kills all ranks once one exits with a signal's code, so none may exit while rank 0 is still writing.
         self.world.barrier()
         if stopped:
-            yield Stopped(*self.progress, stop_signal)
+            yield events.Stopped(*self.progress, stop_signal)
+        elif self.state.step < self.max_steps and self.state.lowest_loss is not None:
+            yield events.EndedEarly(*self.progress, self.state.lowest_loss, self.state.validations_since)
 
     def close(self) -> None:
         """Wait for a pending write, and stop the threads."""

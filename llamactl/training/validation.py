@@ -29,12 +29,15 @@ class Validation(NamedTuple):
 
 
 @torch.no_grad()
-def validate_model(objective: NextToken, windows: Windows, dataset: Dataset, config: Config, world: World) -> Validation:
-    """Measure the loss on `eval_tokens` tokens of the held-out windows.
+def validate_model(objective: NextToken, dataset: Dataset, config: Config, world: World) -> Validation | None:
+    """Measure the loss on `eval_tokens` tokens of the held-out windows; None where there is no window.
 
     Bits per byte do not depend on the tokenizer. The end-of-text token has no bytes, so they leave it out. The standard error
     is over windows, as tokens of one window are not independent.
     """
+    windows = Windows(dataset.val, config.model.context)
+    if not len(windows):
+        return None
     count = max(1, min(len(windows), config.train.eval_tokens // config.model.context))
     # Evenly spaced windows, not random ones: each validation of a run measures the same text, from all of it.
     indices = np.linspace(0, len(windows) - 1, count).round().astype(np.int64)
@@ -44,7 +47,8 @@ def validate_model(objective: NextToken, windows: Windows, dataset: Dataset, con
     # Every rank runs the same number of batches, as FSDP's gathers need all of them; a surplus one has `counts` False.
     for start, counts in world.shard_evenly(range(0, count, config.train.micro_batch)):
         inputs, targets, *_ = windows.batch(indices[start : start + config.train.micro_batch])
-        with world.precision.compute(world.device):
+        # Eager: its shapes are rare, and it checks the compiled loss against an uncompiled one.
+        with disable_compile(), world.precision.compute(world.device):
             losses = objective.per_token(inputs.to(world.device), targets.to(world.device)).cpu().double()
         text = losses[targets != dataset.tokenizer.end]
         sums += counts * torch.stack([losses.sum(), text.sum(), lengths[targets].sum(), losses.sum(1).square().sum()])

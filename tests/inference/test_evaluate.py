@@ -35,7 +35,8 @@ def model(vocab_size: int, context: int = 32, uniform: bool = False) -> Llama:
 def test_it_is_trainings_validation_loss(configured: Configured, dataset: Dataset) -> None:
     config, world = configured(train={"eval_tokens": 10**9})
     made = build_objective(config, world).model
-    expected = validate_model(NextToken(made), Windows(dataset.val, 32), dataset, config, world)
+    expected = validate_model(NextToken(made), dataset, config, world)
+    assert expected is not None
     found = evaluate_streams(made, dataset.tokenizer, dataset.val, rests=False)
     assert (found.loss, found.bits_per_byte) == pytest.approx(expected[:2], abs=1e-6)
     assert found.tokens == expected.tokens == len(Windows(dataset.val, 32)) * 32

@@ -132,7 +132,9 @@ def test_validation_by_hand(configured: Configured, dataset: Dataset) -> None:
     config, world = configured(train={"eval_tokens": 10**9})
     model = build_objective(config, world).model
     windows = Windows(dataset.val, 32)
-    loss, bits, tokens, error = validate_model(NextToken(model), windows, dataset, config, world)
+    measured = validate_model(NextToken(model), dataset, config, world)
+    assert measured is not None
+    loss, bits, tokens, error = measured
     inputs, targets, *_ = windows.batch(np.arange(len(windows)))
     with torch.no_grad():
         nats = F.cross_entropy(model(inputs).flatten(0, 1).double(), targets.flatten(), reduction="none")
@@ -150,7 +152,9 @@ def test_a_uniform_model_has_its_known_bits_per_byte(configured: Configured, dat
     model = build_objective(config, world).model
     nn.init.zeros_(model.lm_head.weight)
     windows = Windows(dataset.val, 32)
-    loss, bits, *_ = validate_model(NextToken(model), windows, dataset, config, world)
+    measured = validate_model(NextToken(model), dataset, config, world)
+    assert measured is not None
+    loss, bits, *_ = measured
     targets = windows.batch(np.arange(len(windows))).targets
     tokens = (targets != dataset.tokenizer.end).sum().item()
     assert loss == pytest.approx(math.log(512), abs=1e-5)

@@ -14,6 +14,7 @@ from llamactl.escape import escape_control_chars
 from llamactl.runs.run_dir import RunDir
 from llamactl.training.events import (
     Degraded,
+    EndedEarly,
     Evaluated,
     Event,
     Replayed,
@@ -152,7 +153,7 @@ class TrainingScreen:
         show_next("llamactl plot-loss")
 
 
-def _line(event: Skipped | Spiked | Validated | RolledBack | Replayed | Degraded | Warned) -> tuple[str, str]:
+def _line(event: EndedEarly | Skipped | Spiked | Validated | RolledBack | Replayed | Degraded | Warned) -> tuple[str, str]:
     """Format an event as a line; return the line and its style."""
     match event:
         case Skipped():
@@ -165,6 +166,8 @@ def _line(event: Skipped | Spiked | Validated | RolledBack | Replayed | Degraded
             return f"rolled back from step {event.from_step:,}; the data up to that step is skipped", "red"
         case Replayed():
             return _compared(event), "red" if event.different else "dim"
+        case EndedEarly():
+            return f"ends early: {event.validations} validations without a lower loss than {event.lowest_loss:.3f}", "bold"
         case Degraded() | Warned():
             return event.why, "yellow"
 
