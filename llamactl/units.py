@@ -68,3 +68,8 @@ def show_loss(value: float, error: float | None = None) -> str:
     """Format a loss with its standard error, if there is a finite one: 3.778 ± 0.021."""
     known = error is not None and math.isfinite(error)
     return f"{value:.3f} ± {error:.3f}" if known else f"{value:.3f}"
+
+
+def show_mfu(mfu: float) -> str:
+    """Format a share of the peak rate; "?" above 1, where the rate was measured while others kept the cores busy."""
+    return f"{mfu:.0%}" if mfu <= 1 else "?"

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 
 from llamactl.errors import UsageError
-from llamactl.units import read_count, read_time, show_bytes, show_count, show_time
+from llamactl.units import read_count, read_time, show_bytes, show_count, show_mfu, show_time
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,10 @@ def test_counts_are_read(text: str, count: int) -> None:
 def test_nonsense_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         read_count(text)
+
+
+def test_a_share_above_all_is_not_believed() -> None:
+    assert [show_mfu(share) for share in (0.0, 0.456, 1.0, 2.11)] == ["0%", "46%", "100%", "?"]
 
 
 def test_what_is_shown_is_read_again() -> None:

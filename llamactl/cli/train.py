@@ -1,5 +1,6 @@
 """llamactl train: train a model on a prepared dataset, or resume a run."""
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -97,7 +98,7 @@ def train(
     typed += [{"train": {"patience": patience}}] if patience is not None else []
     if not (resume or init_from):
         require_settings_and_dataset(preset, config, typed)
-    yield_to_others()
+    yield_to_others((to_resume or run) if resume else None)
 
     def choose() -> TrainingRequest:
         # torchrun restarts the same command after a failure: it must resume its run and not begin another.
@@ -136,12 +137,18 @@ def check_exclusive_options(to_resume: str, resume: bool, time: str, tokens: str
         raise UsageError("A resumed run keeps its preset, its config and its initial checkpoint.", "", fix)
 
 
-def yield_to_others() -> None:
-    """Let the threads sleep while they wait, if other processes keep the cores busy, and print that they do."""
+def yield_to_others(resumed: str | None) -> None:
+    """Use fewer threads if other processes keep the cores busy, and print so; a run that is `resumed` keeps its number."""
     from llamactl.cli.ui.console import progress
-    from llamactl.hardware.busy import avoid_spinning, describe_busy
+    from llamactl.errors import DataError
+    from llamactl.hardware.busy import avoid_crowding, describe_busy
+    from llamactl.runs.run_dir import RunDir
 
-    if busy := avoid_spinning():
+    recorded: Any = 0
+    if resumed is not None:
+        with suppress(DataError):  # which is told when the run is opened
+            recorded = RunDir.from_name(resumed).environment().get("threads")
+    if busy := avoid_crowding(recorded if isinstance(recorded, int) else 0):
         progress.print(f"{describe_busy(busy)}: training gets its share, and the measured peak rate is too low", style="yellow")
 
 

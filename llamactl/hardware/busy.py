@@ -1,4 +1,4 @@
-"""Notice other processes that keep the cores busy, and let OpenMP's threads sleep beside them instead of spin."""
+"""Notice other processes that keep the cores busy, and use fewer threads beside them, which sleep instead of spin."""
 
 import os
 import sys
@@ -37,20 +37,33 @@ def crowding_threads() -> int:
     return busy if busy + usable_cores() > (os.cpu_count() or 1) else 0
 
 
-def avoid_spinning() -> int:
-    """Let OpenMP's threads sleep while they wait, if others crowd the cores; return the number of busy threads found.
+def avoid_crowding(recorded: int = 0) -> int:
+    """Use fewer threads, which sleep while they wait, if others crowd the cores; return the number of busy threads found.
 
-    Call it before torch is imported, which reads the setting once. The number of threads stays, so the results do too.
+    A run that is resumed keeps the number of threads that was `recorded` when it began, as other sums of floats have other
+    last bits. Call it before torch is imported, which reads the settings once.
     """
     # Threads wait for each other at the end of every product. One whose core is shared arrives late, and as long as the
     # others spin, nothing else can run on theirs: beside four busy processes a run keeps an eighth of its speed. Those that
     # sleep take longer to wake up, which costs a third of the speed on an idle machine: hence not always.
     if "torch" in sys.modules or any(name in os.environ for name in SETTINGS):
         return 0
-    busy = crowding_threads()
+    busy, cores = crowding_threads(), usable_cores()
+    threads = recorded or (threads_beside(busy) if busy else cores)
+    if threads < cores:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
     if busy:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     return busy
+
+
+def threads_beside(busy: int) -> int:
+    """Return the threads that keep most of a fair share beside busy ones: one for each free core, at least half of all.
+
+    Two threads on cores that are shared wait for each other longer than one of them takes alone (docs/benchmarks.md).
+    """
+    cores = usable_cores()
+    return max(1, min(cores, max((os.cpu_count() or 1) - busy, cores // 2)))
 
 
 def describe_busy(threads: int) -> str:

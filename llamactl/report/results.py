@@ -28,7 +28,9 @@ def headline_results(subject: RunData) -> dict[str, Result]:
         "tokens": Result(f"{show_count(summary.tokens)} of {show_count(config.train.tokens)}"),
         "training time": Result(show_time(summary.seconds)),
         "speed, median": Result(f"{show_count(subject.speed)} tokens/s"),
-        "MFU, median": Result(f"{subject.mfu:.0%}"),
+        "MFU, median": Result(
+            f"{subject.mfu:.0%}" if subject.mfu <= 1 else "unknown: the peak rate was measured on a busy machine"
+        ),
         "peak memory": Result(show_bytes(subject.memory)),
         "steps": Result(f"{summary.step:,} of {summary.steps:,}"),
         "condition": Result(summary.condition),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llamactl.hardware import busy
+from llamactl.runs.run_dir import RunDir
 from tests.conftest import make_dataset
 
 
@@ -49,27 +50,51 @@ def test_a_system_that_does_not_say_counts_as_idle(load: Path, text: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("runnable", "set_before", "then"),
-    [(1, {}, None), (9, {}, "PASSIVE"), (9, {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), (9, {"OMP_NUM_THREADS": "1"}, None)],
+    ("runnable", "set_before", "recorded", "then"),
+    [
+        (1, {}, 0, {}),
+        (9, {}, 0, {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}),
+        (9, {}, 2, {"OMP_WAIT_POLICY": "PASSIVE"}),
+        (1, {}, 1, {"OMP_NUM_THREADS": "1"}),
+        (9, {"OMP_WAIT_POLICY": "ACTIVE"}, 0, {"OMP_WAIT_POLICY": "ACTIVE"}),
+        (9, {"OMP_NUM_THREADS": "3"}, 1, {"OMP_NUM_THREADS": "3"}),
+    ],
 )
-def test_threads_sleep_beside_others_unless_somebody_decided(
-    load: Path, monkeypatch: pytest.MonkeyPatch, runnable: int, set_before: dict[str, str], then: str | None
+def test_fewer_threads_that_sleep_beside_others_unless_somebody_decided(
+    load: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    runnable: int,
+    set_before: dict[str, str],
+    recorded: int,
+    then: dict[str, str],
 ) -> None:
     load.write_text(f"0.00 0.00 0.00 {runnable}/345 12345\n")
     monkeypatch.delitem(sys.modules, "torch")  # as if it were not imported yet
     for name in busy.SETTINGS:
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that what is set below is undone
+        monkeypatch.delenv(name)
     for name, value in set_before.items():
         monkeypatch.setenv(name, value)
-    assert busy.avoid_spinning() == (runnable - 1 if then == "PASSIVE" else 0)
-    assert os.environ.get("OMP_WAIT_POLICY") == then
+    assert busy.avoid_crowding(recorded) == (0 if set_before else runnable - 1)
+    assert {name: os.environ[name] for name in busy.SETTINGS if name in os.environ} == then
 
 
-def test_train_decides_before_torch_is_imported(home: Path, corpus: Path) -> None:
+def test_as_many_threads_as_are_free_and_at_least_half(load: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(busy, "usable_cores", lambda: 4)
+    assert [busy.threads_beside(others) for others in (1, 2, 3, 4, 50)] == [3, 2, 2, 2, 2]
+    monkeypatch.setattr(busy, "usable_cores", lambda: 1)
+    assert busy.threads_beside(9) == 1
+
+
+@pytest.mark.parametrize("words", ["--preset tiny", "--resume begun"])
+def test_train_decides_before_torch_is_imported(home: Path, corpus: Path, words: str) -> None:
     """OpenMP reads its settings once, when torch loads it: without a setting that sticks, nothing was gained."""
     make_dataset(home / "data" / "addresses", corpus)
-    lines = """
+    RunDir.from_name("begun").path.mkdir(parents=True)
+    RunDir.from_name("begun").environment_path.write_text('{"threads": 1}')
+    lines = f"""
 import os, sys
+from contextlib import suppress
 from unittest.mock import patch
 from llamactl.cli import app
 from llamactl.hardware import busy
@@ -78,10 +103,11 @@ for name in busy.SETTINGS:
 def crowded():
     assert "torch" not in sys.modules
     return 3
-with patch.object(busy, "crowding_threads", crowded), patch("llamactl.cli.train.run_training"):
-    app(["train", "--preset", "tiny"], standalone_mode=False)
-print(os.environ["OMP_WAIT_POLICY"])
+with patch.object(busy, "crowding_threads", crowded), patch.object(busy, "usable_cores", lambda: 2):
+    with patch("llamactl.cli.train.run_training"), patch("llamactl.cli.train.resume_run"):
+        app({["train", *words.split()]}, standalone_mode=False)
+print(os.environ["OMP_WAIT_POLICY"], os.environ["OMP_NUM_THREADS"])
 """
     done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=False)
-    assert done.stdout == "PASSIVE\n", done.stderr
+    assert done.stdout == "PASSIVE 1\n", done.stderr
     assert "This machine is busy (3 other threads on" in done.stderr

@@ -12,7 +12,7 @@ from llamactl.escape import escape_control_chars
 from llamactl.report.plots import Curve, sketch_plot
 from llamactl.training.events import Event, Resumed, Sampled, Saved, Stepped, Validated
 from llamactl.training.signals import STOPPING, StopRequests
-from llamactl.units import show_bytes, show_count, show_loss, show_time
+from llamactl.units import show_bytes, show_count, show_loss, show_mfu, show_time
 
 # Points of the curve that are kept; a terminal shows some hundreds.
 MOST_POINTS = 2_000
@@ -92,7 +92,7 @@ class View:
     def figures(self, event: Stepped) -> str:
         """Format a step on one line."""
         return (
-            f"loss {event.loss:.3f}  {show_count(event.tokens_per_second)} tok/s  MFU {event.mfu:.0%}  "
+            f"loss {event.loss:.3f}  {show_count(event.tokens_per_second)} tok/s  MFU {show_mfu(event.mfu)}  "
             f"{show_bytes(event.memory)}  {show_time(self.seconds_left)} left"
         )
 
@@ -140,7 +140,8 @@ class View:
                 ("loss", f"{step.loss:.3f} nats per token   learning rate {step.lr:.2g}   gradient norm {step.grad_norm:.2g}"),
                 (
                     "speed",
-                    f"{show_count(step.tokens_per_second)} tokens/s   MFU {step.mfu:.0%}   {show_bytes(step.memory)} of memory",
+                    f"{show_count(step.tokens_per_second)} tokens/s   MFU {show_mfu(step.mfu)}   "
+                    f"{show_bytes(step.memory)} of memory",
                 ),
             ]
         if self.validated:
