@@ -16,7 +16,6 @@ from llamactl.cli import (
     bench,
     config,
     data,
-    demo,
     doctor,
     evaluate,
     export,
@@ -53,7 +52,6 @@ REFUSALS = {
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, context_settings={"max_content_width": 100}
 )
-app.command(rich_help_panel="Start here", epilog="Example: llamactl demo")(demo.demo)
 app.command(rich_help_panel="Start here", epilog="Example: llamactl quickstart my.txt notes/ --time 10m")(quickstart.quickstart)
 for command, name, example in (
     (prepare.prepare, "prepare", "llamactl prepare sample"),

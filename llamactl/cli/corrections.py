@@ -59,8 +59,7 @@ COMMANDS = {
     "bench": "benchmark profile speed",
     "doctor": "check setup env diagnose gpu",
     "config": "settings presets options configure init",
-    "quickstart": "auto go one",
-    "demo": "tutorial example getstarted hello",
+    "quickstart": "auto go one demo tutorial example getstarted hello",
 }
 
 # Flags of other tools that are values here: --bf16 is --precision bf16.

@@ -56,12 +56,23 @@ class ModelConfig(Section):
     rope_scaling: float = Field(
         1.0, ge=1, le=1e6, description="positions are divided by it: linear interpolation, for a longer context"
     )
+    rope_original_context: Whole = Field(
+        0, ge=0, le=1 << 24, description="scale as Llama 3 does, from a context of so many tokens; 0: linearly"
+    )
+    rope_low_freq: float = Field(1.0, gt=0, le=1e6, description="Llama 3: wavelengths above context / it are scaled in full")
+    rope_high_freq: float = Field(4.0, gt=0, le=1e6, description="Llama 3: wavelengths below context / it are not scaled")
     norm_eps: float = Field(1e-5, ge=1e-12, le=1, description="epsilon of RMSNorm")
+    qk_norm: bool = Field(False, description="RMSNorm of queries and keys, each head; the model is then a Qwen3")
+    qkv_bias: bool = Field(False, description="biases of queries, keys and values; the model is then a Qwen2")
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> "ModelConfig":
+    def _settings_agree(self) -> "ModelConfig":
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})")
+        if self.qk_norm and self.qkv_bias:
+            raise ValueError("qk_norm is Qwen3's and qkv_bias is Qwen2's: no model that other programs load has both")
+        if self.rope_original_context and self.rope_low_freq >= self.rope_high_freq:
+            raise ValueError(f"rope_low_freq ({self.rope_low_freq}) must be below rope_high_freq ({self.rope_high_freq})")
         return self
 
 

@@ -6,6 +6,7 @@ Everything is read strictly: unknown keys, unexpected file names and wrong sizes
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,18 @@ class Dataset:
     tokenizer: Tokenizer
     train: Sequence[np.ndarray]
     val: Sequence[np.ndarray]
+
+    @cached_property
+    def byte_lengths(self) -> np.ndarray:
+        """Return the bytes of text that each id stands for, so that those of held-out text add up to its bytes.
+
+        A tokenizer that changes text, as one that lowers case or puts a space before it, stands for a few more or less.
+        """
+        lengths = self.tokenizer.byte_lengths
+        if self.tokenizer.lossless:
+            return lengths
+        counts = sum(np.bincount(shard, minlength=len(lengths)) for shard in map(np.asarray, self.val))
+        return np.asarray(lengths * (self.info.total("val", "text_bytes") / max(1, np.sum(counts * lengths))))
 
 
 @dataclass(frozen=True)

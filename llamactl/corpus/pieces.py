@@ -190,8 +190,7 @@ def _encode(job: Job) -> Receipt:
         for batch in _batches(_documents(job)):
             kept = [number for number, document in enumerate(batch) if document.place in writers]
             encoded = encode([batch[number].text for number in kept])
-            # One more token per document: end of text.
-            ends = np.cumsum(encoded.lengths + 1)
+            ends = np.cumsum(encoded.lengths + len(tokenizer.separator))
             fit = int(np.searchsorted(ends, remaining, side="right"))
             cut = fit < len(kept)
             read_here = batch[: kept[fit]] if cut else batch
@@ -200,7 +199,7 @@ def _encode(job: Job) -> Receipt:
             for split, writer in writers.items():
                 rows = np.array([n < fit and batch[number].place == split for n, number in enumerate(kept)], dtype=bool)
                 sizes = [document.size for document in read_here if document.place == split]
-                writer.add(encoded.with_end(rows, tokenizer.end), len(sizes), sum(sizes))
+                writer.add(encoded.with_separators(rows, tokenizer.separator), len(sizes), sum(sizes))
             remaining -= int(ends[fit - 1]) if fit else 0
             if cut:
                 break

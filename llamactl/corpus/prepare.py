@@ -265,9 +265,10 @@ def _store_tokenizer(
             fix = f"Give the tokenizer of the other shares, use --name NAME, or remove {folder.path}."
             raise DataError(what, "All shares of a dataset must have the same one.", fix)
         atomic.write_file(folder.tokenizer_path, tokenizer.description)
-    if encoder == "tiktoken" or encoders.encoders_agree(encoder, tokenizer, list(_training_text(source, recipe, CHECKED_TEXT))):
+    reference, checked = encoders.reference_encoder(tokenizer), _training_text(source, recipe, CHECKED_TEXT)
+    if encoder == reference or encoders.encoders_agree(encoder, tokenizer, list(checked)):
         return TokenizerReady(tokenizer.vocab_size, bool(size), encoder), tokenizer.digest
-    return TokenizerReady(tokenizer.vocab_size, bool(size), "tiktoken", refused=encoder), tokenizer.digest
+    return TokenizerReady(tokenizer.vocab_size, bool(size), reference, refused=encoder), tokenizer.digest
 
 
 def _training_text(source: Source, recipe: Recipe, most: int) -> Iterator[str]:

@@ -35,10 +35,10 @@ def check_dataset(folder: DatasetDir, split: Split | None = None) -> Iterator[tu
     yield folder.info_path.name, _inconsistency(folder, info)
     tokenizer = _tokenizer(folder, info)
     yield folder.tokenizer_path.name, "" if isinstance(tokenizer, Tokenizer) else tokenizer
-    lengths = tokenizer.byte_lengths if isinstance(tokenizer, Tokenizer) else None
+    known = tokenizer if isinstance(tokenizer, Tokenizer) else None
     for shard in info.shards:
         if split in (None, shard.split):
-            yield shard.file, _damage(folder, shard, info, lengths)
+            yield shard.file, _damage(folder, shard, info, known)
     yield from _unlisted_files(folder, info)
 
 
@@ -68,8 +68,8 @@ def _tokenizer(folder: DatasetDir, info: DatasetInfo) -> Tokenizer | str:
     return tokenizer
 
 
-def _damage(folder: DatasetDir, shard: Shard, info: DatasetInfo, lengths: np.ndarray | None) -> str:
-    """Describe what is wrong with a shard; `lengths` are the text bytes per id. Raises OutOfSpace for too many open files."""
+def _damage(folder: DatasetDir, shard: Shard, info: DatasetInfo, tokenizer: Tokenizer | None) -> str:
+    """Describe what is wrong with a shard; None for an unknown tokenizer. Raises OutOfSpace for too many open files."""
     path = folder.path / shard.file
     try:
         with open_file(path, folder.path) as file:
@@ -77,7 +77,7 @@ def _damage(folder: DatasetDir, shard: Shard, info: DatasetInfo, lengths: np.nda
             expected = HEADER + np.dtype(info.dtype).itemsize * shard.tokens
             if (size := os.fstat(file.fileno()).st_size) != expected:
                 return f"It has {size:,} bytes; {shard.tokens:,} tokens of dataset.json take {expected:,}."
-            return _content(file, shard, info, lengths)
+            return _content(file, shard, info, tokenizer)
     except DataError as error:
         raise_if_too_many_open_files(path, error.__cause__)
         return error.why
@@ -86,17 +86,19 @@ def _damage(folder: DatasetDir, shard: Shard, info: DatasetInfo, lengths: np.nda
         return f"It can't be read: {error}."
 
 
-def _content(file: BinaryIO, shard: Shard, info: DatasetInfo, lengths: np.ndarray | None) -> str:
+def _content(file: BinaryIO, shard: Shard, info: DatasetInfo, tokenizer: Tokenizer | None) -> str:
     # One pass computes the hash and all counts: reading the disk is the cost.
     digest, header = hashlib.sha256(), file.read(HEADER)
     digest.update(header)
     tokens = documents = text_bytes = 0
-    foreign, last = -1, info.vocab_size - 1
+    end, ending = (tokenizer.end, tokenizer.separator[-1]) if tokenizer else 2 * (info.vocab_size - 1,)
+    lengths = tokenizer.byte_lengths if tokenizer and tokenizer.lossless else None
+    foreign, last = -1, ending
     while data := file.read(CHUNK):
         digest.update(data)
         ids = np.frombuffer(data, info.dtype, len(data) // np.dtype(info.dtype).itemsize)
         foreign = max(foreign, int(ids.max(initial=0)))
-        tokens, documents, last = tokens + len(ids), documents + int((ids == info.vocab_size - 1).sum()), int(ids[-1])
+        tokens, documents, last = tokens + len(ids), documents + int((ids == end).sum()), int(ids[-1])
         # Ids beyond the vocabulary would be out of bounds of `lengths`; they are reported below.
         if lengths is not None and foreign < info.vocab_size:
             text_bytes += int(lengths[ids].sum())
@@ -107,7 +109,7 @@ def _content(file: BinaryIO, shard: Shard, info: DatasetInfo, lengths: np.ndarra
         return f"It holds {shape} {dtype}; dataset.json says {shard.tokens:,} {info.dtype}."
     if foreign >= info.vocab_size:
         return f"It holds the id {foreign:,}; the tokenizer has {info.vocab_size:,} ids."
-    if documents != shard.documents or last != info.vocab_size - 1:
+    if documents != shard.documents or last != ending:
         return f"It holds {tokens:,} tokens of {documents:,} documents; dataset.json says {shard.documents:,} documents."
     if lengths is not None and text_bytes != shard.text_bytes:
         return f"Its tokens are {text_bytes:,} bytes of text; dataset.json says {shard.text_bytes:,}."

@@ -20,7 +20,7 @@ from llamactl.tokenizer import gpt2_download
 from llamactl.units import show_bytes
 
 FOR_DEVELOPERS = {"dev", "test"}  # extras that only developers need
-LEAST = 100e6  # bytes that `llamactl demo` leaves on the disk
+LEAST = 100e6  # bytes that `llamactl quickstart` leaves on the disk
 PATIENCE = 3.0  # seconds for an answer from the network
 REFUSALS = (403, 407)  # HTTP statuses of a proxy or a server that denies access
 

@@ -85,17 +85,22 @@ class Ratio:
 
 def token_stream(tokenizer: Tokenizer, texts: Iterable[str]) -> np.ndarray:
     """Encode texts as in training: each ends with the end-of-text token, and the stream begins with one."""
-    end = np.array([tokenizer.end], dtype=np.uint32)
+    end = np.array(tokenizer.separator, dtype=np.uint32)
     return np.concatenate([end, *(part for text in texts for part in (tokenizer.encode(text), end))])
 
 
-def evaluate_streams(model: Llama, tokenizer: Tokenizer, shards: Sequence[np.ndarray], rests: bool) -> Evaluation:
+def evaluate_streams(
+    model: Llama, tokenizer: Tokenizer, shards: Sequence[np.ndarray], rests: bool, byte_lengths: np.ndarray | None = None
+) -> Evaluation:
     """Evaluate the model on all windows of token streams, in the dtype of its weights.
 
-    With `rests`, the incomplete last window of each stream counts too, which training omits. The end-of-text token counts as a
-    token, as in training, but has no bytes, so that bits per byte depend on the text only. Raises DataError without any tokens.
+    `byte_lengths` are the bytes of text of each id, by default the tokenizer's.
+
+    With `rests`, the incomplete last window of each stream counts too, which training omits. Control tokens count as tokens, as
+    in training, but have no bytes, so that bits per byte depend on the text only. Raises DataError without any tokens.
     """
-    objective, lengths = NextToken(model), torch.from_numpy(tokenizer.byte_lengths)
+    objective = NextToken(model)
+    lengths = torch.from_numpy(tokenizer.byte_lengths if byte_lengths is None else byte_lengths)
     tokens, text, seen = Ratio(), Ratio(), 0
     positions = np.zeros((2, model.config.context))
     for inputs, targets, *_ in _batches(shards, model.config.context, rests):
@@ -104,7 +109,7 @@ def evaluate_streams(model: Llama, tokenizer: Tokenizer, shards: Sequence[np.nda
         # The document of a token is numbered by the end-of-text tokens before it.
         documents = seen + (inputs == tokenizer.end).flatten().cumsum(0)
         seen = int(documents[-1])
-        wordy = (targets != tokenizer.end).flatten()
+        wordy = (lengths[targets] > 0).flatten()
         tokens.add(documents.numpy(), losses.flatten().numpy(), np.ones(targets.numel()))
         text.add(documents.numpy(), (losses.flatten() * wordy).numpy(), lengths[targets].flatten().numpy())
         positions[:, : inputs.shape[1]] += losses.sum(0).numpy(), np.full(inputs.shape[1], float(len(inputs)))

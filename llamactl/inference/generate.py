@@ -98,7 +98,7 @@ def generate_samples(model: Llama, tokenizer: Tokenizer, request: Request) -> It
     equal length form a batch with a shared cache.
     """
     said = [Completion(prompt, number) for prompt in request.prompts for number in range(1, request.samples + 1)]
-    ids = {prompt: [tokenizer.end, *tokenizer.encode(prompt).tolist()] for prompt in request.prompts}
+    ids = {prompt: tokenizer.encode_opening(prompt) for prompt in request.prompts}
     at_once = STREAMED.get(model.model.embed_tokens.weight.device.type, STREAMED_ON_GPU)
     batches: dict[int, list[Completion]] = {}
     for each in said:

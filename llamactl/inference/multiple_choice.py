@@ -84,10 +84,8 @@ def score_questions(model: Llama, tokenizer: Tokenizer, questions: list[Question
 @torch.inference_mode()
 def log_likelihoods(model: Llama, tokenizer: Tokenizer, question: Question) -> list[float]:
     """Return each choice's log-likelihood in nats given the context; a sequence that is too long loses its beginning."""
-    before = [tokenizer.end, *tokenizer.encode(question.context.rstrip(" ")).tolist()]
-    wholes = [
-        [tokenizer.end, *tokenizer.encode(f"{question.context.rstrip(' ')} {choice}").tolist()] for choice in question.choices
-    ]
+    before = tokenizer.encode_after_end(question.context.rstrip(" "))
+    wholes = [tokenizer.encode_after_end(f"{question.context.rstrip(' ')} {choice}") for choice in question.choices]
     kept = [whole[-(model.config.context + 1) :] for whole in wholes]
     width = max(map(len, kept))
     rows = torch.tensor([ids + [tokenizer.end] * (width - len(ids)) for ids in kept], device=model.lm_head.weight.device)

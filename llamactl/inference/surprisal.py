@@ -35,10 +35,11 @@ def measure_surprisal(model: Llama, tokenizer: Tokenizer, text: str) -> list[Pie
 
     After the first window, each token has at least half a context before it.
     """
-    ids = [tokenizer.end, *tokenizer.encode(text).tolist()]
+    ids = tokenizer.encode_after_end(text)
+    begin = len(ids) - len(tokenizer.encode(text))
     pieces: list[Piece] = []
     waiting, nats, expected = b"", 0.0, tuple[tuple[str, float], ...]()
-    for token, scores in _scores(model, ids):
+    for token, scores in _scores(model, ids, begin):
         logs = scores[: tokenizer.vocab_size].float().log_softmax(-1)
         if not waiting:
             expected = tuple(_expected(tokenizer, logs))
@@ -56,12 +57,12 @@ def bits_per_byte(pieces: list[Piece]) -> float:
     return sum(piece.bits for piece in pieces) / max(1, size)
 
 
-def _scores(model: Llama, ids: list[int]) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield each token after the first with the logits (V) that predicted it."""
+def _scores(model: Llama, ids: list[int], begin: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield each token from place `begin` on with the logits (V) that predicted it."""
     context = model.config.context
-    done = 1
+    done = begin
     while done < len(ids):
-        start = 0 if done == 1 else done - context // 2
+        start = 0 if done == begin else done - context // 2
         window = ids[start : start + context + 1]
         rows = model(torch.tensor([window[:-1]], device=model.lm_head.weight.device))[0].cpu()
         for place in range(done, start + len(window)):

@@ -34,7 +34,7 @@ def evaluate_at_the_end(
     if stopped or evaluated or step is None or step not in run.steps() or not final_eval_tokens(config.train, dataset.info):
         return
     model, tokenizer, state = load_model(run.checkpoint(step), device)
-    result = evaluate_streams(model, tokenizer, dataset.val, rests=False)
+    result = evaluate_streams(model, tokenizer, dataset.val, rests=False, byte_lengths=dataset.byte_lengths)
     yield Evaluated(
         step,
         state.tokens,

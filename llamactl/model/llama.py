@@ -29,16 +29,28 @@ class RotaryTable(NamedTuple):
     sin: Tensor
 
 
-def rotary_table(positions: Tensor, head_width: int, theta: float, scaling: float = 1.0) -> RotaryTable:
+def rotary_table(positions: Tensor, config: ModelConfig) -> RotaryTable:
     """Compute the angles of rotary position embedding (Su et al. 2021, arXiv 2104.09864).
 
-    The angles are fp32 in every precision of the model, because bf16 cannot distinguish positions above 256. `scaling` divides
+    The angles are fp32 in every precision of the model, because bf16 cannot distinguish positions above 256. Scaling divides
     the positions, so that a longer context uses the angles of a shorter one (position interpolation, Chen et al. 2023, arXiv
-    2306.15595).
+    2306.15595); Llama 3's way does so for long wavelengths only.
     """
-    channels = torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float32)
-    angles = (positions.float() / scaling)[:, None] * theta ** (-channels / head_width)
+    frequencies = rotary_frequencies(config, positions.device)
+    linear = 1.0 if config.rope_original_context else config.rope_scaling
+    angles = (positions.float() / linear)[:, None] * frequencies
     return RotaryTable(angles.cos(), angles.sin())
+
+
+def rotary_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
+    """Compute the radians per position of each pair of channels, E/2, with Llama 3's scaling where the config has it."""
+    channels = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32)
+    frequencies: Tensor = config.rope_theta ** (-channels / config.head_dim)
+    if not config.rope_original_context:
+        return frequencies
+    turns = config.rope_original_context * frequencies / (2 * math.pi)  # within the original context
+    kept = ((turns - config.rope_low_freq) / (config.rope_high_freq - config.rope_low_freq)).clamp(0, 1)
+    return kept * frequencies + (1 - kept) * frequencies / config.rope_scaling
 
 
 def apply_rotary(x: Tensor, by: RotaryTable) -> Tensor:
@@ -65,14 +77,18 @@ class Attention(nn.Module):
     """Causal self-attention with rotary position embedding; K < H is grouped-query attention."""
 
     def __init__(self, config: ModelConfig) -> None:
-        """Create the four projections, without biases."""
+        """Create the four projections, and what Qwen2 (biases) or Qwen3 (norms of queries and keys) add to a Llama."""
         super().__init__()
         self.head_width = config.head_dim
         query, key_value = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.dim, query, bias=False)
-        self.k_proj = nn.Linear(config.dim, key_value, bias=False)
-        self.v_proj = nn.Linear(config.dim, key_value, bias=False)
+        self.q_proj = nn.Linear(config.dim, query, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.dim, key_value, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.dim, key_value, bias=config.qkv_bias)
         self.o_proj = nn.Linear(query, config.dim, bias=False)
+        # Logits of attention stay bounded, so that a higher rate is stable (Dehghani et al. 2023, arXiv 2302.05442).
+        self.q_norm, self.k_norm = (
+            RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity() for _ in range(2)
+        )
 
     def forward(self, x: Tensor, by: RotaryTable, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
         """Map x (B T D) to the output of attention (B T D).
@@ -80,7 +96,7 @@ class Attention(nn.Module):
         With a cache, the keys and values of x are appended to it, and the queries attend to all positions stored in it.
         """
         q, k, v = (self._heads(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = apply_rotary(q, by), apply_rotary(k, by)
+        q, k = apply_rotary(self.q_norm(q), by), apply_rotary(self.k_norm(k), by)
         if cache is not None:
             k, v = cache.update(k, v)
         return self.o_proj(attention(q, k, v, mask).transpose(1, 2).flatten(2))
@@ -156,7 +172,7 @@ class Decoder(nn.Module):
         start, new = cache.length if cache else 0, tokens.shape[1]
         positions = torch.arange(start, start + new, device=tokens.device)
         mask = cache.mask(new, tokens.device) if cache else None
-        by = rotary_table(positions, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
+        by = rotary_table(positions, self.config)
         x = scale_channels(self.embed_tokens(tokens), dropout, 0)
         factors = repeat(None) if dropout is None else torch.split(dropout[:, 1:], 2, dim=1)
         again = self.activation_checkpointing and torch.is_grad_enabled()
@@ -201,18 +217,22 @@ class Llama(nn.Module):
         """Yield each parameter with its initial value, one at a time, from torch's CPU generator, which the caller seeds.
 
         Matrices are normal with standard deviation 0.02, divided by the square root of the number of matrices that write to the
-        residual stream for those that do (GPT-2). Gains are ones.
+        residual stream for those that do (GPT-2). Gains are ones, biases zeros.
         """
         for name, parameter in self.named_parameters():
             writers = 2 * self.config.n_layers if name.endswith(("o_proj.weight", "down_proj.weight")) else 1
             weights = torch.empty(parameter.shape, device="cpu")
-            yield parameter, weights.fill_(1.0) if parameter.ndim == 1 else weights.normal_(std=INIT_STD / math.sqrt(writers))
+            if parameter.ndim == 1:
+                yield parameter, weights.fill_(0.0 if name.endswith("bias") else 1.0)
+            else:
+                yield parameter, weights.normal_(std=INIT_STD / math.sqrt(writers))
 
 
 def num_params(config: ModelConfig) -> int:
     """Return the number of parameters of a config without building the model; a tied matrix counts once."""
     attention = 2 * config.dim * (config.n_heads + config.n_kv_heads) * config.head_dim
-    block = attention + 3 * config.dim * config.ffn_dim + 2 * config.dim
+    added = 2 * config.head_dim * config.qk_norm + (config.n_heads + 2 * config.n_kv_heads) * config.head_dim * config.qkv_bias
+    block = attention + added + 3 * config.dim * config.ffn_dim + 2 * config.dim
     return config.n_layers * block + config.dim + num_embedding_params(config)
 
 

@@ -18,14 +18,15 @@ class PackedLinear(nn.Module):
     """
 
     def __init__(self, linear: nn.Linear) -> None:
-        """Pack the weights of a linear layer without bias; raises RuntimeError where oneDNN is not available."""
+        """Pack the weights of a linear layer; raises RuntimeError where oneDNN is not available."""
         super().__init__()
+        self.bias = linear.bias
         self.register_buffer("weight", torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), 1))
         self.weight: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x (... x inputs) by the transposed weights; the result is ... x outputs."""
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return product
 
 
@@ -33,8 +34,9 @@ class Int8Linear(nn.Module):
     """A linear layer with int8 weights and one scale per row (weight-only quantisation); its input is cast to bf16."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        """Quantise the weights of a linear layer without bias: 255 symmetric levels up to the row's largest absolute value."""
+        """Quantise the weights of a linear layer: 255 symmetric levels up to the row's largest absolute value."""
         super().__init__()
+        self.bias = linear.bias
         largest = linear.weight.detach().float().abs().amax(-1).clamp(min=1e-12)
         self.register_buffer("scales", largest / STEPS)
         self.register_buffer("rounded", (linear.weight.detach().float() / (largest / STEPS)[:, None]).round().to(torch.int8))
@@ -48,7 +50,8 @@ class Int8Linear(nn.Module):
             product = torch._weight_int8pack_mm(rows, self.rounded, torch.ones_like(self.scales, dtype=torch.bfloat16))
         else:
             product = F.linear(rows, self.rounded.to(torch.bfloat16))
-        return (product.float() * self.scales).to(x.dtype).view(*x.shape[:-1], -1)
+        scaled = product.float() * self.scales
+        return (scaled if self.bias is None else scaled + self.bias).to(x.dtype).view(*x.shape[:-1], -1)
 
 
 def convert_weights(model: Llama, kind: str) -> Llama:

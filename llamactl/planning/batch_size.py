@@ -11,9 +11,9 @@ from llamactl.planning.memory import free_memory, held_bytes, window_bytes
 # with 2.6M parameters (docs/recipe.md), for 1.3 billion published runs are best with about 262,144.
 STEP_AT, STEP_EXPONENT = (245_760, 1_024), 0.65
 LARGEST_STEP = 524_288
-# Muon's products take as long for a few tokens as for many: a step has enough tokens that they are at most a seventh of the
-# work of its gradients.
-MUON_SHARE = 1 / 7
+# Muon's products take as long for a few tokens as for many: a step has enough tokens that they are at most three sevenths of
+# the work of its gradients. More of them, in shorter steps, cost more time than they gain (docs/recipe.md).
+MUON_SHARE = 3 / 7
 # Tokens of a micro-batch above which a device gains no speed: a CPU's caches overflow, a GPU is busy already.
 MICRO_TOKENS = {"cpu": 2_048}
 MICRO_TOKENS_ON_GPU = 32_768

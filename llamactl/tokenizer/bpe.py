@@ -1,6 +1,6 @@
-"""Byte-level BPE tokenizers, stored as a Hugging Face tokenizer.json; tiktoken encodes.
+"""Tokenizers, stored as a Hugging Face tokenizer.json: those that llamactl learns, and those of other models.
 
-The last id of each vocabulary is the end-of-text token, which ends every document and opens every sample.
+A token ends every document, and one begins every sample; in llamactl's own vocabularies both are the last id.
 """
 
 import hashlib
@@ -17,7 +17,9 @@ import numpy as np
 
 from llamactl.errors import DataError, UsageError
 from llamactl.storage.records import parse_json, read_text
+from llamactl.tokenizer.byte_level import BYTE_OF, CHARACTER_OF
 from llamactl.tokenizer.gpt2_download import find_vocabulary
+from llamactl.tokenizer.library import LibraryTokenizer, Parts
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -26,37 +28,32 @@ END_OF_TEXT = "<|endoftext|>"
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 
-def _printable_bytes() -> dict[str, int]:
-    """Return the byte of each character of GPT-2's alphabet, printable ones for all 256 bytes (openai/gpt-2, encoder.py)."""
-    # Bytes that are printable in Latin-1 stand for themselves, the others have the characters from U+0100 on.
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + k): byte for k, byte in enumerate(others)}
-
-
-BYTE_OF = _printable_bytes()
-CHARACTER_OF = {byte: character for character, byte in BYTE_OF.items()}
-
-
 class Tokenizer:
-    """A byte-level BPE tokenizer, which gives exactly the ids that its tokenizer.json defines."""
+    """A tokenizer that gives exactly the ids that its tokenizer.json defines.
+
+    tiktoken encodes plain byte-level BPE, as llamactl makes it; all others are the `tokenizers` library's.
+    """
 
     def __init__(self, description: str) -> None:
-        """Parse the text of a tokenizer.json; raises DataError when it is not byte-level BPE that tiktoken can encode."""
+        """Parse the text of a tokenizer.json; raises DataError when it can't be used."""
         self.description = description
+        self.library: LibraryTokenizer | None = None
         try:
-            self._bytes = _vocabulary(parse_json(description))
+            tree = parse_json(description)
+            if _is_plain(tree):
+                spelled = _vocabulary(tree)
+                parts = Parts([*spelled, b""], len(spelled), (len(spelled),))
+            else:
+                self.library = LibraryTokenizer(description, tree)
+                parts = self.library.parts
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError("This tokenizer.json can't be used.", f"It is not plain byte-level BPE: {error}.") from error
+            why = f"It has no {error}." if isinstance(error, KeyError) else f"{str(error)[:1].upper()}{str(error)[1:]}."
+            raise DataError("This tokenizer.json can't be used.", why) from error
+        self._bytes, self.end, self.start, self.lossless = parts
 
     @property
     def vocab_size(self) -> int:
-        """Return the number of ids, the end-of-text token included."""
-        return len(self._bytes) + 1
-
-    @property
-    def end(self) -> int:
-        """Return the id of the end-of-text token."""
+        """Return the number of ids, control tokens included."""
         return len(self._bytes)
 
     @property
@@ -64,12 +61,27 @@ class Tokenizer:
         """Return the sha256 of the tokenizer.json."""
         return hashlib.sha256(self.description.encode()).hexdigest()
 
+    @property
+    def separator(self) -> tuple[int, ...]:
+        """Return the ids between two documents: the end-of-text token, and what begins a text where that is another one."""
+        return (self.end,) if self.start == (self.end,) else (self.end, *self.start)
+
     def encode(self, text: str) -> np.ndarray:
         """Encode a text as uint32 ids, never as a control token; raises UnicodeEncodeError on lone surrogates."""
         # Only for its error: tiktoken's own `encode` replaces lone surrogates silently, and decoding gives another text.
         text.encode("utf-8")
+        if self.library:
+            return self.library.encode(text)
         ids: np.ndarray = self._encoding.encode_to_numpy(text, disallowed_special=())
         return ids
+
+    def encode_opening(self, text: str) -> list[int]:
+        """Encode a text as a document begins: after the ids that begin one. It is never empty."""
+        return [*self.start, *self.encode(text).tolist()] or [self.end]
+
+    def encode_after_end(self, text: str) -> list[int]:
+        """Encode a text as a document begins, after at least one id, so that each id of the text is predicted by another."""
+        return [*(self.start or (self.end,)), *self.encode(text).tolist()]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Decode ids to text, without control tokens; bytes that are no complete character become U+FFFD."""
@@ -77,21 +89,21 @@ class Tokenizer:
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Decode ids to bytes, which may end in the middle of a character; control tokens have none."""
-        # The embedding has more rows than there are ids, so a model can sample ids above the end-of-text token too.
-        return b"".join(self._bytes[i] for i in ids if i < self.end)
+        # The embedding may have more rows than there are ids, so a model can sample ids above the last one.
+        return b"".join(self._bytes[i] for i in ids if i < len(self._bytes))
 
     @cached_property
     def byte_lengths(self) -> np.ndarray:
-        """Return the number of bytes of each id (int64, shape vocab_size; 0 for the end-of-text token)."""
-        return np.array([*map(len, self._bytes), 0])
+        """Return the number of bytes of each id (int64, shape vocab_size; 0 for control tokens)."""
+        return np.array([*map(len, self._bytes)])
 
     @cached_property
     def _encoding(self) -> Any:
         """Build tiktoken's encoding, once."""
         import tiktoken
 
-        # tiktoken merges the pair with the lowest rank first, and its rank is its id: hence the checks in _vocabulary.
-        ranks = {token: rank for rank, token in enumerate(self._bytes)}
+        # tiktoken merges the pair with the lowest rank first, and its rank is its id: hence the checks in _is_plain.
+        ranks = {token: rank for rank, token in enumerate(self._bytes[: self.end])}
         return tiktoken.Encoding(
             "llamactl", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: self.end}
         )
@@ -106,26 +118,36 @@ def read_tokenizer(path: Path, root: Path | None = None) -> Tokenizer:
         raise DataError(message, error.why, error.fix) from error
 
 
+# Options of BPE with which other ids result than tiktoken's.
+OTHER_IDS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
+
+
+def _is_plain(tree: dict[str, Any]) -> bool:
+    """Check whether tiktoken, which merges by id, gives the ids of a tokenizer.json; raises what a malformed one causes."""
+    model, splitter = tree["model"], tree["pre_tokenizer"]
+    if model["type"] != "BPE" or tree["normalizer"] is not None or any(model.get(name) for name in OTHER_IDS):
+        return False
+    # ByteLevel with GPT-2's pattern and no prefix space.
+    if not splitter or splitter["type"] != "ByteLevel" or splitter["add_prefix_space"] or not splitter.get("use_regex", True):
+        return False
+    vocabulary = {token: i for token, i in model["vocab"].items() if token != END_OF_TEXT}
+    # Dense ids that hold all 256 bytes, and the end-of-text token as the last one.
+    if sorted(vocabulary.values()) != list(range(len(vocabulary))) or not set(BYTE_OF) <= vocabulary.keys() or "" in vocabulary:
+        return False
+    if [(t["content"], t["id"], t["special"]) for t in tree["added_tokens"]] != [(END_OF_TEXT, len(vocabulary), True)]:
+        return False
+    # The first 256 ids are bytes, so every further id is the result of one merge, in the order of ids.
+    pairs = [_pair(merge) for merge in model["merges"]]
+    if any(len(pair) != 2 or not set(pair) <= vocabulary.keys() for pair in pairs):
+        return False
+    merged = [vocabulary.get("".join(pair), -1) for pair in pairs]
+    return merged == sorted(set(merged)) and len(merged) == len(vocabulary) - 256
+
+
 def _vocabulary(tree: dict[str, Any]) -> list[bytes]:
-    """Return the bytes of each id; raises ValueError when tiktoken, which merges by id, would give other ids than `tree`."""
-    if tree["model"]["type"] != "BPE" or tree["normalizer"] is not None:
-        raise ValueError("its model must be BPE, without a normalizer")
-    splitter = tree["pre_tokenizer"]
-    if splitter["type"] != "ByteLevel" or splitter["add_prefix_space"] or not splitter.get("use_regex", True):
-        raise ValueError("its pre-tokenizer must be ByteLevel with GPT-2's pattern and no prefix space")
+    """Return the bytes of each id of a plain byte-level BPE, but for the end-of-text token."""
     vocabulary = {token: i for token, i in tree["model"]["vocab"].items() if token != END_OF_TEXT}
-    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
-    if [vocabulary[token] for token in tokens] != list(range(len(tokens))) or not set(BYTE_OF) <= set(tokens):
-        raise ValueError("its ids must be dense and hold all 256 bytes")
-    if "" in vocabulary:
-        raise ValueError("an id must stand for a byte at least")
-    if [(t["content"], t["id"]) for t in tree["added_tokens"]] != [(END_OF_TEXT, len(tokens))]:
-        raise ValueError(f"its only added token must be {END_OF_TEXT}, with the last id")
-    # The first 256 ids are bytes, so every further id is the result of one merge.
-    merged = [vocabulary["".join(_pair(merge))] for merge in tree["model"]["merges"]]
-    if merged != sorted(set(merged)) or len(merged) != len(tokens) - 256:
-        raise ValueError("its merges must be in the order of their ids")
-    return [bytes(BYTE_OF[character] for character in token) for token in tokens]
+    return [bytes(BYTE_OF[character] for character in token) for token in sorted(vocabulary, key=vocabulary.__getitem__)]
 
 
 def _pair(merge: str | Sequence[str]) -> Sequence[str]:

@@ -32,7 +32,7 @@ class Validation(NamedTuple):
 def validate_model(objective: NextToken, dataset: Dataset, config: Config, world: World) -> Validation | None:
     """Measure the loss on `eval_tokens` tokens of the held-out windows; None where there is no window.
 
-    Bits per byte do not depend on the tokenizer. The end-of-text token has no bytes, so they leave it out. The standard error
+    Bits per byte do not depend on the tokenizer. Control tokens have no bytes, so they leave them out. The standard error
     is over windows, as tokens of one window are not independent.
     """
     windows = Windows(dataset.val, config.model.context)
@@ -41,7 +41,7 @@ def validate_model(objective: NextToken, dataset: Dataset, config: Config, world
     count = max(1, min(len(windows), config.train.eval_tokens // config.model.context))
     # Evenly spaced windows, not random ones: each validation of a run measures the same text, from all of it.
     indices = np.linspace(0, len(windows) - 1, count).round().astype(np.int64)
-    lengths = torch.from_numpy(dataset.tokenizer.byte_lengths)
+    lengths = torch.from_numpy(dataset.byte_lengths)
     # Nats, nats of text, bytes of text, and the squares of the windows' nats.
     sums = torch.zeros(4, dtype=torch.float64)
     # Every rank runs the same number of batches, as FSDP's gathers need all of them; a surplus one has `counts` False.
@@ -50,7 +50,7 @@ def validate_model(objective: NextToken, dataset: Dataset, config: Config, world
         # Eager: its shapes are rare, and it checks the compiled loss against an uncompiled one.
         with disable_compile(), world.precision.compute(world.device):
             losses = objective.per_token(inputs.to(world.device), targets.to(world.device)).cpu().double()
-        text = losses[targets != dataset.tokenizer.end]
+        text = losses[lengths[targets] > 0]
         sums += counts * torch.stack([losses.sum(), text.sum(), lengths[targets].sum(), losses.sum(1).square().sum()])
     nats, text_nats, text_bytes, squares = world.all_reduce_sum(sums).tolist()
     variance = max(0.0, squares / count - (nats / count) ** 2)
@@ -73,8 +73,7 @@ def sample_prompts(objective: NextToken, dataset: Dataset, config: Config, world
 def sample_prompt(model: Llama, prompt: str, seed: int, dataset: Dataset, config: Config) -> str:
     """Sample up to `train.sample_tokens` tokens after a prompt; return their text, up to the end of the document."""
     tokenizer = dataset.tokenizer
-    # Training text has an end-of-text token before each document, so a prompt starts with one too.
-    tokens = [[tokenizer.end, *tokenizer.encode(prompt).tolist()]]
+    tokens = [tokenizer.encode_opening(prompt)]
     decoding = (step.tokens.item() for step in decode_tokens(model, tokens, tokenizer.vocab_size, Sampler(), [seed]))
     return tokenizer.decode(
         map(int, takewhile(lambda token: token != tokenizer.end, islice(decoding, config.train.sample_tokens)))

@@ -205,7 +205,7 @@ def test_a_bug_is_called_one_and_debug_shows_where(monkeypatch: pytest.MonkeyPat
     assert "Traceback" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["", "prepare", "train", "plot-loss", "sample", "demo"])
+@pytest.mark.parametrize("command", ["", "prepare", "train", "plot-loss", "sample", "quickstart"])
 def test_help_fits_and_has_an_example(command: str) -> None:
     text = run(f"{command} --help").stdout
     assert all(len(line) <= 100 for line in text.splitlines())

@@ -79,7 +79,7 @@ def test_turned_rows_give_the_same_scores(saved: Path) -> None:
     model, _, _ = checkpoint_io.load_model(saved, torch.device("cpu"))
     block = model.model.layers[0]
     assert isinstance(block, Block)
-    x, by = torch.randn(1, 5, 64), rotary_table(torch.arange(5), 16, 10_000.0)
+    x, by = torch.randn(1, 5, 64), rotary_table(torch.arange(5), ModelConfig(head_dim=16))
 
     def neighbours(values: torch.Tensor) -> torch.Tensor:
         even, odd = values[..., 0::2], values[..., 1::2]

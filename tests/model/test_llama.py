@@ -75,7 +75,7 @@ def test_the_residual_stream_is_raw() -> None:
     for writer in (block.self_attn.o_proj, block.mlp.down_proj):
         nn.init.zeros_(writer.weight)
     x = 5 + 3 * torch.randn(1, 4, SMALL.dim)
-    assert torch.equal(block(x, rotary_table(torch.arange(4), 8, 10_000.0)), x)
+    assert torch.equal(block(x, rotary_table(torch.arange(4), ModelConfig(head_dim=8))), x)
 
 
 def test_there_is_a_final_norm(model: Llama, tokens: torch.Tensor) -> None:
@@ -88,7 +88,7 @@ def test_there_is_a_final_norm(model: Llama, tokens: torch.Tensor) -> None:
 
 def test_positions_above_256_have_angles_of_their_own() -> None:
     """In the notebook positions were bf16, which has no odd integers above 256."""
-    by = rotary_table(torch.arange(4096), 64, 10_000.0)
+    by = rotary_table(torch.arange(4096), ModelConfig(head_dim=64))
     assert by.cos.dtype == torch.float32
     angles = torch.stack([by.cos[:, 0], by.sin[:, 0]], -1)
     assert (angles[1:] - angles[:-1]).norm(dim=-1).min() > 0.5
@@ -99,7 +99,7 @@ def test_positions_above_256_have_angles_of_their_own() -> None:
 def test_angles_stay_fp32_when_the_model_computes_in_bf16(model: Llama) -> None:
     """Moving a shape with bf16 weights by 1 must change the scores also far out."""
     model = model.to(torch.bfloat16)
-    by = rotary_table(torch.arange(300, 302), SMALL.head_dim, SMALL.rope_theta)
+    by = rotary_table(torch.arange(300, 302), SMALL)
     x = torch.ones(1, 1, 1, SMALL.head_dim, dtype=torch.bfloat16)
     turned = apply_rotary(x.expand(1, 1, 2, SMALL.head_dim), by)
     assert turned.dtype == torch.bfloat16
@@ -110,8 +110,8 @@ def test_scores_depend_on_distances_only() -> None:
     q, k = torch.randn(2, 1, 1, 1, 16)
     scores = [
         (
-            apply_rotary(q, rotary_table(torch.tensor([at + 5]), 16, 1e4))
-            * apply_rotary(k, rotary_table(torch.tensor([at]), 16, 1e4))
+            apply_rotary(q, rotary_table(torch.tensor([at + 5]), ModelConfig(head_dim=16)))
+            * apply_rotary(k, rotary_table(torch.tensor([at]), ModelConfig(head_dim=16)))
         )
         .sum()
         .item()
@@ -126,7 +126,9 @@ def test_scaled_positions_rotate_as_those_they_are_divided_to(
 ) -> None:
     """At `factor` times the positions a model scaled by it is the unscaled one."""
     arange, positions = torch.arange, torch.arange(1024)
-    scaled, plain = rotary_table(positions * factor, 64, 1e4, float(factor)), rotary_table(positions, 64, 1e4)
+    config = ModelConfig(head_dim=64)
+    divided = config.model_copy(update={"rope_scaling": float(factor)})
+    scaled, plain = rotary_table(positions * factor, divided), rotary_table(positions, config)
     assert torch.equal(scaled.cos, plain.cos)
     assert torch.equal(scaled.sin, plain.sin)
     model, longer = Llama(SMALL), Llama(SMALL.model_copy(update={"rope_scaling": float(factor)}))

@@ -75,8 +75,10 @@ def test_an_encoder_that_errs_is_found_out(documents: list[str], monkeypatch: py
 
 def test_only_the_chosen_rows_are_ended() -> None:
     encoded = Encoded(np.arange(6, dtype=np.uint32), np.array([2, 0, 1, 3]))
-    assert encoded.with_end(np.array([True, True, False, True]), 99).tolist() == [0, 1, 99, 99, 3, 4, 5, 99]
-    assert encoded.with_end(np.zeros(4, dtype=bool), 99).tolist() == []
+    rows = np.array([True, True, False, True])
+    assert encoded.with_separators(rows, (99,)).tolist() == [0, 1, 99, 99, 3, 4, 5, 99]
+    assert encoded.with_separators(rows, (99, 7)).tolist() == [0, 1, 99, 7, 99, 7, 3, 4, 5, 99, 7]
+    assert encoded.with_separators(np.zeros(4, dtype=bool), (99,)).tolist() == []
 
 
 def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
