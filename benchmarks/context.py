@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from llamactl.checkpoint import huggingface as checkpoint_huggingface
 from llamactl.checkpoint import io as checkpoint_io
+from llamactl.checkpoint.hf_config import read_hf_config
 from llamactl.config.schema import Config, build_config, preset_settings
 from llamactl.corpus.batches import Windows
 from llamactl.corpus.dataset import Dataset, DatasetDir
@@ -52,7 +52,7 @@ def trained(config: Config, dataset: Dataset, folder: Path) -> Path:
 @torch.no_grad()
 def nats(path: Path, scaling: float, dataset: Dataset, world: World) -> tuple[float, float, float]:
     """Mean loss of a checkpoint on held-out windows: all positions, those the short model knows, and those beyond."""
-    model = Llama(checkpoint_huggingface.read_hf_config(path).model_copy(update={"context": LONG, "rope_scaling": scaling}))
+    model = Llama(read_hf_config(path).model_copy(update={"context": LONG, "rope_scaling": scaling}))
     checkpoint_io.restore_weights(path, model)
     objective, windows = NextToken(model.to(world.device)), Windows(dataset.val, LONG)
     numbers = np.linspace(0, len(windows) - 1, min(EVALUATED, len(windows))).round().astype(np.int64)

@@ -23,7 +23,7 @@ import torch
 
 from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint import io as checkpoint_io
-from llamactl.checkpoint.huggingface import hf_config
+from llamactl.checkpoint.hf_config import hf_config
 from llamactl.config.schema import Config, build_config, preset_settings
 from llamactl.export.gguf import export_gguf
 from llamactl.inference.benchmark import benchmark_decoding, reading_rate

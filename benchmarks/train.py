@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llamactl.checkpoint.huggingface import hf_config
+from llamactl.checkpoint.hf_config import hf_config
 from llamactl.config.schema import Config, build_config, preset_settings
 from llamactl.corpus.dataset import Dataset
 from llamactl.corpus.dataset_info import DatasetInfo, Recipe

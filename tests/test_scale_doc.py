@@ -126,7 +126,7 @@ def test_the_pods_find_one_another_and_have_time_to_save() -> None:
 
 
 def test_the_file_for_torchtitan_is_python_and_reads_what_we_write() -> None:
-    from llamactl.checkpoint.huggingface import hf_config
+    from llamactl.checkpoint.hf_config import hf_config
     from llamactl.config.schema import build_config, preset_settings
 
     (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)

@@ -17,7 +17,7 @@ from llamactl.checkpoint import safetensors_io
 from llamactl.distributed import dtensor
 from llamactl.errors import DataError
 from llamactl.model.llama import Llama
-from llamactl.storage.records import LARGEST_RECORD, Count, Record, hash_file, read_file, read_record
+from llamactl.storage.records import LARGEST_RECORD, Count, Record, hash_file, read_file, read_object, read_record
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 # Maps each tensor to its file, if there are several.
@@ -28,6 +28,10 @@ LARGEST = 5_000_000_000
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 # Files that every checkpoint has, besides state.json and one or more files of weights.
 REQUIRED = {OPTIMIZER, "config.json", "tokenizer.json"}
+WHY_MISSING = {
+    WEIGHTS: "Only safetensors are read, as a pickle can run any code: save it with save_pretrained, or merge the adapter.",
+    "tokenizer.json": "Only fast tokenizers are read: save it with AutoTokenizer.from_pretrained(...).save_pretrained(...).",
+}
 # The keys of torch.amp.GradScaler.state_dict().
 SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 
@@ -161,14 +165,52 @@ def _natural_key(name: str) -> list[str | int]:
     return [int(word) if word.isdecimal() else word for word in name.split(".")]
 
 
-def checkpoint_root(path: Path) -> Path:
-    """Return the folder below which no part of a checkpoint may be a link: its run's, or its own outside of a run."""
+def is_foreign(path: Path) -> bool:
+    """Check whether a folder is a model that another program saved: it has a config.json, and nothing that only is here."""
+    own = (STATE, OPTIMIZER)  # one that lost its state.json is a damaged checkpoint
+    return os.path.lexists(path / "config.json") and not any(os.path.lexists(path / name) for name in own)
+
+
+def checkpoint_root(path: Path) -> Path | None:
+    """Return the folder below which no part of a checkpoint may be a link: its run's, or its own outside of a run.
+
+    None for another program's folder: in the hub's cache all its files are links.
+    """
+    if is_foreign(path):
+        return None
     run = path.parent.parent
     return run if path.parent.name == "checkpoints" and os.path.lexists(run / "config.toml") else path
 
 
+def locate_file(path: Path, name: str) -> Path:
+    """Return the path of a file of a checkpoint; in another program's folder links are followed."""
+    return (path / name).resolve() if is_foreign(path) else path / name
+
+
+def describe_foreign(path: Path) -> State:
+    """Build the state of a model that another program saved: step 0, and the hashes of its files; raises DataError."""
+    names = [WEIGHTS] if os.path.lexists(path / WEIGHTS) else _indexed_files(path)
+    missing = [name for name in (*names, "tokenizer.json") if not (path / name).exists()]
+    if missing:
+        raise DataError(f"{path} has no {missing[0]}.", WHY_MISSING.get(missing[0], "It is listed, and not there."))
+    files = {name: hash_file(locate_file(path, name)) for name in (*names, "config.json", "tokenizer.json")}
+    return State(step=0, tokens=0, seconds=0.0, files=files)
+
+
+def _indexed_files(path: Path) -> list[str]:
+    """Return the files of weights that an index lists; `WEIGHTS`, which is missing, without an index."""
+    if not (path / INDEX).exists():
+        return [WEIGHTS]
+    files = sorted(set(map(str, read_object(locate_file(path, INDEX)).get("weight_map", {}).values())))
+    if files != find_weights(files) or not files:
+        raise DataError(f"{path / INDEX} can't be used.", "It names files of weights that are not model-N-of-M.safetensors.")
+    return files
+
+
 def read_state(path: Path) -> State:
-    """Read state.json without checking any digest; raises DataError."""
+    """Read state.json without checking any digest, or describe another program's folder; raises DataError."""
+    if is_foreign(path):
+        return describe_foreign(path)
     return read_record(path / STATE, State, checkpoint_root(path))
 
 
@@ -181,7 +223,13 @@ def read_verified_state(path: Path) -> State:
 
 
 def check_files(path: Path) -> Iterator[tuple[Path, str]]:
-    """Yield each file of a checkpoint, state.json first, with a description of its damage; empty if it is intact."""
+    """Yield each file of a checkpoint, state.json first, with a description of its damage; empty if it is intact.
+
+    Another program's folder has no hashes to compare with: it is intact when its files can be read.
+    """
+    if is_foreign(path):
+        yield from ((path / name, "") for name in describe_foreign(path).files)
+        return
     try:
         state = read_state(path)
         written = read_file(path / STATE, checkpoint_root(path))

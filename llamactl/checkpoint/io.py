@@ -3,7 +3,7 @@
 No pickle: tensors are safetensors, the rest is JSON. state.json is written last and has the hashes of the other files.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,13 @@ from llamactl.checkpoint.format import (
     State,
     checkpoint_root,
     find_weights,
+    is_foreign,
+    locate_file,
     read_state,
     read_verified_state,
 )
-from llamactl.checkpoint.huggingface import description_files, read_hf_config
+from llamactl.checkpoint.hf_config import read_hf_config
+from llamactl.checkpoint.huggingface import description_files, read_opening
 from llamactl.checkpoint.select import retry_while_pruned
 from llamactl.config.schema import ModelConfig
 from llamactl.distributed import dtensor
@@ -105,30 +108,44 @@ def restore_weights(path: Path, model: Llama) -> State:
 
 def _copy_weights(path: Path, state: State, model: Llama) -> None:
     """Copy the weights of a checkpoint into a model; raises DataError before any is changed."""
-    # A tied head is the embedding, and only that is stored.
-    alias = {"lm_head.weight"} if model.config.tie_embeddings else set()
-    expected = {name: tensor for name, tensor in model.state_dict().items() if name not in alias}
-    files, root = [path / name for name in find_weights(state.files)], checkpoint_root(path)
-    stored = {name: shape for file in files for name, shape in safetensors_io.read_shapes(file, root).items()}
-    if stored != {name: tuple(tensor.shape) for name, tensor in expected.items()}:
-        why = "Its tensors have other names or shapes than the config of this run."
-        raise DataError(f"{path / (INDEX if len(files) > 1 else WEIGHTS)} does not fit this run.", why)
-    for file in files:
-        for name, tensor in safetensors_io.iter_tensors(file, root):
-            dtensor.copy_into(expected[name], tensor)
+    _check_shapes(path, state, model.config, "does not fit this run")
+    expected = model.state_dict()
+    for name, tensor in _iter_weights(path, state, model.config):
+        dtensor.copy_into(expected[name], tensor)
+
+
+def _iter_weights(path: Path, state: State, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights of a checkpoint by name, one at a time, without what follows from the others."""
+    for file in _weight_files(path, state):
+        yield from ((n, t) for n, t in safetensors_io.iter_tensors(file, checkpoint_root(path)) if not _is_derived(n, config))
+
+
+def _weight_files(path: Path, state: State) -> list[Path]:
+    return [locate_file(path, name) for name in find_weights(state.files)]
+
+
+def _is_derived(name: str, config: ModelConfig) -> bool:
+    """Check for what other programs store although it follows: a head tied to the embedding, frequencies of RoPE."""
+    return (name == "lm_head.weight" and config.tie_embeddings) or name.endswith("rotary_emb.inv_freq")
 
 
 def load_model(path: Path, device: torch.device) -> tuple[Llama, Tokenizer, State]:
-    """Load a checkpoint: its model in eval mode, its tokenizer and its state; raises DataError."""
+    """Load a checkpoint, or a folder that another program saved: its model in eval mode and fp32, its tokenizer, its state.
+
+    Raises DataError.
+    """
     state, root = read_verified_state(path), checkpoint_root(path)
-    config, tokenizer = read_hf_config(path, root), read_tokenizer(path / "tokenizer.json", root)
+    config, tokenizer = read_hf_config(path, root), read_tokenizer(locate_file(path, "tokenizer.json"), root)
+    if is_foreign(path):
+        tokenizer.start = read_opening(path, tokenizer)
     if tokenizer.vocab_size > config.vocab_size:
         why = f"It has {tokenizer.vocab_size:,} ids; config.json has rows for {config.vocab_size:,}."
         raise DataError(f"{path / 'tokenizer.json'} is not the model's.", why)
     _check_shapes(path, state, config)
     with torch.device("meta"):
         model = Llama(config)
-    weights = load_weights(path, state.files)
+    # fp32 whatever they are stored in: products of bf16 are exact in it, and a CPU is no slower.
+    weights = {name: tensor.float() for name, tensor in _iter_weights(path, state, config)}
     if config.tie_embeddings:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.load_state_dict(weights, assign=True)
@@ -136,20 +153,27 @@ def load_model(path: Path, device: torch.device) -> tuple[Llama, Tokenizer, Stat
     return model.to(device).eval(), tokenizer, state
 
 
-def _check_shapes(path: Path, state: State, config: ModelConfig) -> None:
+def _check_shapes(path: Path, state: State, config: ModelConfig, verdict: str = "is not the model's") -> None:
     """Compare the shapes of a model with the headers of the weights, before it is built; raises DataError."""
-    files = [path / name for name in find_weights(state.files)]
-    stored = {name: shape for file in files for name, shape in safetensors_io.read_shapes(file, checkpoint_root(path)).items()}
-    # First by count, as config.json may claim any number: 9 tensors per block, the embedding, the last norm, the head.
-    if len(stored) != 9 * config.n_layers + (2 if config.tie_embeddings else 3):
+    files = _weight_files(path, state)
+    stored = {
+        name: shape
+        for file in files
+        for name, shape in safetensors_io.read_shapes(file, checkpoint_root(path)).items()
+        if not _is_derived(name, config)
+    }
+    # First by count, as config.json may claim any number of layers, each of which has tensors.
+    if config.n_layers > len(stored):
         why = f"It has {config.n_layers:,} layers; the weights beside it have {len(stored):,} tensors."
         raise DataError(f"{path / 'config.json'} is not the model's.", why)
     with torch.device("meta"):
-        expected = Llama(config).state_dict()
-    for name, size in stored.items():
-        if name not in expected or tuple(expected[name].shape) != size:
-            why = f"{name}, of {list(size)}, has no place in a model as config.json describes it."
-            raise DataError(f"{path / WEIGHTS if len(files) == 1 else path / INDEX} is damaged.", why)
+        expected = {name: tuple(tensor.shape) for name, tensor in Llama(config).state_dict().items()}
+    expected = {name: shape for name, shape in expected.items() if not _is_derived(name, config)}
+    for name in sorted(stored.keys() | expected.keys()):
+        if stored.get(name) != expected.get(name):
+            found, due = (list(each[name]) if name in each else "missing" for each in (stored, expected))
+            why = f"{name} is {found} there, and {due} in a model of that config."
+            raise DataError(f"{path / (WEIGHTS if len(files) == 1 else INDEX)} {verdict}.", why)
 
 
 def open_model(

@@ -9,13 +9,15 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from llamactl.checkpoint.format import STATE, State, is_sound, read_state, read_verified_state
+from llamactl.checkpoint.format import STATE, State, is_foreign, is_sound, read_state, read_verified_state
+from llamactl.checkpoint.model_hub import PREFIX, download_model
 from llamactl.errors import DataError, UserError
 from llamactl.runs.run_dir import RunDir
 from llamactl.storage import atomic, locks
 from llamactl.storage.records import look_up, read_record
 
 T = TypeVar("T")
+MODEL = "RUN, RUN@STEP, RUN@best, the folder of a model, or hf:ORG/NAME"
 # Seconds to retry while a trainer prunes the checkpoints that are read.
 PATIENCE = 60
 # Errors that say nothing about the content of a file, and may be gone later.
@@ -136,14 +138,25 @@ def retry_while_pruned(name: str, work: Callable[[Path], T], resolve: Callable[[
 
 def locate_checkpoint(name: str) -> Path:
     """Find a checkpoint by name, as `find_checkpoint` does, or by the path of its folder; raises DataError."""
+    if name.startswith(PREFIX):
+        return download_model(name)
     path = Path(name)
-    # A single word is a name, unless it is a checkpoint in the current folder.
-    if len(path.parts) <= 1 and not os.path.lexists(path / STATE):
+    if name and (os.path.lexists(path / STATE) or is_foreign(path)):
+        return path
+    # A single word is a name, unless it is a model in the current folder.
+    if len(path.parts) <= 1:
         return find_checkpoint(name)
-    if not os.path.lexists(path / STATE):
-        fix = "A checkpoint is RUN, RUN@STEP, RUN@best or the path of a folder like runs/RUN/checkpoints/step-00000250."
-        raise DataError(f"{path} is not a checkpoint.", f"It has no {STATE}.", fix)
-    return path
+    why = "It has neither a state.json, as checkpoints here do, nor a config.json, as other programs' models do."
+    raise DataError(f"{path} is not a model.", why, f"A model is {MODEL}.")
+
+
+def describe_model(path: Path, state: State) -> str:
+    """Return what a model is called: its run and step, or the folder that another program saved."""
+    if not is_foreign(path):
+        return f"{path.absolute().parent.parent.name} at step {state.step:,}"
+    # The hub's cache: models--org--name/snapshots/commit.
+    stored = path.absolute().parent.parent.name
+    return stored.removeprefix("models--").replace("--", "/") if stored.startswith("models--") else path.absolute().name
 
 
 def find_best_step(run: RunDir, is_sound: Callable[[Path], bool] = lambda _: True) -> int | None:

@@ -62,6 +62,7 @@ def evaluate(
 
     require_run(run)
     from llamactl.checkpoint import io as checkpoint_io
+    from llamactl.checkpoint import select as checkpoint_select
     from llamactl.cli.ui.console import show_figures
     from llamactl.hardware.device import choose_device
     from llamactl.inference.lm_eval_harness import run_tasks
@@ -89,7 +90,7 @@ def evaluate(
         rows[Path(file).name] = describe_score(score)
     scores = run_tasks(path, tasks.split(","), target, limit) if tasks else None
     record |= {"tasks": scores.record} if scores else {}
-    show_figures(f"{path.parents[1].name} at step {state.step:,}", rows, record if json else None)
+    show_figures(checkpoint_select.describe_model(path, state), rows, record if json else None)
     if scores and not json:
         show_scores(scores)
 
@@ -126,7 +127,7 @@ def evaluate_dataset(
     run = RunDir(path.absolute().parent.parent)
     folder = DatasetDir.from_name(data or (run.config().data.name if os.path.lexists(run.config_path) else ""))
     dataset = folder.open()
-    if dataset.info.tokenizer != tokenizer.digest:
+    if dataset.tokenizer.identity != tokenizer.identity:
         fix = "Evaluate its text instead, with the model's tokenizer: llamactl eval FILES"
         raise DataError(
             f"The dataset {dataset.name} has another tokenizer than the model.", "The same ids mean other text.", fix

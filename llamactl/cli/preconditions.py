@@ -10,8 +10,10 @@ def require_run(checkpoint: str) -> None:
     """Check that the run of a checkpoint exists; raises DataError. The path of a folder is checked where it is opened."""
     from llamactl.runs.run_dir import RunDir
 
-    # A single word is a name, unless it is a folder with a checkpoint (`checkpoint.select.locate_checkpoint`).
-    if len(Path(checkpoint).parts) <= 1 and not os.path.lexists(Path(checkpoint) / "state.json"):
+    # A single word is a name, unless it is a folder with a model (`checkpoint.select.locate_checkpoint`).
+    folder = Path(checkpoint)
+    known = checkpoint and any(os.path.lexists(folder / file) for file in ("state.json", "config.json"))
+    if len(folder.parts) <= 1 and not known and not checkpoint.startswith("hf:"):
         RunDir.from_name(checkpoint.partition("@")[0]).check_exists()
 
 

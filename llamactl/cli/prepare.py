@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -28,7 +29,7 @@ SOURCES_HELP = (
 SPLIT_HELP = (
     "Where a document of a text file ends: auto, files, paragraphs, lines, chunks, a separator like '<|endoftext|>', re:REGEX."
 )
-TOKENIZER_HELP = "gpt2, bpe:N (learned from the source), bytes, or a tokenizer.json."
+TOKENIZER_HELP = "gpt2, bpe:N (learned from the source), bytes, a tokenizer.json, or that of a MODEL: RUN, folder, hf:ORG/NAME."
 
 
 def prepare(
@@ -104,7 +105,7 @@ def prepare(
     recipe = Recipe(
         source=path_to_text(" ".join(names)),
         inputs=opened.inputs,
-        tokenizer=tokenizer or opened.tokenizer,
+        tokenizer=locate_tokenizer(tokenizer) or opened.tokenizer,
         text_column=opened.text_column,
         split=opened.split,
         encoding=opened.encoding,
@@ -199,6 +200,19 @@ def show_progress(events: "Iterator[Event]", source: "Source", folder: "DatasetD
                     bar.stop()
                     pace = f"{show_time(monotonic() - started)}, {speed}" if fresh_bytes else ""
                     show_summary(info, folder, kept, pace, json)
+
+
+def locate_tokenizer(name: str) -> str:
+    """Return the file of a model's tokenizer; what is no model stays as it is. Raises DataError, NoNetwork."""
+    from llamactl.checkpoint.model_hub import PREFIX
+    from llamactl.runs.run_dir import RunDir
+
+    is_run = len(Path(name).parts) == 1 and not Path(name).exists() and RunDir.from_name(name.partition("@")[0]).path.is_dir()
+    if not name.startswith(PREFIX) and not is_run:
+        return name
+    from llamactl.checkpoint.select import locate_checkpoint
+
+    return str(locate_checkpoint(name).resolve() / "tokenizer.json")
 
 
 def show_tokenizer(ready: "TokenizerReady") -> None:

@@ -107,9 +107,9 @@ def sample(
     stripped = texts if raw_prompt else [strip_prompt(text) for text in texts]
     stops = tuple(check_literal(text, "A stop") for text in stop or ())
     request = Request(tuple(stripped), max_new_tokens, n, seed, stops, sampler)
-    path, model, tokenizer, state = checkpoint_io.open_model(run, choose_device(device), checkpoint_select.find_checkpoint)
+    path, model, tokenizer, state = checkpoint_io.open_model(run, choose_device(device))
     model = convert_weights(model, weights)
-    progress.print(f"{path.parents[1].name} at step {state.step:,}{describe_loss(path, state)}", style="dim")
+    progress.print(f"{checkpoint_select.describe_model(path, state)}{describe_loss(path, state)}", style="dim")
     if better := describe_better(path, state):
         progress.print(better, style="yellow")
     if not texts:

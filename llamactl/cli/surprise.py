@@ -89,11 +89,12 @@ def show_pieces(pieces: list["Piece"], before: list["Piece"]) -> None:
 def measure_checkpoint(text: str, name: str, device: str) -> tuple[str, list["Piece"]]:
     """Measure a text with a checkpoint; return the checkpoint's title and the pieces."""
     from llamactl.checkpoint import io as checkpoint_io
+    from llamactl.checkpoint import select as checkpoint_select
     from llamactl.hardware.device import choose_device
     from llamactl.inference.surprisal import measure_surprisal
 
     path, model, tokenizer, state = checkpoint_io.open_model(name, choose_device(device))
-    return f"{path.absolute().parents[1].name} at step {state.step:,}", measure_surprisal(model, tokenizer, text)
+    return checkpoint_select.describe_model(path, state), measure_surprisal(model, tokenizer, text)
 
 
 def show_surprisal(title: str, pieces: list["Piece"], since: str, before: list["Piece"]) -> None:

@@ -29,7 +29,7 @@ def hub_parts(candidates: list[tuple[str, str]], config: str) -> tuple[str, list
             commit = _commit(repository, revision)
             shards = _open(repository, commit, config).num_shards
         except Exception as error:
-            failure = _to_our_error(error, f"{repository}@{revision}")
+            failure = to_our_error(error, f"{repository}@{revision}")
             if isinstance(failure, NoNetwork):
                 raise failure from error
             refused.append(failure.why)
@@ -52,7 +52,7 @@ def stream_rows(part: Part) -> Generator[dict[str, Any], None, None]:
                 yielded, waits = yielded + 1, list(WAITS)
         except Exception as error:
             if not waits or not _is_temporary(error):
-                raise _to_our_error(error, part.location) from error
+                raise to_our_error(error, part.location) from error
             time.sleep(waits.pop(0))
         else:
             return
@@ -63,7 +63,7 @@ def _is_temporary(error: Exception) -> bool:
     from huggingface_hub.errors import HfHubHTTPError
 
     status = [behind.response.status_code for behind in _chain(error) if isinstance(behind, HfHubHTTPError)]
-    return status[0] in PASSING if status else isinstance(_to_our_error(error, ""), NoNetwork)
+    return status[0] in PASSING if status else isinstance(to_our_error(error, ""), NoNetwork)
 
 
 def _commit(repository: str, revision: str) -> str:
@@ -94,23 +94,23 @@ def _open(repository: str, commit: str, config: str) -> Any:
     )
 
 
-def _to_our_error(error: Exception, place: str) -> DataError | NoNetwork:
-    """Convert an error of the libraries to DataError (the dataset can't be used) or NoNetwork (the hub can't be reached)."""
+def to_our_error(error: Exception, place: str, what: str = "dataset", ways_out: str = WAYS_OUT) -> DataError | NoNetwork:
+    """Convert an error of the libraries to DataError (it can't be used) or NoNetwork (the hub can't be reached)."""
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
     if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
-        return DataError("The dataset can't be used.", f"{place} is not there, or is private.", WAYS_OUT)
+        return DataError(f"The {what} can't be used.", f"{place} is not there, or is private.", ways_out)
     if isinstance(error, HfHubHTTPError):
-        return NoNetwork("The Hugging Face hub refused.", _sentence(str(error).splitlines()[0]), WAYS_OUT)
+        return NoNetwork("The Hugging Face hub refused.", _sentence(str(error).splitlines()[0]), ways_out)
     # FileNotFoundError is what datasets raises for a repository without data, and also what it makes of a network
     # that failed, which only the errors behind it tell.
     chain = list(_chain(error))
     if any(isinstance(behind, LocalEntryNotFoundError) for behind in chain):
-        return NoNetwork("The Hugging Face hub can't be reached.", _sentence(str(chain[-1])), WAYS_OUT)
+        return NoNetwork("The Hugging Face hub can't be reached.", _sentence(str(chain[-1])), ways_out)
     # Its bases are OSError and the root of the errors of the HTTP library, which is another one in each huggingface_hub.
     if isinstance(error, (OSError, *HfHubHTTPError.__bases__)) and not isinstance(error, FileNotFoundError):
-        return NoNetwork("The Hugging Face hub can't be reached.", _sentence(str(error) or type(error).__name__), WAYS_OUT)
-    return DataError("The dataset can't be used.", _sentence(f"{place}: {error}"), WAYS_OUT)
+        return NoNetwork("The Hugging Face hub can't be reached.", _sentence(str(error) or type(error).__name__), ways_out)
+    return DataError(f"The {what} can't be used.", _sentence(f"{place}: {error}"), ways_out)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

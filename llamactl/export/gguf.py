@@ -4,7 +4,6 @@ It is written with llama.cpp's own `gguf` package. llama.cpp's Llama applies rot
 to channels i and i + E/2 of a head, so the rows of q_proj and k_proj are reordered.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,25 +15,25 @@ from torch import Tensor
 from llamactl import install_command
 from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint import io as checkpoint_io
+from llamactl.checkpoint.hf_config import LLAMA, check_published, find_architecture
 from llamactl.config.schema import ModelConfig
 from llamactl.errors import DataError, UserError
+from llamactl.export.gguf_tokenizer import write_tokenizer
 from llamactl.export.publish import name_export, publish_files
-from llamactl.model.llama import Llama
+from llamactl.model.llama import Llama, rotary_frequencies
 from llamactl.storage import atomic, disk
-from llamactl.tokenizer.bpe import END_OF_TEXT, Tokenizer
+from llamactl.tokenizer.bpe import Tokenizer
 
 NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
 }  # fmt: skip
 OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 TYPES = ("f32", "f16", "bf16", "q8_0")
 # Largest difference between a stored and a trained weight, as a share of the largest absolute value in its row.
 TOLERANCES = {"f32": 0.0, "f16": 6e-4, "bf16": 4e-3, "q8_0": 5e-3}
-# llama.cpp rejects a vocabulary without merges, such as that of `bytes`. This merge is never applied: BPE starts from single
-# characters, and neither part of it is one.
-NO_MERGE = f"{END_OF_TEXT} {END_OF_TEXT}"
 MODELFILE = 'FROM ./{file}\nTEMPLATE "{{{{ .Prompt }}}}"\nPARAMETER stop "{end}"\nPARAMETER temperature 0.8\n'
 
 
@@ -45,11 +44,12 @@ def export_gguf(path: Path, into: Path, kind: str) -> Path:
     """
     gguf = _library()
     model, tokenizer, state = checkpoint_io.load_model(path, torch.device("cpu"))
-    name = name_export(path, state.step, kind)
+    check_published(model.config, "llama.cpp")
+    name = name_export(path, state, kind)
     file, modelfile = into / f"{name}.gguf", modelfile_path(into / f"{name}.gguf")
     with publish_files(into, file.name) as draft:
         written = draft.path / file.name
-        writer = gguf.GGUFWriter(written, "llama")
+        writer = gguf.GGUFWriter(written, find_architecture(model.config).model_type)
         gguf_fields(writer, gguf, model.config, tokenizer, name, kind)
         for tensor, values in iter_gguf_tensors(model, tokenizer.vocab_size):
             stored = kind if values.ndim == 2 else "f32"
@@ -62,7 +62,7 @@ def export_gguf(path: Path, into: Path, kind: str) -> Path:
         check(gguf, written, model, tokenizer.vocab_size, kind)
         disk.sync_path(written)
         draft.hashes[file.name] = atomic.sha256(written)
-        draft.write(modelfile.name, [MODELFILE.format(file=file.name, end=END_OF_TEXT).encode()])
+        draft.write(modelfile.name, [MODELFILE.format(file=file.name, end=tokenizer.name_of(tokenizer.end)).encode()])
     return file
 
 
@@ -87,39 +87,32 @@ def gguf_fields(writer: Any, gguf: Any, config: ModelConfig, tokenizer: Tokenize
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_rope_dimension_count(config.head_dim)
-    if config.rope_scaling > 1:
+    if config.rope_scaling > 1 and not config.rope_original_context:
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(config.rope_scaling)
-    tree = json.loads(tokenizer.description)
-    vocabulary = sorted(tree["model"]["vocab"].items(), key=lambda item: int(item[1]))
-    words = [word for word, _ in vocabulary if word != END_OF_TEXT]
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in tree["model"]["merges"]]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([*words, END_OF_TEXT])
-    writer.add_token_types([gguf.TokenType.NORMAL] * len(words) + [gguf.TokenType.CONTROL])
-    writer.add_token_merges(merges or [NO_MERGE])
-    writer.add_bos_token_id(tokenizer.end)
-    writer.add_eos_token_id(tokenizer.end)
-    writer.add_add_bos_token(True)  # in training, documents begin with it
-    writer.add_add_space_prefix(False)
+    write_tokenizer(writer, gguf, tokenizer)
 
 
 def iter_gguf_tensors(model: Llama, vocab_size: int) -> Iterator[tuple[str, Tensor]]:
     """Yield the GGUF name and the values (fp32) of each tensor, without the rows that only pad the vocabulary."""
     config = model.config
-    heads = {"attn_q": config.n_heads, "attn_k": config.n_kv_heads}
+    # Only llama.cpp's Llama applies rotary embedding to neighbouring channels.
+    turned = find_architecture(config) is LLAMA
+    heads = {"attn_q": config.n_heads, "attn_k": config.n_kv_heads} if turned else {}
+    if config.rope_original_context:
+        plain = rotary_frequencies(config.model_copy(update={"rope_original_context": 0}), torch.device("cpu"))
+        yield "rope_freqs.weight", plain / rotary_frequencies(config, torch.device("cpu"))
     weights = checkpoint_format.take_snapshot(model, []).weights
     for name, values in weights.items():
-        stem = name.removesuffix(".weight")
+        stem, _, kind = name.rpartition(".")
         if stem in OUTER:
             trimmed = values[:vocab_size] if values.ndim == 2 else values
             yield f"{OUTER[stem]}.weight", trimmed.float()
             continue
         _, _, layer, part = stem.split(".", 3)
         inner = NAMES[part]
-        turned = interleave_heads(values, heads[inner]) if inner in heads else values
-        yield f"blk.{layer}.{inner}.weight", turned.float().contiguous()
+        ordered = interleave_heads(values, heads[inner]) if inner in heads else values
+        yield f"blk.{layer}.{inner}.{kind}", ordered.float().contiguous()
 
 
 def interleave_heads(weight: Tensor, heads: int) -> Tensor:

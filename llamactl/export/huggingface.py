@@ -8,7 +8,9 @@ from torch import Tensor
 from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint import io as checkpoint_io
 from llamactl.checkpoint.format import State
-from llamactl.checkpoint.huggingface import description_files, read_hf_config
+from llamactl.checkpoint.hf_config import check_published, find_architecture, read_hf_config
+from llamactl.checkpoint.huggingface import description_files
+from llamactl.checkpoint.select import describe_model
 from llamactl.config.schema import Config, ModelConfig
 from llamactl.errors import DataError, UserError
 from llamactl.escape import escape_markdown
@@ -30,10 +32,11 @@ def export_hf(path: Path, into: Path, kind: str) -> Path:
     In an existing folder only the files of an earlier export are replaced; raises UsageError when one of them was edited.
     """
     model, tokenizer, state = checkpoint_io.load_model(path, torch.device("cpu"))
+    check_published(model.config, "Hugging Face")
     dtype = DTYPES[kind]
     config = model.config.model_copy(update={"vocab_size": tokenizer.vocab_size})
-    run = RunDir(path.absolute().parents[1])
-    folder = into / name_export(path, state.step, kind)
+    run = RunDir(path.absolute().parent.parent)
+    folder = into / name_export(path, state, kind)
     weights = {
         name: trim_vocabulary(tensor, tokenizer.vocab_size, model.config).to(dtype) for name, tensor in _weights(model).items()
     }
@@ -45,7 +48,7 @@ def export_hf(path: Path, into: Path, kind: str) -> Path:
         picture = _picture(run)
         if picture:
             draft.write("loss.png", [picture])
-        draft.write("README.md", [card(run, config, state, kind, bool(picture)).encode()])
+        draft.write("README.md", [card(path, config, state, kind, bool(picture)).encode()])
         check(draft.path, model, dtype, tokenizer)
     return folder
 
@@ -74,12 +77,14 @@ def check(folder: Path, model: Llama, dtype: torch.dtype, tokenizer: Tokenizer) 
         raise DataError(f"{folder} is not the model: its logits differ by {difference:.3g}.", "It was written wrongly.")
 
 
-def card(run: RunDir, config: ModelConfig, state: State, kind: str, pictured: bool = False) -> str:
+def card(path: Path, config: ModelConfig, state: State, kind: str, pictured: bool = False) -> str:
     """Return the model card, README.md: what the model is, its loss, how it was trained and its limits.
 
     Names are escaped so that they are not Markdown.
     """
-    settings, command = _made(run)
+    settings, command = _made(RunDir(path.absolute().parent.parent))
+    origin = "converted by" if checkpoint_format.is_foreign(path) else "trained from scratch with"
+    architecture = find_architecture(config).name.removesuffix("ForCausalLM")
     picture = "\n![The loss of its training](loss.png)\n" if pictured else ""
     loss = "not measured" if state.validation_loss is None else f"{state.validation_loss:.4f} nats per token"
     trained = f"{escape_markdown(settings.data.name)}, {state.tokens:,} tokens" if settings else f"{state.tokens:,} tokens"
@@ -90,9 +95,9 @@ pipeline_tag: text-generation
 tags: [llama, llamactl]
 ---
 
-# {escape_markdown(run.path.name)}
+# {escape_markdown(describe_model(path, state).partition(" at step ")[0])}
 
-A plain Llama of {num_params(config):,} parameters, trained from scratch with llamactl.
+A {architecture} of {num_params(config):,} parameters, {origin} llamactl.
 
 | | |
 |---|---|

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from llamactl.checkpoint.format import State
+from llamactl.checkpoint.select import describe_model
 from llamactl.errors import UsageError, UserError
 from llamactl.storage import atomic
 from llamactl.storage.atomic import FolderDraft
@@ -26,10 +28,11 @@ class Exported(Record):
     files: dict[str, str]
 
 
-def name_export(checkpoint: Path, step: int, kind: str) -> str:
-    """Build the name of an export, RUN-stepN-KIND, from characters that need no quoting in a shell or a URL."""
-    run = re.sub(r"[^A-Za-z0-9_.-]+", "-", checkpoint.absolute().parent.parent.name).lstrip(".-") or "model"
-    return f"{run}-step{step}-{kind}"
+def name_export(checkpoint: Path, state: State, kind: str) -> str:
+    """Build the name of an export, RUN-stepN-KIND or FOLDER-KIND, from characters that need no quoting in a shell or a URL."""
+    name, _, stepped = describe_model(checkpoint, state).partition(" at step ")
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).lstrip(".-") or "model"
+    return f"{plain}-step{state.step}-{kind}" if stepped else f"{plain}-{kind}"
 
 
 @contextmanager

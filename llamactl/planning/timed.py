@@ -1,6 +1,7 @@
 """Choose what a time buys on a device: of some configs, the one with the lowest expected loss, and its budget of tokens."""
 
 from collections.abc import Iterable
+from itertools import chain
 
 from llamactl.config.schema import Config
 from llamactl.corpus.dataset import Dataset
@@ -22,7 +23,7 @@ def choose_in_time(configs: Iterable[Config], dataset: Dataset, world: World, ra
     """
     data = dataset.info.total("train", "tokens")
     found: list[tuple[float, Config]] = []
-    for config in configs:
+    for config in chain.from_iterable(map(_with_and_without_compiler, configs)):
         if tokens := tokens_in_time(config, dataset, world, rate, seconds):
             loss = predict_loss(resolve_config(config, dataset, world).model, tokens, tokens / data, dataset).loss
             found.append((loss, config.with_train(tokens=tokens)))
@@ -30,6 +31,11 @@ def choose_in_time(configs: Iterable[Config], dataset: Dataset, world: World, ra
         why = "Not even one step of the smallest model ends in that time on this device."
         raise UsageError(f"{show_time(seconds)} is too short.", why, "Example: --time 5m")
     return min(found, key=lambda each: each[0])[1]
+
+
+def _with_and_without_compiler(config: Config) -> tuple[Config, ...]:
+    """Return a config, and the same one eager where compiling is left open: half a minute of it may be too much."""
+    return (config, config.with_train(compile="off")) if config.train.compile == "auto" else (config,)
 
 
 def tokens_in_time(config: Config, dataset: Dataset, world: World, rate: float, seconds: float) -> int:

@@ -6,7 +6,7 @@ A token ends every document, and one begins every sample; in llamactl's own voca
 import hashlib
 import json
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -20,8 +20,7 @@ from llamactl.storage.records import parse_json, read_text
 from llamactl.tokenizer.byte_level import BYTE_OF, CHARACTER_OF
 from llamactl.tokenizer.gpt2_download import find_vocabulary
 from llamactl.tokenizer.library import LibraryTokenizer, Parts
-
-END_OF_TEXT = "<|endoftext|>"
+from llamactl.tokenizer.plain_bpe import END_OF_TEXT, is_plain, pair_of, plain_vocabulary
 
 # GPT-2's pattern that splits text into words before merging, which `ByteLevel` of Hugging Face tokenizers has built in.
 # In tiktoken's version, whose possessive quantifiers can't backtrack (openai/tiktoken, openai_public.py).
@@ -40,8 +39,9 @@ class Tokenizer:
         self.library: LibraryTokenizer | None = None
         try:
             tree = parse_json(description)
-            if _is_plain(tree):
-                spelled = _vocabulary(tree)
+            self._names = {token["id"]: token["content"] for token in tree.get("added_tokens", [])}
+            if is_plain(tree):
+                spelled = plain_vocabulary(tree)
                 parts = Parts([*spelled, b""], len(spelled), (len(spelled),))
             else:
                 self.library = LibraryTokenizer(description, tree)
@@ -61,10 +61,21 @@ class Tokenizer:
         """Return the sha256 of the tokenizer.json."""
         return hashlib.sha256(self.description.encode()).hexdigest()
 
+    @cached_property
+    def identity(self) -> str:
+        """Return a sha256 of all that decides the ids of a text: two tokenizers with the same one are the same."""
+        tree = json.loads(self.description)
+        kept = {name: value for name, value in tree.items() if name not in ("post_processor", "truncation", "padding")}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
     @property
     def separator(self) -> tuple[int, ...]:
         """Return the ids between two documents: the end-of-text token, and what begins a text where that is another one."""
         return (self.end,) if self.start == (self.end,) else (self.end, *self.start)
+
+    def name_of(self, control: int) -> str:
+        """Return how a control token is written."""
+        return str(self._names[control])
 
     def encode(self, text: str) -> np.ndarray:
         """Encode a text as uint32 ids, never as a control token; raises UnicodeEncodeError on lone surrogates."""
@@ -102,7 +113,7 @@ class Tokenizer:
         """Build tiktoken's encoding, once."""
         import tiktoken
 
-        # tiktoken merges the pair with the lowest rank first, and its rank is its id: hence the checks in _is_plain.
+        # tiktoken merges the pair with the lowest rank first, and its rank is its id: hence the checks in is_plain.
         ranks = {token: rank for rank, token in enumerate(self._bytes[: self.end])}
         return tiktoken.Encoding(
             "llamactl", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: self.end}
@@ -116,43 +127,6 @@ def read_tokenizer(path: Path, root: Path | None = None) -> Tokenizer:
     except DataError as error:
         message = error.what if str(path) in error.what else f"{path} can't be used."
         raise DataError(message, error.why, error.fix) from error
-
-
-# Options of BPE with which other ids result than tiktoken's.
-OTHER_IDS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
-
-
-def _is_plain(tree: dict[str, Any]) -> bool:
-    """Check whether tiktoken, which merges by id, gives the ids of a tokenizer.json; raises what a malformed one causes."""
-    model, splitter = tree["model"], tree["pre_tokenizer"]
-    if model["type"] != "BPE" or tree["normalizer"] is not None or any(model.get(name) for name in OTHER_IDS):
-        return False
-    # ByteLevel with GPT-2's pattern and no prefix space.
-    if not splitter or splitter["type"] != "ByteLevel" or splitter["add_prefix_space"] or not splitter.get("use_regex", True):
-        return False
-    vocabulary = {token: i for token, i in model["vocab"].items() if token != END_OF_TEXT}
-    # Dense ids that hold all 256 bytes, and the end-of-text token as the last one.
-    if sorted(vocabulary.values()) != list(range(len(vocabulary))) or not set(BYTE_OF) <= vocabulary.keys() or "" in vocabulary:
-        return False
-    if [(t["content"], t["id"], t["special"]) for t in tree["added_tokens"]] != [(END_OF_TEXT, len(vocabulary), True)]:
-        return False
-    # The first 256 ids are bytes, so every further id is the result of one merge, in the order of ids.
-    pairs = [_pair(merge) for merge in model["merges"]]
-    if any(len(pair) != 2 or not set(pair) <= vocabulary.keys() for pair in pairs):
-        return False
-    merged = [vocabulary.get("".join(pair), -1) for pair in pairs]
-    return merged == sorted(set(merged)) and len(merged) == len(vocabulary) - 256
-
-
-def _vocabulary(tree: dict[str, Any]) -> list[bytes]:
-    """Return the bytes of each id of a plain byte-level BPE, but for the end-of-text token."""
-    vocabulary = {token: i for token, i in tree["model"]["vocab"].items() if token != END_OF_TEXT}
-    return [bytes(BYTE_OF[character] for character in token) for token in sorted(vocabulary, key=vocabulary.__getitem__)]
-
-
-def _pair(merge: str | Sequence[str]) -> Sequence[str]:
-    """Return the two parts of a merge: "a b" in files of older versions of tokenizers, ["a", "b"] since."""
-    return merge.split(" ") if isinstance(merge, str) else merge
 
 
 def _describe(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> str:
@@ -218,7 +192,7 @@ def learn_bpe(texts: Iterator[str], vocab_size: int) -> Generator[int, None, Tok
     if feed.error or errors:
         raise feed.error or errors[0]
     model = json.loads(results[0])["model"]
-    return Tokenizer(_describe(model["vocab"], [(left, right) for left, right in map(_pair, model["merges"])]))
+    return Tokenizer(_describe(model["vocab"], [(left, right) for left, right in map(pair_of, model["merges"])]))
 
 
 POLL_SECONDS = 0.2  # between two reports of a BPE in training
@@ -287,10 +261,11 @@ def parse_bpe_size(name: str) -> int:
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """Load a tokenizer that needs no training: gpt2, bytes, or the path of a tokenizer.json."""
+    """Load a tokenizer that needs no training: gpt2, bytes, or the path of a tokenizer.json or of a folder with one."""
     if name in TOKENIZERS:
         return TOKENIZERS[name]()
-    path = Path(name)
+    path = Path(name) / "tokenizer.json" if Path(name).is_dir() else Path(name)
     if path.suffix != ".json" or not path.is_file():
-        raise UsageError(f"There is no tokenizer {name!r}.", "Choose gpt2, bpe:N, bytes or the path of a tokenizer.json.")
+        why = "Choose gpt2, bpe:N, bytes, a tokenizer.json or a folder with one."
+        raise UsageError(f"There is no tokenizer {name!r}.", why)
     return Tokenizer(path.read_text("utf-8"))

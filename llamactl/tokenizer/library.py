@@ -53,6 +53,11 @@ class LibraryTokenizer:
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         return np.array(self._without_controls(text, ids), dtype=np.uint32)
 
+    def find_id(self, token: str) -> int | None:
+        """Return the id of a token; None for one that there is not."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Encode texts in parallel."""
         found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)

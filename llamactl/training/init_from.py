@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from llamactl.checkpoint import format as checkpoint_format
-from llamactl.checkpoint import huggingface as checkpoint_huggingface
 from llamactl.checkpoint import io as checkpoint_io
 from llamactl.checkpoint import select as checkpoint_select
+from llamactl.checkpoint.hf_config import read_hf_config
 from llamactl.config.schema import Config, Tree, build_config, preset_settings
 from llamactl.corpus.dataset import Dataset
 from llamactl.errors import DataError, UsageError
 from llamactl.model.llama import Llama
 from llamactl.runs.run_dir import RunDir
 from llamactl.storage.home import home_folder
+from llamactl.tokenizer.bpe import read_tokenizer
 
 # Settings that may differ from the checkpoint's: no weight has a shape that depends on them.
 FREE = {"context", "rope_scaling"}
@@ -25,7 +26,7 @@ def config_from_checkpoint(name: str, layers: list[Tree]) -> Config:
     A longer context scales RoPE positions down by the same factor unless `layers` set it. Raises DataError, UsageError.
     """
     path, shape = checkpoint_select.retry_while_pruned(
-        name, lambda path: (path, checkpoint_huggingface.read_hf_config(path, checkpoint_format.checkpoint_root(path)))
+        name, lambda path: (path, read_hf_config(path, checkpoint_format.checkpoint_root(path)))
     )
     # Built twice, as only the finished config says how long the context is.
     base: list[dict[str, Any]] = [preset_settings(_preset(path)), {"model": shape.model_dump()}]
@@ -62,14 +63,13 @@ def load_init_weights(config: Config, dataset: Dataset, model: Llama) -> None:
 
 def _check(config: Config, dataset: Dataset, path: Path, state: checkpoint_format.State) -> None:
     """Raise DataError for another tokenizer or other weights than pinned, UsageError for another shape."""
-    if state.files.get("tokenizer.json") != dataset.info.tokenizer:
+    root = checkpoint_format.checkpoint_root(path)
+    tokenizer = read_tokenizer(checkpoint_format.locate_file(path, "tokenizer.json"), root)
+    if tokenizer.identity != dataset.tokenizer.identity:
         message = f"The dataset {dataset.name} and the checkpoint {path} have different tokenizers."
         fix = f"Prepare the text with the checkpoint's: llamactl prepare SOURCE --tokenizer {path / 'tokenizer.json'}"
         raise DataError(message, "The same ids stand for other text.", fix)
-    old, new = (
-        checkpoint_huggingface.read_hf_config(path, checkpoint_format.checkpoint_root(path)).model_dump(),
-        config.model.model_dump(),
-    )
+    old, new = read_hf_config(path, root).model_dump(), config.model.model_dump()
     # 0 means: as the dataset needs. The tokenizers are the same, so the sizes are.
     new["vocab_size"] = new["vocab_size"] or old["vocab_size"]
     differ = ", ".join(f"model.{key}: {old[key]} -> {new[key]}" for key in old if old[key] != new[key] and key not in FREE)

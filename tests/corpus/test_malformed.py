@@ -17,7 +17,7 @@ from llamactl import cli
 from llamactl.corpus import objects, readers
 from llamactl.corpus.dataset import DatasetDir
 from llamactl.errors import DataError
-from llamactl.tokenizer.bpe import END_OF_TEXT
+from llamactl.tokenizer.plain_bpe import END_OF_TEXT
 
 
 def parquet(values: Any, name: str = "text", **options: Any) -> bytes:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from llamactl.checkpoint import format as checkpoint_format
+from llamactl.checkpoint.format import State
 from llamactl.errors import UsageError, WriteFailed
 from llamactl.export import gguf
 from llamactl.export import huggingface as export_huggingface
@@ -17,6 +18,8 @@ from llamactl.tokenizer import bpe
 from tests.export.test_exports import SHAPE, save
 
 Edit = Callable[[Path], object]
+
+STATE = State(step=7, tokens=0, seconds=0.0)
 
 
 @pytest.fixture
@@ -257,5 +260,5 @@ def test_a_folder_that_can_not_be_written_is_an_error_with_words(
     ],
 )
 def test_a_name_needs_no_quotes(tmp_path: Path, run: str, name: str) -> None:
-    assert name_export(tmp_path / run / "checkpoints" / "step-00000007", 7, "f32") == name
-    assert name_export(Path("/step-00000007"), 7, "f32") == "model-step7-f32"
+    assert name_export(tmp_path / run / "checkpoints" / "step-00000007", STATE, "f32") == name
+    assert name_export(Path("/step-00000007"), STATE, "f32") == "model-step7-f32"

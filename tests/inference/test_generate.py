@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llamactl.checkpoint.huggingface import hf_config
+from llamactl.checkpoint.hf_config import hf_config
 from llamactl.config.schema import ModelConfig
 from llamactl.inference.generate import Completion, Request, TokenStream, generate_samples
 from llamactl.model.decode import Sampler

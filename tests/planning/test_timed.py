@@ -27,7 +27,7 @@ def test_the_budget_fills_the_time(dataset: Dataset, seconds: int) -> None:
     config, world = config_of("tiny")
     tokens = tokens_in_time(config, dataset, world, RATE, seconds)
     took = run_seconds(with_tokens(config, tokens), dataset, world, RATE)
-    assert 0.7 * seconds <= took <= seconds  # a step or a compiler more would not fit
+    assert 0.5 * seconds <= took <= seconds  # a step more would not fit: from 100 on there are ten validations, not three
 
 
 def test_more_time_buys_more_up_to_what_the_data_is_worth(dataset: Dataset) -> None:

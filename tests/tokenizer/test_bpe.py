@@ -18,8 +18,9 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 from llamactl.errors import DataError, UsageError
 from llamactl.tokenizer import bpe
-from llamactl.tokenizer.bpe import END_OF_TEXT, GPT2_PATTERN, Tokenizer
+from llamactl.tokenizer.bpe import GPT2_PATTERN, Tokenizer
 from llamactl.tokenizer.gpt2_download import find_vocabulary
+from llamactl.tokenizer.plain_bpe import END_OF_TEXT
 
 TRICKY = [
     "",

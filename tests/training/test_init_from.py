@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from llamactl.checkpoint import format as checkpoint_format
-from llamactl.checkpoint import huggingface as checkpoint_huggingface
 from llamactl.checkpoint import io as checkpoint_io
 from llamactl.checkpoint.format import State
+from llamactl.checkpoint.hf_config import read_hf_config
 from llamactl.config.schema import Config, Tree, build_config, preset_settings
 from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World, init_device
@@ -63,7 +63,7 @@ def continued(source: Path, dataset: Dataset) -> Callable[..., tuple[Config, Wor
 
 def test_shape_and_preset_come_from_the_checkpoint(continued: Configured, source: Path) -> None:
     config, _ = continued()
-    assert config.model == checkpoint_huggingface.read_hf_config(source)
+    assert config.model == read_hf_config(source)
     assert (config.preset, config.optim.beta2) == ("tiny", build_config([preset_settings("tiny")]).optim.beta2)
     assert (config.train.init_from, len(config.train.init_sha256)) == ("a@20", 64)
 
@@ -89,7 +89,7 @@ def test_a_scaled_model_is_scaled_further(continued: Configured, source: Path, d
     config, world = continued(LONGER)
     run = RunDir.from_name("b")
     list(train_run(config, dataset, run, world, RATE))
-    found = checkpoint_huggingface.read_hf_config(run.checkpoint(10))
+    found = read_hf_config(run.checkpoint(10))
     assert (found.context, found.rope_scaling) == (64, 2.0)
     path = str(run.checkpoint(10))
     assert config_from_checkpoint(path, []).model.rope_scaling == 2.0
@@ -174,7 +174,7 @@ def test_a_checkpoint_elsewhere_is_remembered_by_its_whole_path(
     config, _ = continued(name="copies/mine")
     assert config.train.init_from == str(home / "copies" / "mine")
     assert config.preset == "150m"
-    assert config.model == checkpoint_huggingface.read_hf_config(source)
+    assert config.model == read_hf_config(source)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from rich.text import Text
 
+from llamactl.checkpoint.hf_config import is_edited
 from llamactl.cli.ui.console import progress, show_table
 from llamactl.config.schema import Config
 from llamactl.corpus.dataset import Dataset
@@ -101,7 +102,10 @@ def _loss(plan: Plan) -> dict[str, str]:
 
 
 def _warn(plan: Plan, config: Config) -> None:
-    """Print warnings: a budget that teaches little, ranks without work."""
+    """Print warnings: a budget that teaches little, a model that other programs can't load, ranks without work."""
+    if is_edited(config.model):
+        warning = " No longer a plain Llama: its code was changed, and Hugging Face and GGUF will not load it."
+        progress.print(Text(warning, style="yellow"))
     if advice := advise_budget(plan, config.train):
         progress.print(Text(f" {advice}", style="yellow"))
     if plan.tokens_per_step < plan.processes * config.model.context:
