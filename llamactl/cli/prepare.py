@@ -205,9 +205,10 @@ def show_progress(events: "Iterator[Event]", source: "Source", folder: "DatasetD
 def locate_tokenizer(name: str) -> str:
     """Return the file of a model's tokenizer; what is no model stays as it is. Raises DataError, NoNetwork."""
     from llamactl.checkpoint.model_hub import PREFIX
-    from llamactl.runs.run_dir import RunDir
+    from llamactl.storage.home import home_folder
 
-    is_run = len(Path(name).parts) == 1 and not Path(name).exists() and RunDir.from_name(name.partition("@")[0]).path.is_dir()
+    run = name.partition("@")[0]
+    is_run = len(Path(run).parts) == 1 and not Path(name).exists() and (home_folder() / "runs" / run).is_dir()
     if not name.startswith(PREFIX) and not is_run:
         return name
     from llamactl.checkpoint.select import locate_checkpoint

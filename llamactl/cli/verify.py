@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from llamactl.runs.run_dir import RunDir
 
-NAMES_HELP = "A dataset or a run: NAME, data/NAME or runs/NAME."
+NAMES_HELP = "A dataset or a run: NAME, data/NAME or runs/NAME; the folder of a model, or hf:ORG/NAME."
 
 
 def verify(
@@ -18,7 +18,7 @@ def verify(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each file.")] = False,
 ) -> None:
-    """Check every file of datasets and runs, and name the damaged ones."""
+    """Check every file of datasets, runs and models, and name the damaged ones."""
     from llamactl.cli.ui.console import progress, show_json
     from llamactl.errors import DataError
 
@@ -38,13 +38,16 @@ def verify(
 
 
 def check_named(name: str) -> Iterator[tuple[str, str]]:
-    """Yield each file of a run or a dataset, and what is wrong with it, empty when nothing is."""
+    """Yield each file of a run, a dataset or a model, and what is wrong with it, empty when nothing is."""
     import os
 
     from llamactl.corpus import verify as datasets
     from llamactl.corpus.dataset import DatasetDir
     from llamactl.runs.run_dir import RunDir
 
+    if name.startswith("hf:") or (name and any(os.path.lexists(Path(name) / file) for file in ("state.json", "config.json"))):
+        yield from check_model(name)
+        return
     # A bare name that both a run and a dataset have means the run.
     path = PurePath(name)
     run = RunDir.from_name(path.name) if path.name else None
@@ -55,6 +58,20 @@ def check_named(name: str) -> Iterator[tuple[str, str]]:
         if not os.path.lexists(folder.path):
             folder.info()  # raises, with the nearest name
         yield from ((str(folder.path / file), damage) for file, damage in datasets.check_dataset(folder))
+
+
+def check_model(name: str) -> Iterator[tuple[str, str]]:
+    """Yield each file of a model's folder, and what is wrong with it; another program's must be readable, and fit together."""
+    import torch
+
+    from llamactl.checkpoint import format as checkpoint_format
+    from llamactl.checkpoint.io import load_model
+    from llamactl.checkpoint.select import locate_checkpoint
+
+    folder = locate_checkpoint(name)
+    if checkpoint_format.is_foreign(folder):
+        load_model(folder, torch.device("cpu"))  # raises what is wrong
+    yield from ((str(file), damage) for file, damage in checkpoint_format.check_files(folder))
 
 
 def check_run(run: "RunDir") -> Iterator[tuple[str, str]]:

@@ -1,0 +1,212 @@
+"""The stages as functions, for scripts and notebooks: `import llamactl` gives them by name.
+
+Nothing here prints or reads the command line. All that a user can cause is a `UserError` with what happened, why, and a fix.
+"""
+
+import hashlib
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from llamactl.checkpoint.io import open_model
+from llamactl.config.schema import Config, Tree, build_config, preset_settings
+from llamactl.corpus.dataset import Dataset, DatasetDir
+from llamactl.corpus.dataset_info import Recipe
+from llamactl.corpus.engines import local_engine
+from llamactl.corpus.prepare import prepare_dataset
+from llamactl.corpus.sources import Source, open_source
+from llamactl.distributed.context import init_device
+from llamactl.errors import UsageError
+from llamactl.hardware.device import choose_device
+from llamactl.hardware.throughput import peak_flops
+from llamactl.inference.evaluate import Evaluation, evaluate_streams, token_stream
+from llamactl.inference.generate import Request, generate_samples
+from llamactl.metrics.evaluation import evaluate_at_the_end
+from llamactl.metrics.monitor import record_events
+from llamactl.model.decode import Sampler
+from llamactl.model.llama import Llama
+from llamactl.planning.defaults import feedable_presets
+from llamactl.planning.fit import check_fit
+from llamactl.planning.plan import make_plan
+from llamactl.planning.resolve import resolve_config
+from llamactl.planning.timed import choose_in_time
+from llamactl.runs.run_dir import RunDir
+from llamactl.storage.locks import hold_lock
+from llamactl.storage.records import to_json
+from llamactl.tokenizer.bpe import Tokenizer
+from llamactl.training.events import Event
+from llamactl.training.init_from import config_from_checkpoint, pin_init_from
+from llamactl.training.provenance import collect_environment
+from llamactl.training.trainer import train_run
+from llamactl.units import read_time
+
+
+class Model(NamedTuple):
+    """A model, an ordinary `nn.Module` from token ids (B T) to logits (B T V), and its tokenizer."""
+
+    model: Llama
+    tokenizer: Tokenizer
+
+
+def load(model: str | Path = "", device: str = "auto") -> Model:
+    """Load a model: RUN, RUN@STEP, RUN@best, the folder of a model, hf:ORG/NAME; by default that of the newest run.
+
+    Raises DataError for one that is damaged or not of Llama's family, NoNetwork where the hub can't be reached.
+    """
+    _, loaded, tokenizer, _ = open_model(str(model), choose_device(device))
+    return Model(loaded, tokenizer)
+
+
+def prepare(
+    source: str | Path | Sequence[str | Path] = (),
+    *,
+    documents: Iterable[str] | None = None,
+    name: str = "",
+    tokenizer: str = "",
+    val_fraction: float = 0.0,
+    dedup: bool = False,
+) -> Dataset:
+    """Make a dataset under data/ of files, folders, "sample" or hf:ORG/NAME, or of a list of `documents`; return it, opened.
+
+    `tokenizer` is gpt2, bpe:N, bytes, a tokenizer.json or a folder with one; by default it follows from the size of the text.
+    What is complete already is not made again. Raises DataError, UsageError.
+    """
+    words = [str(source)] if isinstance(source, str | Path) else [str(each) for each in source]
+    if (documents is None) == (not words):
+        raise UsageError("prepare takes a source or documents.", "It got both or neither.", 'Example: prepare(["notes.txt"])')
+    options = {"tokenizer": tokenizer, "val_fraction": val_fraction, "dedup": dedup}
+    if documents is None:
+        return _prepare(open_source(words), words, name, options)
+    rows = [to_json({"text": text}) for text in documents]
+    # Called by its content, so that other documents under the same name are not taken for these.
+    content = hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / f"{content}.jsonl"
+        file.write_text("\n".join(rows) + "\n", "utf-8")
+        return _prepare(open_source([str(file)]), [file.name], name or "documents", options)
+
+
+def _prepare(source: Source, words: Sequence[str], name: str, options: Mapping[str, Any]) -> Dataset:
+    recipe = Recipe(
+        source=" ".join(words),
+        inputs=source.inputs,
+        tokenizer=options["tokenizer"] or source.tokenizer,
+        text_column=source.text_column,
+        split=source.split,
+        encoding=source.encoding,
+        val_fraction=options["val_fraction"] or source.val_fraction,
+        dedup=options["dedup"],
+    )
+    folder = DatasetDir.from_name(name or source.name)
+    for _ in prepare_dataset(source, recipe, folder, local_engine(1)):
+        pass
+    return folder.open()
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run that is about to be trained: iterate it for events, which are also logged in its folder."""
+
+    name: str
+    config: Config
+    dataset: Dataset
+
+    def __iter__(self) -> Iterator[Event]:
+        """Train to the end, or from the newest checkpoint on; leaving the loop stops without saving."""
+        run, world = RunDir.from_name(self.name), init_device(self.config.train)
+        rate = peak_flops(world.device, world.precision.dtype)
+        plan = make_plan(self.config, self.dataset, world, rate)
+        again = run.config_path.exists()
+        with hold_lock(run.lock_path):
+            run.start(self.config, collect_environment(self.config, self.dataset, world), again)
+            run.keep_plan(asdict(plan))
+            with closing(train_run(self.config, self.dataset, run, world, rate)) as events:
+                yield from self._record(events, run)
+
+    def _record(self, events: Generator[Event, None, None], run: RunDir) -> Iterator[Event]:
+        device = init_device(self.config.train).device
+        whole = evaluate_at_the_end(events, run, self.dataset, self.config, device)
+        yield from record_events(whole, run, vocab_size=self.dataset.info.vocab_size)
+
+
+def train(
+    dataset: Dataset | str = "",
+    *,
+    preset: str = "auto",
+    tokens: int = 0,
+    time: str = "",
+    run: str = "",
+    init_from: str = "",
+    settings: Mapping[str, Any] | None = None,
+    anyway: bool = False,
+) -> Training:
+    """Choose the settings of a run as `llamactl train` does; iterate what is returned to train it.
+
+    `settings` are those of config.toml: {"optim": {"lr": 1e-3}}, or {"optim.lr": 1e-3}. A `time`, "10m", takes the place of
+    `tokens`. A budget beyond sense is refused, unless it is wanted `anyway`. Raises UsageError, DataError.
+    """
+    data = DatasetDir.from_name(dataset).open() if isinstance(dataset, str) else dataset
+    if time and tokens:
+        raise UsageError("time and tokens exclude each other.", "Both are the budget.", "Leave one of them out.")
+    typed = [_nested(settings or {}), {"data": {"name": data.name}}, {"train": {"tokens": tokens} if tokens else {}}]
+    names = feedable_presets(data.info) if preset == "auto" else (preset,)
+    configs = [build_config([preset_settings(name), *typed]) for name in (names if time else names[:1])]
+    if init_from:
+        configs = [config_from_checkpoint(init_from, typed)]
+    configs = [pin_init_from(config, data) for config in configs]
+    world = init_device(configs[0].train)
+    rate = peak_flops(world.device, world.precision.dtype)
+    chosen = choose_in_time(configs, data, world, rate, read_time(time)) if time else configs[0]
+    config = resolve_config(chosen, data, world)
+    folder = RunDir.from_name(run) if run else RunDir.with_new_name(config.preset)
+    if not folder.config_path.exists():
+        check_fit(make_plan(config, data, world, rate), config, folder, anyway)
+    return Training(folder.path.name, config, data)
+
+
+def _nested(settings: Mapping[str, Any]) -> Tree:
+    """Return settings as a tree: {"optim.lr": 1e-3} becomes {"optim": {"lr": 1e-3}}."""
+    tree: Tree = {}
+    for name, value in settings.items():
+        section, _, key = name.partition(".")
+        tree.setdefault(section, {}).update({key: value} if key else value)
+    return tree
+
+
+def generate(
+    model: Model | str,
+    prompt: str,
+    *,
+    max_new_tokens: int = 200,
+    temperature: float = 0.8,
+    top_k: int = 0,
+    top_p: float = 0.95,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+) -> str:
+    """Continue a prompt and return what follows it. The same seed gives the same text; temperature 0 is greedy."""
+    found = load(model) if isinstance(model, str) else model
+    pick = Sampler(temperature=temperature, top_k=top_k, top_p=top_p)
+    request = Request((prompt,), max_new_tokens, seed=seed, stops=tuple(stop), pick=pick)
+    text = ""
+    for samples in generate_samples(found.model, found.tokenizer, request):
+        text = samples[0].text
+    return text
+
+
+def evaluate(model: Model | str, texts: Iterable[str] | None = None, dataset: Dataset | str = "") -> Evaluation:
+    """Measure loss, bits per byte and their standard errors on `texts`, or on the held-out split of a dataset.
+
+    Raises DataError for a dataset with another tokenizer, or nothing to measure.
+    """
+    found = load(model) if isinstance(model, str) else model
+    if texts is not None:
+        return evaluate_streams(found.model, found.tokenizer, (token_stream(found.tokenizer, texts),), rests=True)
+    data = DatasetDir.from_name(dataset).open() if isinstance(dataset, str) else dataset
+    if data.tokenizer.identity != found.tokenizer.identity:
+        what = f"The dataset {data.name} has another tokenizer than the model."
+        raise UsageError(what, "The same ids mean other text.", "Evaluate texts instead: evaluate(model, texts)")
+    return evaluate_streams(found.model, found.tokenizer, data.val, rests=False, byte_lengths=data.byte_lengths)

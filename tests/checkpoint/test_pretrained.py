@@ -1,0 +1,242 @@
+"""Models that transformers made: all that Llama's family shares is the same here, and others are refused by name."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from llamactl.checkpoint import format as checkpoint_format
+from llamactl.checkpoint import io as checkpoint_io
+from llamactl.checkpoint.hf_config import hf_config, is_edited, read_hf_config
+from llamactl.checkpoint.select import locate_checkpoint
+from llamactl.config.schema import ModelConfig
+from llamactl.errors import DataError
+from llamactl.export.huggingface import export_hf
+from llamactl.inference.generate import Request, generate_samples
+from llamactl.model.decode import Sampler
+from llamactl.model.llama import Llama
+from tests.cli.inline import type_in
+from tests.conftest import make_dataset
+from tests.tokenizer.test_library import end_first, llama3, qwen2, sentencepiece
+
+CPU = torch.device("cpu")
+SIZES: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 10_000.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+MODELS: dict[str, tuple[Callable[..., PretrainedConfig], dict[str, Any], Callable[[list[str]], Any]]] = {
+    "llama": (LlamaConfig, {}, llama3),
+    "llama-tied": (LlamaConfig, {"tie_word_embeddings": True}, end_first),
+    "llama-full-heads": (LlamaConfig, {"num_key_value_heads": 4}, sentencepiece),
+    "llama-wide-heads": (LlamaConfig, {"head_dim": 16}, llama3),
+    "llama3-rope": (LlamaConfig, {"rope_parameters": LLAMA3_ROPE}, llama3),
+    "llama-linear-rope": (LlamaConfig, {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}}, llama3),
+    "mistral": (MistralConfig, {"sliding_window": None}, sentencepiece),
+    "mistral-window": (MistralConfig, {"sliding_window": 64}, sentencepiece),
+    "qwen2": (Qwen2Config, {}, qwen2),
+    "qwen2-tied": (Qwen2Config, {"tie_word_embeddings": True}, qwen2),
+    "qwen3": (Qwen3Config, {"head_dim": 8}, qwen2),
+    "qwen3-tied": (Qwen3Config, {"head_dim": 16, "tie_word_embeddings": True}, qwen2),
+}
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> Callable[..., Path]:
+    """Save a model of a kind with transformers, once, and return its folder."""
+    saved: dict[tuple[Any, ...], Path] = {}
+
+    def save(name: str, dtype: torch.dtype = torch.float32, shard: str = "5GB") -> Path:
+        if (name, dtype, shard) not in saved:
+            config, changes, tokenizer = MODELS[name]
+            folder = saved[name, dtype, shard] = tmp_path_factory.mktemp(name)
+            made = tokenizer(documents[:20])
+            torch.manual_seed(0)
+            shape = config(**SIZES | {"vocab_size": made.get_vocab_size()} | changes)
+            make: Any = AutoModelForCausalLM.from_config
+            model = make(shape)
+            # Random biases and gains, so that a wrong one is noticed; larger weights, so that greedy text varies.
+            for parameter in model.parameters():
+                torch.nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.3)
+            model.to(dtype).save_pretrained(folder, max_shard_size=shard)
+            wrap: Any = PreTrainedTokenizerFast
+            wrap(tokenizer_object=made).save_pretrained(folder)
+        return saved[name, dtype, shard]
+
+    return save
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_those_of_transformers(name: str, folders: Callable[..., Path]) -> None:
+    folder = folders(name)
+    ours, _, state = checkpoint_io.load_model(folder, CPU)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = torch.randint(0, 500, (2, 60), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = theirs(ids).logits
+        assert torch.allclose(ours(ids), expected, atol=1e-4 * expected.abs().max().item(), rtol=1e-4)
+    assert state.step == 0
+    assert not is_edited(ours.config)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_greedy_text_is_that_of_transformers(name: str, folders: Callable[..., Path]) -> None:
+    """With what each tokenizer puts before a text, as `tokenizer(text)` of transformers has it."""
+    folder = folders(name)
+    model, tokenizer, _ = checkpoint_io.load_model(folder, CPU)
+    theirs: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    words = AutoTokenizer.from_pretrained(folder)
+    for prompt in ("The people of", "It is"):
+        ids = words(prompt, return_tensors="pt")["input_ids"]
+        assert tokenizer.encode_opening(prompt) == ids[0].tolist()
+        generated = theirs.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=tokenizer.end, pad_token_id=0)
+        request = Request((prompt,), max_new_tokens=12, pick=Sampler(temperature=0))
+        (*_, said) = generate_samples(model, tokenizer, request)
+        assert said[0].tokens == generated[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize(("dtype", "shard"), [(torch.bfloat16, "5GB"), (torch.float32, "20KB"), (torch.bfloat16, "20KB")])
+def test_files_are_one_or_several_in_any_precision(dtype: torch.dtype, shard: str, folders: Callable[..., Path]) -> None:
+    folder = folders("qwen3", dtype, shard)
+    assert len(list(folder.glob("model-*"))) == (0 if shard == "5GB" else pytest.approx(8, abs=5))
+    ours, _, _ = checkpoint_io.load_model(folder, CPU)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = torch.arange(40)[None]
+    with torch.inference_mode():
+        assert torch.allclose(ours(ids), theirs(ids).logits, atol=1e-3, rtol=1e-3)
+    assert all(parameter.dtype == torch.float32 for parameter in ours.parameters())
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "llama3-rope", "mistral", "qwen2", "qwen3-tied"])
+def test_an_export_is_the_model_in_the_class_that_holds_it(name: str, folders: Callable[..., Path], tmp_path: Path) -> None:
+    folder = folders(name)
+    written = export_hf(folder, tmp_path, "f32")
+    assert written.name == f"{folder.name}-f32"
+    exported, original = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (written, folder))
+    expected = {"mistral": "LlamaForCausalLM"}.get(name, type(original).__name__)
+    assert type(exported).__name__ == expected
+    ids = torch.arange(50)[None]
+    with torch.inference_mode():
+        logits = original(ids).logits[..., : exported.config.vocab_size]
+        assert torch.allclose(exported(ids).logits, logits, atol=1e-4 * logits.abs().max().item(), rtol=1e-4)
+    again, _, _ = checkpoint_io.load_model(written, CPU)
+    assert again.config.qk_norm == (name == "qwen3-tied")
+    assert "converted by llamactl" in (written / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral"])
+def test_every_command_takes_the_folder(name: str, folders: Callable[..., Path], tmp_path: Path, documents: list[str]) -> None:
+    folder, text = str(folders(name)), tmp_path / "text.txt"
+    text.write_text(documents[0][:2_000])
+    sampled = type_in("sample", "The people", "--run", folder, "--max-new-tokens", "4", "--temperature", "0")
+    assert sampled.code == 0
+    assert "The people" in sampled.out
+    evaluated = type_in("eval", str(text), "--run", folder, "--json")
+    assert json.loads(evaluated.out)["results"]
+    assert type_in("surprise", "The people of the United States", "--run", folder).code == 0
+    assert type_in("export", "hf", folder, "--out", str(tmp_path / "out"), "--type", "bf16").code == 0
+    assert type_in("verify", folder).code == 0
+
+
+def test_it_is_trained_further_on_own_text(folders: Callable[..., Path], home: Path, corpus: Path) -> None:
+    """Its tokenizer prepares the text, its weights are the start, and transformers loads what comes out."""
+    folder = folders("qwen3")
+    make_dataset(home / "data" / "own", corpus, tokenizer=str(folder))
+    settings = ["--set", "train.tokens_per_step=512", "--set", "train.precision=fp32", "--set", "optim.lr=0.003"]
+    words = ["train", "--data", "own", "--init-from", str(folder), "--tokens", "20k", "--run", "further", "--yes", *settings]
+    assert type_in(*words).code == 0
+    before = type_in("eval", "--data", "own", "--run", str(folder), "--json")
+    after = type_in("eval", "--data", "own", "--run", "further", "--json")
+    losses = [json.loads(each.out)["results"]["own, val"]["loss"] for each in (before, after)]
+    assert losses[1] < losses[0] - 0.5
+    path = locate_checkpoint("further")
+    assert type(AutoModelForCausalLM.from_pretrained(path)).__name__ == "Qwen3ForCausalLM"
+    assert AutoTokenizer.from_pretrained(path)("a")["input_ids"] == AutoTokenizer.from_pretrained(folder)("a")["input_ids"]
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "gpt2": (GPT2Config().to_dict(), "'gpt2'"),
+    "gemma": ({"model_type": "gemma2"}, "'gemma2'"),
+    "window": ({**SIZES, "model_type": "mistral", "vocab_size": 500, "sliding_window": 16}, "sliding_window"),
+    "yarn": ({**SIZES, "model_type": "llama", "vocab_size": 500, "rope_scaling": {"type": "yarn", "factor": 2.0}}, "'yarn'"),
+    "biases": ({**SIZES, "model_type": "llama", "vocab_size": 500, "attention_bias": True}, "biases"),
+    "activation": ({**SIZES, "model_type": "llama", "vocab_size": 500, "hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+    "quantized": ({**SIZES, "model_type": "llama", "vocab_size": 500, "quantization_config": {}}, "quantization_config"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_computes_something_else_is_refused_by_name(name: str, tmp_path: Path, folders: Callable[..., Path]) -> None:
+    folder = tmp_path / name
+    shutil.copytree(folders("llama"), folder)
+    tree, says = REFUSED[name]
+    (folder / "config.json").write_text(json.dumps(tree))
+    answer = type_in("sample", "a", "--run", str(folder))
+    assert answer.code == 2 or answer.code == 3, answer
+    assert says in answer.err
+    assert "Traceback" not in answer.err
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [("model.safetensors", "Only safetensors are read"), ("tokenizer.json", "Only fast tokenizers are read")],
+)
+def test_what_is_missing_is_said(file: str, says: str, tmp_path: Path, folders: Callable[..., Path]) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(folders("llama"), folder)
+    (folder / file).unlink()
+    with pytest.raises(DataError, match=says):
+        checkpoint_io.load_model(folder, CPU)
+
+
+def test_a_config_with_other_weights_is_refused(tmp_path: Path, folders: Callable[..., Path]) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(folders("qwen3"), folder)
+    tree = json.loads((folder / "config.json").read_text()) | {"model_type": "llama"}
+    (folder / "config.json").write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=r"k_norm.weight is \[8\] there, and missing"):
+        checkpoint_io.load_model(folder, CPU)
+
+
+def test_a_config_of_few_words_means_what_transformers_takes_it_for(tmp_path: Path) -> None:
+    few = {name: SIZES[name] for name in SIZES if name != "num_key_value_heads"} | {"vocab_size": 500, "model_type": "llama"}
+    (tmp_path / "config.json").write_text(json.dumps(few))
+    found = read_hf_config(tmp_path)
+    assert (found.n_kv_heads, found.head_dim, found.norm_eps, found.rope_theta) == (4, 8, 1e-6, 1e4)
+    assert not found.tie_embeddings
+
+
+def test_a_model_whose_code_was_edited_is_no_llama(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shape = ModelConfig(n_layers=1, dim=32, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=48, context=32, vocab_size=128)
+    before = Llama.__init__
+
+    def edited(self: Llama, config: ModelConfig) -> None:
+        before(self, config)
+        self.gate = torch.nn.Linear(config.dim, 1)
+
+    monkeypatch.setattr(Llama, "__init__", edited)
+    is_edited.cache_clear()
+    written = hf_config(shape)
+    is_edited.cache_clear()
+    assert (written["model_type"], written["architectures"]) == ("llamactl", ["EditedLlama"])
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    assert read_hf_config(tmp_path) == shape
+    assert checkpoint_format.is_foreign(tmp_path)

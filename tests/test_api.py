@@ -1,0 +1,109 @@
+"""llamactl in Python: the stages as functions, typed, lazy, and without a word of their own."""
+
+import pydoc
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import llamactl
+from llamactl.errors import UsageError
+from llamactl.runs.run_dir import RunDir
+from llamactl.training.events import Evaluated, Stepped, Validated
+
+SHAPE = {"model": {"n_layers": 1, "dim": 32, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "ffn_dim": 48, "context": 32}}
+SETTINGS = SHAPE | {"train.tokens_per_step": 256, "train.precision": "fp32", "train.prompts": []}
+
+
+@pytest.fixture
+def trained(home: Path, documents: list[str], capfd: pytest.CaptureFixture[str]) -> llamactl.Training:
+    dataset = llamactl.prepare(documents=documents[:20], name="mine", tokenizer="bpe:300")
+    run = llamactl.train(dataset, tokens=20_000, run="first", settings=SETTINGS, anyway=True)
+    events = list(run)
+    assert [type(event) for event in events].count(Stepped) == 79
+    assert any(isinstance(event, Validated) for event in events)
+    assert isinstance(events[-1], Evaluated)
+    assert capfd.readouterr() == ("", "")
+    return run
+
+
+def test_documents_become_a_model_that_writes(trained: llamactl.Training, documents: list[str]) -> None:
+    model = llamactl.load(trained.name)
+    text = llamactl.generate(model, "The people", max_new_tokens=5, temperature=0)
+    assert text == llamactl.generate(trained.name, "The people", max_new_tokens=5, temperature=0)
+    with torch.inference_mode():
+        assert model.model(torch.tensor([[1, 2]])).shape == (1, 2, 384)
+    on_split = llamactl.evaluate(model, dataset=trained.dataset)
+    assert on_split.loss == llamactl.evaluate("first", dataset="mine").loss
+    assert llamactl.evaluate(model, documents[30:32]).bits_per_byte > 1
+
+
+def test_a_run_is_one_of_the_command_line(trained: llamactl.Training) -> None:
+    run = RunDir.from_name("first")
+    assert run.config() == trained.config
+    assert run.plan_path.exists()
+    assert not [event for event in trained if isinstance(event, Stepped)]  # it is over
+
+
+def test_it_is_resumed_where_the_loop_was_left(home: Path, documents: list[str]) -> None:
+    dataset = llamactl.prepare(documents=documents[:20], name="mine", tokenizer="bpe:300")
+    settings = SETTINGS | {"train.save_every": 1}
+    run = llamactl.train(dataset, tokens=4_096, run="left", settings=settings, anyway=True)
+    for event in run:
+        if event.step == 5:
+            break
+    steps = [event.step for event in run if isinstance(event, Stepped)]
+    assert steps[0] <= 6
+    assert steps[-1] == 16
+
+
+def test_other_documents_are_not_taken_for_those_of_before(home: Path, documents: list[str]) -> None:
+    llamactl.prepare(documents=documents[:10], name="mine", tokenizer="bytes")
+    llamactl.prepare(documents=documents[:10], name="mine", tokenizer="bytes")
+    with pytest.raises(llamactl.UserError):
+        llamactl.prepare(documents=documents[10:20], name="mine", tokenizer="bytes")
+
+
+def test_files_are_a_source_too(home: Path, corpus: Path) -> None:
+    dataset = llamactl.prepare(corpus, name="files", tokenizer="bytes", val_fraction=0.2)
+    assert dataset.info.total("val", "documents") > 5
+
+
+def test_mistakes_are_told_as_on_the_command_line(home: Path) -> None:
+    with pytest.raises(UsageError, match="a source or documents"):
+        llamactl.prepare()
+    with pytest.raises(llamactl.UserError, match="no dataset"):
+        llamactl.train(tokens=100)
+    dataset = llamactl.prepare(documents=["a b c " * 50, "d e f " * 50], name="small", tokenizer="bytes")
+    with pytest.raises(UsageError, match="exclude each other"):
+        llamactl.train(dataset, tokens=100, time="10m")
+    with pytest.raises(UsageError, match=r"optim\.learning_rate"):
+        llamactl.train(dataset, settings={"optim.learning_rate": 1})
+    with pytest.raises(llamactl.UserError, match="no run 'nosuch'"):
+        llamactl.load("nosuch")
+    with pytest.raises(AttributeError, match="nosuch"):
+        llamactl.nosuch  # noqa: B018
+
+
+def test_a_time_chooses_size_and_budget(home: Path, documents: list[str]) -> None:
+    dataset = llamactl.prepare(documents=documents, name="mine", tokenizer="bpe:300")
+    run = llamactl.train(dataset, time="60s")
+    assert run.config.preset == "tiny"
+    assert 0 < run.config.train.tokens <= 4 * dataset.info.total("train", "tokens")
+
+
+def test_import_is_quick_and_imports_nothing_heavy() -> None:
+    lines = "import sys, llamactl; assert not {'torch', 'numpy', 'pydantic', 'typer'} & set(sys.modules); dir(llamactl)"
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", lines], capture_output=True, text=True, check=True)
+    (line,) = [line for line in done.stderr.splitlines() if line.endswith("| llamactl")]
+    assert int(line.split("|")[1]) < 50_000  # microseconds
+
+
+def test_help_reads_as_a_guide() -> None:
+    text = pydoc.plain(pydoc.render_doc(llamactl))
+    for name in llamactl.__all__:
+        assert name in text
+        assert getattr(llamactl, name).__doc__
+    assert "iterate it for events" in text
