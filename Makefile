@@ -7,7 +7,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 demo: .venv/installed
-	$(BIN)/llamactl quickstart --time 4m
+	$(BIN)/llamactl quickstart --time 3m
 
 # In minutes: all but the tests marked slow.
 test: .venv/installed

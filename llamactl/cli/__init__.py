@@ -26,6 +26,7 @@ from llamactl.cli import (
     report,
     runs,
     sample,
+    serve,
     surprise,
     train,
     verify,
@@ -61,6 +62,7 @@ for command, name, example in (
     (plot_loss.plot_loss, "plot-loss", "llamactl plot-loss --x time --out loss.svg"),
     (report.report, "report", "llamactl report a b --out report.html"),
     (sample.sample, "sample", 'llamactl sample "California is " --n 3'),
+    (serve.serve, "serve", "llamactl serve RUN@best"),
     (evaluate.evaluate, "eval", "llamactl eval my.txt --run RUN@best"),
     (surprise.surprise, "surprise", 'llamactl surprise "The people of the United States" --out surprise.html'),
 ):

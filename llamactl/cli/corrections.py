@@ -42,6 +42,7 @@ COMMANDS = {
     "prepare": "tokenize tokenise preprocess preparedata download import encode ingest build",
     "train": "pretrain fit run start finetune resume continue learn",
     "sample": "generate chat complete completion infer inference predict talk prompt",
+    "serve": "server api web webui ui playground host",
     "eval": "evaluate test perplexity ppl lmeval validate",
     "plot-loss": "plot loss graph curve figure",
     "report": "html dashboard summary",

@@ -72,12 +72,14 @@ def _scores(model: Llama, ids: list[int], begin: int) -> Iterator[tuple[int, tor
 
 def _expected(tokenizer: Tokenizer, logs: torch.Tensor) -> Iterator[tuple[str, float]]:
     for log, token in zip(*(each.tolist() for each in logs.topk(min(ALTERNATIVES, len(logs)))), strict=True):
-        yield _spelled(tokenizer.decode_bytes([token])) if token != tokenizer.end else "(end)", math.exp(log)
+        yield spell_token(tokenizer, token), math.exp(log)
 
 
-def _spelled(content: bytes) -> str:
-    """Decode the bytes of one token; bytes that are only a part of a character become escapes as in llama.cpp: <0xF0>."""
-    text = content.decode("utf-8", "surrogateescape")
+def spell_token(tokenizer: Tokenizer, token: int) -> str:
+    """Return a token as text; bytes that are only a part of a character become escapes as in llama.cpp: <0xF0>."""
+    if token == tokenizer.end:
+        return "(end)"
+    text = tokenizer.decode_bytes([token]).decode("utf-8", "surrogateescape")
     return "".join(f"<0x{ord(each) - 0xDC00:02X}>" if "\udc80" <= each <= "\udcff" else each for each in text)
 
 

@@ -77,10 +77,14 @@ class Sampler:
 
 
 class Step(NamedTuple):
-    """The next token of each sequence, and its log-probability under the model before temperature and filters; both B."""
+    """The next token of each sequence, and its log-probability under the model before temperature and filters; both B.
+
+    `logits` (B V) are the scores of all tokens there.
+    """
 
     tokens: Tensor
     log_probabilities: Tensor
+    logits: Tensor
 
 
 @torch.inference_mode()
@@ -120,7 +124,7 @@ def decode_tokens(
     while True:
         logits = _step(model, tokens, cache, vocab_size)
         picked = pick(logits, text, next(draws))
-        yield Step(picked, (logits.gather(1, picked[:, None]) - logits.logsumexp(-1, keepdim=True))[:, 0])
+        yield Step(picked, (logits.gather(1, picked[:, None]) - logits.logsumexp(-1, keepdim=True))[:, 0], logits)
         text = torch.cat([text, picked[:, None]], dim=1)
         tokens = picked[:, None]
         if cache.length == context:

@@ -2,13 +2,12 @@
 
 from llamactl.config.schema import TrainConfig
 from llamactl.errors import UsageError
-from llamactl.planning.defaults import WORTHWHILE_EPOCHS
+from llamactl.planning.defaults import REGULARIZED_EPOCHS, WORTHWHILE_EPOCHS
 from llamactl.planning.plan import Plan
 from llamactl.units import show_count
 
 # Budgets above these are taken for mistakes, such as --tokens meant for a larger corpus or for a GPU.
 MOST_EPOCHS = 20
-DROPOUT_EPOCHS = 16  # of text that dropout keeps from being learned by heart; more were not measured (docs/recipe.md)
 MOST_DAYS = 30
 SMOKE_TEST = 0.5  # tokens per parameter below which a run only shows that everything works
 ROUNDING = 1.005  # budgets are shown with three digits
@@ -18,7 +17,7 @@ DAY = 86_400
 
 def advise_budget(plan: Plan, train: TrainConfig) -> str:
     """Return a sentence on a budget that teaches little, with a better one; empty for a sensible one."""
-    most = DROPOUT_EPOCHS if train.dropout else WORTHWHILE_EPOCHS
+    most = REGULARIZED_EPOCHS if train.dropout else WORTHWHILE_EPOCHS
     # The last step may exceed the budget, and with little text a step is a good part of an epoch.
     if plan.epochs * (1 - 1 / plan.steps) > ROUNDING * most:
         without = "" if train.dropout else " without --set train.dropout=0.2"

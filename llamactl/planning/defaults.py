@@ -7,6 +7,8 @@ from llamactl.planning.flops import num_matmul_params
 
 # Up to 4 epochs, repeated text is worth almost as much as new text (Muennighoff et al. 2023, arXiv 2305.16264).
 WORTHWHILE_EPOCHS = 4
+# With dropout and a strong weight decay, which keep text from being learned by heart (docs/recipe.md: more were not measured).
+REGULARIZED_EPOCHS, DROPOUT, WEIGHT_DECAY = 16, 0.2, 2.0
 # The ratio at which more tokens and more parameters gain equally (Hoffmann et al. 2022, arXiv 2203.15556).
 TOKENS_PER_PARAMETER = 20
 LARGEST_BUDGET = 3_000_000_000  # 20 tokens per parameter of the largest preset below

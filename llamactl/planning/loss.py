@@ -9,6 +9,7 @@ import numpy as np
 from llamactl.config.schema import ModelConfig
 from llamactl.corpus.dataset import Dataset
 from llamactl.corpus.memmap import read_tokens, shard_lengths
+from llamactl.model.llama import num_params
 from llamactl.planning.flops import num_matmul_params
 
 # Bits per byte of mixed English are FLOOR + A / N^a + B / D^b (the form of Hoffmann et al. 2022, arXiv 2203.15556), for N
@@ -22,7 +23,10 @@ B, B_EXPONENT = 0.960, 0.2122
 COMPRESSED, POWER = 2.388, 1.65
 
 UNCERTAINTY = 0.1  # a fraction of the loss, up and down: the largest residual of the fit is 0.06
-REPEATS_WORTH = 15.4  # epochs: the constant by which their worth decays (Muennighoff et al. 2023, arXiv 2305.16264)
+# Epochs: the constant by which the worth of repeated text decays (Muennighoff et al. 2023, arXiv 2305.16264), for text that
+# has 20 tokens per weight. With less it decays sooner: a million tokens for 2.4 million weights, read 12 to 24 times, were
+# worth 3.2 million (docs/recipe.md), which the square root of the ratio meets.
+REPEATS_WORTH, FED = 15.4, 20
 
 PIECES, PIECE = 64, 8_192  # pieces of text that are compressed, and tokens of each
 
@@ -42,7 +46,8 @@ def predict_loss(model: ModelConfig, tokens: int, epochs: float, dataset: Datase
     # Repeated tokens count as fewer new ones (Muennighoff et al. 2023).
     unique = tokens / max(1.0, epochs)
     repeats = max(0.0, epochs - 1)
-    effective = unique * (1 + REPEATS_WORTH * (1 - math.exp(-repeats / REPEATS_WORTH)))
+    worth = REPEATS_WORTH * min(1.0, math.sqrt(unique / (FED * num_params(model))))
+    effective = unique * (1 + worth * (1 - math.exp(-repeats / worth)))
     english = FLOOR + A * (num_matmul_params(model) / 1e6) ** -A_EXPONENT + B * (effective / 1e6) ** -B_EXPONENT
     bits = english * (measure_compression(dataset) / COMPRESSED) ** POWER
     loss = bits * math.log(2) * dataset.info.total("train", "text_bytes") / max(1, dataset.info.total("train", "tokens"))

@@ -1,13 +1,20 @@
 """Choose what a time buys on a device: of some configs, the one with the lowest expected loss, and its budget of tokens."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from llamactl.config.schema import Config
 from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World
 from llamactl.errors import UsageError
-from llamactl.planning.defaults import LARGEST_BUDGET, WORTHWHILE_EPOCHS, final_eval_tokens
+from llamactl.planning.defaults import (
+    DROPOUT,
+    LARGEST_BUDGET,
+    REGULARIZED_EPOCHS,
+    WEIGHT_DECAY,
+    WORTHWHILE_EPOCHS,
+    final_eval_tokens,
+)  # fmt: skip
 from llamactl.planning.loss import predict_loss
 from llamactl.planning.resolve import resolve_config
 from llamactl.planning.step_time import estimate_duration, estimate_step_time
@@ -24,9 +31,12 @@ def choose_in_time(configs: Iterable[Config], dataset: Dataset, world: World, ra
     data = dataset.info.total("train", "tokens")
     found: list[tuple[float, Config]] = []
     for config in chain.from_iterable(map(_with_and_without_compiler, configs)):
-        if tokens := tokens_in_time(config, dataset, world, rate, seconds):
-            loss = predict_loss(resolve_config(config, dataset, world).model, tokens, tokens / data, dataset).loss
-            found.append((loss, config.with_train(tokens=tokens)))
+        for variant, epochs in _plain_and_regularized(config):
+            tokens = tokens_in_time(variant, dataset, world, rate, seconds, epochs)
+            # Less is done better without dropout, which slows learning down.
+            if tokens and (variant is config or tokens > WORTHWHILE_EPOCHS * data):
+                loss = predict_loss(resolve_config(variant, dataset, world).model, tokens, tokens / data, dataset).loss
+                found.append((loss, variant.with_train(tokens=tokens)))
     if not found:
         why = "Not even one step of the smallest model ends in that time on this device."
         raise UsageError(f"{show_time(seconds)} is too short.", why, "Example: --time 5m")
@@ -38,9 +48,19 @@ def _with_and_without_compiler(config: Config) -> tuple[Config, ...]:
     return (config, config.with_train(compile="off")) if config.train.compile == "auto" else (config,)
 
 
-def tokens_in_time(config: Config, dataset: Dataset, world: World, rate: float, seconds: float) -> int:
-    """Return the largest worthwhile budget of a config whose run is expected to end in `seconds`; 0 for none."""
-    low, high = 0, max(1, min(LARGEST_BUDGET, WORTHWHILE_EPOCHS * dataset.info.total("train", "tokens")))
+def _plain_and_regularized(config: Config) -> Iterator[tuple[Config, int]]:
+    """Yield a config, and the same one with dropout where that is left open, with the epochs that each is worth."""
+    yield config, REGULARIZED_EPOCHS if config.train.dropout else WORTHWHILE_EPOCHS
+    if not config.train.dropout and not config.train.init_from:
+        optim = config.optim.model_copy(update={"weight_decay": max(WEIGHT_DECAY, config.optim.weight_decay)})
+        yield config.with_train(dropout=DROPOUT).model_copy(update={"optim": optim}), REGULARIZED_EPOCHS
+
+
+def tokens_in_time(
+    config: Config, dataset: Dataset, world: World, rate: float, seconds: float, epochs: int = WORTHWHILE_EPOCHS
+) -> int:
+    """Return the largest budget of a config, up to some epochs, whose run is expected to end in `seconds`; 0 for none."""
+    low, high = 0, max(1, min(LARGEST_BUDGET, epochs * dataset.info.total("train", "tokens")))
     if run_seconds(config.with_train(tokens=high), dataset, world, rate) <= seconds:
         return high
     for _ in range(HALVINGS):

@@ -1,0 +1,66 @@
+"""The page in headless Chromium: it writes, shows probabilities, branches, and is used by mouse, keyboard and on a phone."""
+
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from llamactl.runs.run_dir import RunDir
+from tests.serving.browser import CHROMIUM, Page
+from tests.serving.conftest import serving
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")]
+TOKENS = "document.querySelectorAll('#text [role=button]')"
+IDLE = "document.getElementById('stop').hidden"
+
+
+def test_it_writes_and_branches_by_keyboard(run: RunDir, tmp_path: Path) -> None:
+    with serving(run.checkpoint(2)) as address, Page(f"{address}/#The%20people", tmp_path) as page:
+        page.wait(f"{TOKENS}.length > 50 && {IDLE}")
+        assert page.run("document.querySelector('#text .given').textContent") == "The people"
+        assert page.run("document.getElementById('name').textContent") == "served"
+        assert page.run(f"[...{TOKENS}].every(token => /^[\\d.e-]+ %$/.test(token.title))")
+        before = page.run(f"[...{TOKENS}].slice(0, 10).map(token => token.textContent).join('')")
+        page.run(f"{TOKENS}[10].focus()")
+        page.press("Enter")
+        page.wait("!document.getElementById('choices').hidden")
+        assert page.run("document.activeElement.getAttribute('role')") == "menuitem"
+        page.press("ArrowDown")
+        page.press("Enter")
+        page.wait(f"document.getElementById('choices').hidden && {TOKENS}.length > 20 && {IDLE}")
+        assert page.run(f"[...{TOKENS}].slice(0, 10).map(token => token.textContent).join('')") == before
+
+
+def test_the_slider_asks_another_checkpoint(run: RunDir, tmp_path: Path) -> None:
+    with serving(run.checkpoint(2)) as address, Page(f"{address}/#a", tmp_path) as page:
+        page.wait(f"{TOKENS}.length > 5 && {IDLE}")
+        page.run("go(given); 0")
+        page.run(
+            "document.getElementById('step').value = 0; document.getElementById('step').dispatchEvent(new Event('input')); 0"
+        )
+        assert page.run("document.getElementById('shown').textContent") == "1"
+        assert page.run("chosenModel()") == "served@1"
+
+
+def test_nothing_that_is_written_becomes_markup(run: RunDir, tmp_path: Path) -> None:
+    text = "<img src=x onerror=document.title='owned'><script>document.title='owned'</script>"
+    with serving(run.checkpoint(2)) as address, Page(f"{address}/#{quote(text)}", tmp_path) as page:
+        page.wait(f"{TOKENS}.length > 5")
+        assert page.run("document.querySelector('#text .given').textContent") == text
+        assert page.run("document.querySelectorAll('img').length") == 0
+        assert page.run("document.title") == "served"
+
+
+def test_it_fits_a_phone(run: RunDir, tmp_path: Path) -> None:
+    with serving(run.checkpoint(2)) as address, Page(f"{address}/#The%20people", tmp_path, (390, 844)) as page:
+        page.wait(f"{TOKENS}.length > 50")
+        assert page.run("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def test_a_stranger_is_told_to_show_the_token(run: RunDir, tmp_path: Path) -> None:
+    with serving(run.checkpoint(2), token="secret", hosts=()) as address, Page(f"{address}/", tmp_path) as page:
+        page.wait("document.getElementById('trouble').textContent.includes('needs its token')")
+        page.run(
+            "const key = document.getElementById('token'); key.value = 'secret'; key.dispatchEvent(new Event('change')); 0"
+        )
+        page.wait("document.getElementById('name').textContent === 'served'")
