@@ -206,7 +206,7 @@ def evaluate(model: Model | str, texts: Iterable[str] | None = None, dataset: Da
     if texts is not None:
         return evaluate_streams(found.model, found.tokenizer, (token_stream(found.tokenizer, texts),), rests=True)
     data = DatasetDir.from_name(dataset).open() if isinstance(dataset, str) else dataset
-    if data.tokenizer.identity != found.tokenizer.identity:
+    if not data.tokenizer.is_same(found.tokenizer):
         what = f"The dataset {data.name} has another tokenizer than the model."
         raise UsageError(what, "The same ids mean other text.", "Evaluate texts instead: evaluate(model, texts)")
     return evaluate_streams(found.model, found.tokenizer, data.val, rests=False, byte_lengths=data.byte_lengths)

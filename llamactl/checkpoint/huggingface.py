@@ -51,7 +51,7 @@ def say_opening(tokenizer: Tokenizer) -> str:
         "pair": [begin, first, begin, second],
         "special_tokens": {name: {"id": name, "ids": [tokenizer.end], "tokens": [name]}},
     }
-    return json.dumps(tree, ensure_ascii=False)
+    return to_json(tree)
 
 
 def read_opening(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:

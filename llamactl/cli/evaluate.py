@@ -127,7 +127,7 @@ def evaluate_dataset(
     run = RunDir(path.absolute().parent.parent)
     folder = DatasetDir.from_name(data or (run.config().data.name if os.path.lexists(run.config_path) else ""))
     dataset = folder.open()
-    if dataset.tokenizer.identity != tokenizer.identity:
+    if not dataset.tokenizer.is_same(tokenizer):
         fix = "Evaluate its text instead, with the model's tokenizer: llamactl eval FILES"
         raise DataError(
             f"The dataset {dataset.name} has another tokenizer than the model.", "The same ids mean other text.", fix

@@ -3,14 +3,17 @@
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-from llamactl.config.schema import Config
+from llamactl.config.schema import Config, ModelConfig
+from llamactl.corpus.batches import Windows
 from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World
 from llamactl.errors import UsageError
+from llamactl.model.llama import num_params
 from llamactl.planning.defaults import (
     DROPOUT,
     LARGEST_BUDGET,
     REGULARIZED_EPOCHS,
+    TOKENS_PER_PARAMETER,
     WEIGHT_DECAY,
     WORTHWHILE_EPOCHS,
     final_eval_tokens,
@@ -31,7 +34,7 @@ def choose_in_time(configs: Iterable[Config], dataset: Dataset, world: World, ra
     data = dataset.info.total("train", "tokens")
     found: list[tuple[float, Config]] = []
     for config in chain.from_iterable(map(_with_and_without_compiler, configs)):
-        for variant, epochs in _plain_and_regularized(config):
+        for variant, epochs in _plain_and_regularized(config, resolve_config(config, dataset, world).model, data):
             tokens = tokens_in_time(variant, dataset, world, rate, seconds, epochs)
             # Less is done better without dropout, which slows learning down.
             if tokens and (variant is config or tokens > WORTHWHILE_EPOCHS * data):
@@ -48,10 +51,11 @@ def _with_and_without_compiler(config: Config) -> tuple[Config, ...]:
     return (config, config.with_train(compile="off")) if config.train.compile == "auto" else (config,)
 
 
-def _plain_and_regularized(config: Config) -> Iterator[tuple[Config, int]]:
-    """Yield a config, and the same one with dropout where that is left open, with the epochs that each is worth."""
+def _plain_and_regularized(config: Config, model: ModelConfig, data: int) -> Iterator[tuple[Config, int]]:
+    """Yield a config and, where text is scarce for its size, the same one with dropout, with the epochs that each is worth."""
     yield config, REGULARIZED_EPOCHS if config.train.dropout else WORTHWHILE_EPOCHS
-    if not config.train.dropout and not config.train.init_from:
+    scarce = data < TOKENS_PER_PARAMETER * num_params(model)
+    if scarce and not config.train.dropout and not config.train.init_from:
         optim = config.optim.model_copy(update={"weight_decay": max(WEIGHT_DECAY, config.optim.weight_decay)})
         yield config.with_train(dropout=DROPOUT).model_copy(update={"optim": optim}), REGULARIZED_EPOCHS
 
@@ -60,7 +64,8 @@ def tokens_in_time(
     config: Config, dataset: Dataset, world: World, rate: float, seconds: float, epochs: int = WORTHWHILE_EPOCHS
 ) -> int:
     """Return the largest budget of a config, up to some epochs, whose run is expected to end in `seconds`; 0 for none."""
-    low, high = 0, max(1, min(LARGEST_BUDGET, epochs * dataset.info.total("train", "tokens")))
+    epoch = len(Windows(dataset.train, config.model.context)) * config.model.context
+    low, high = 0, max(1, min(LARGEST_BUDGET, epochs * epoch))
     if run_seconds(config.with_train(tokens=high), dataset, world, rate) <= seconds:
         return high
     for _ in range(HALVINGS):

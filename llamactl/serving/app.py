@@ -26,6 +26,7 @@ from llamactl.serving.protocol import (
     parse_request,
 )
 from llamactl.serving.scheduler import Job, Scheduler
+from llamactl.storage.records import to_json
 
 LARGEST_BODY = 4 << 20  # bytes
 DISCONNECT_EVERY = 0.5  # seconds between two looks at whether who asked is still there
@@ -201,7 +202,7 @@ async def _stream(answer: Answer, jobs: Sequence[Job], deltas: Deltas) -> AsyncI
 
 
 def _event(tree: Mapping[str, Any]) -> str:
-    return f"data: {json.dumps(tree, allow_nan=False)}\n\n"
+    return f"data: {to_json(tree)}\n\n"
 
 
 async def _whole(request: Request, answer: Answer, jobs: Sequence[Job], deltas: Deltas) -> Response:

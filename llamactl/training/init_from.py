@@ -65,7 +65,7 @@ def _check(config: Config, dataset: Dataset, path: Path, state: checkpoint_forma
     """Raise DataError for another tokenizer or other weights than pinned, UsageError for another shape."""
     root = checkpoint_format.checkpoint_root(path)
     tokenizer = read_tokenizer(checkpoint_format.locate_file(path, "tokenizer.json"), root)
-    if tokenizer.identity != dataset.tokenizer.identity:
+    if not tokenizer.is_same(dataset.tokenizer):
         message = f"The dataset {dataset.name} and the checkpoint {path} have different tokenizers."
         fix = f"Prepare the text with the checkpoint's: llamactl prepare SOURCE --tokenizer {path / 'tokenizer.json'}"
         raise DataError(message, "The same ids stand for other text.", fix)

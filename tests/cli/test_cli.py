@@ -150,7 +150,7 @@ def test_a_model_is_continued_at_a_longer_context(home: Path, corpus: Path) -> N
         ("train", 3, "llamactl prepare sample"),
         ("plot-loss", 3, "llamactl train"),
         ("sample hello", 3, "llamactl train"),
-        ("sample hello --run ../../etc", 3, "not a name"),
+        ("sample hello --run ../../etc", 3, "not a model"),
         ("train --preset 150mm", 2, "150m"),
         ("train --tokens many", 2, "256k"),
         ("train --set optim.lrr=1", 2, "optim.lr"),

@@ -14,7 +14,7 @@ from llamactl.corpus.sources import default_tokenizer
 from llamactl.distributed.context import World, init_device
 from llamactl.errors import UsageError
 from llamactl.planning.budget import MOST_DAYS, MOST_EPOCHS, advise_budget, check_budget
-from llamactl.planning.defaults import WORTHWHILE_EPOCHS, feedable_presets
+from llamactl.planning.defaults import REGULARIZED_EPOCHS, WORTHWHILE_EPOCHS, feedable_presets
 from llamactl.planning.plan import Plan, make_plan
 from llamactl.planning.resolve import resolve_config
 from llamactl.planning.timed import choose_in_time, run_seconds
@@ -87,18 +87,12 @@ def test_what_is_proposed_is_neither_refused_nor_complained_of(size: int, datase
         except UsageError as error:
             messages.append(error.fix)
         for message in filter(None, messages):
-            followed = plan_of(follow(message, config, data, world, rate), data, world, rate)
-            assert is_accepted(followed), (where, message)
-            assert not advise_budget(followed, config.train).startswith("Your text"), (
-                where,
-                message,
-                advise_budget(followed, config.train),
-            )
-            assert "--tokens" not in message or not advise_budget(followed, config.train), (
-                where,
-                message,
-                advise_budget(followed, config.train),
-            )
+            followed = follow(message, config, data, world, rate)
+            made = plan_of(followed, data, world, rate)
+            advice = advise_budget(made, followed.train)
+            assert is_accepted(made), (where, message)
+            assert not advice.startswith("Your text"), (where, message, advice)
+            assert "--tokens" not in message or not advice, (where, message, advice)
         if not tokens:
             assert not advise_budget(plan, config.train), (where, "the default")
             assert plan.epochs < MOST_EPOCHS
@@ -115,7 +109,9 @@ def test_a_time_buys_a_run_that_ends_in_it_and_is_sensible(size: int, dataset: D
         plan = plan_of(chosen, data, world, rate)
         assert run_seconds(chosen, data, world, rate) <= seconds
         assert is_accepted(plan)
-        assert plan.epochs * (1 - 1 / plan.steps) <= WORTHWHILE_EPOCHS, "but for the last step"
+        most = REGULARIZED_EPOCHS if chosen.train.dropout else WORTHWHILE_EPOCHS
+        assert plan.epochs * (1 - 1 / plan.steps) <= most, "but for the last step"
+        assert not advise_budget(plan, chosen.train).startswith("Your text")
         assert plan.loss is not None
         losses[rate].append(plan.loss.loss)
     for found in losses.values():

@@ -3,10 +3,12 @@
 import pytest
 
 from llamactl.config.schema import Config, build_config, preset_settings
+from llamactl.corpus.batches import Windows
 from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World, init_device
 from llamactl.errors import UsageError
 from llamactl.planning.timed import choose_in_time, run_seconds, tokens_in_time
+from tests.planning.test_agreement import dataset_of
 
 RATE = 2e9  # FLOP/s: so slow that a small corpus lasts
 
@@ -34,14 +36,27 @@ def test_more_time_buys_more_up_to_what_the_data_is_worth(dataset: Dataset) -> N
     config, world = config_of("tiny")
     budgets = [tokens_in_time(config, dataset, world, RATE, seconds) for seconds in (30, 100, 1_000, 10**6, 10**7)]
     assert budgets == sorted(budgets)
-    assert budgets[-1] == budgets[-2] == 4 * dataset.info.total("train", "tokens")
+    assert budgets[-1] == budgets[-2] == 4 * 32 * len(Windows(dataset.train, 32))
 
 
 def test_a_larger_model_is_taken_when_there_is_time_for_it(dataset: Dataset) -> None:
     configs = [config_of("10m")[0], config_of("tiny")[0]]
-    world = config_of("tiny")[1]
-    assert choose_in_time(configs, dataset, world, RATE, 200).preset == "tiny"
-    assert choose_in_time(configs, dataset, world, RATE, 10**8).preset == "10m"
+    world, text = config_of("tiny")[1], dataset_of(10**9, dataset)
+    assert choose_in_time(configs, text, world, RATE, 200).preset == "tiny"
+    assert choose_in_time(configs, text, world, RATE, 10**8).preset == "10m"
+
+
+def test_scarce_text_is_read_more_often_with_dropout(dataset: Dataset) -> None:
+    config, world = config_of("tiny")
+    words = dataset.info.total("train", "tokens")
+    short, long = (choose_in_time([config], dataset, world, RATE, seconds) for seconds in (60, 10**6))
+    assert (short.train.dropout, short.optim.weight_decay) == (0.0, 0.1)
+    assert (long.train.dropout, long.optim.weight_decay) == (0.2, 2.0)
+    assert short.train.tokens < 4 * words < long.train.tokens <= 16 * words
+    chosen = choose_in_time([config.with_train(dropout=0.1)], dataset, world, RATE, 10**6)
+    assert (chosen.train.dropout, chosen.optim.weight_decay) == (0.1, 0.1)
+    plenty = choose_in_time([config], dataset_of(10**9, dataset), world, RATE, 10**9)
+    assert plenty.train.dropout == 0.0
 
 
 def test_a_time_that_is_too_short_is_refused(dataset: Dataset) -> None:
