@@ -1,6 +1,6 @@
 """How far a text goes that is read again: held-out loss after some epochs of the first tokens of a dataset.
 
-    python benchmarks/repeated.py DATA --out FOLDER --runs 4M:1 1M:8 1M:16:0.2:2
+    python benchmarks/repeated.py DATA --out FOLDER --runs 4M:1 1M:8 1M:16:0.2:2 [--seeds 0 1 2] [--set model.qk_norm=true]
 
 A run is UNIQUE:EPOCHS[:DROPOUT[:WEIGHT_DECAY]]: `tiny` on so many tokens, read so often. All are measured on the whole
 validation split, at a quarter, half, three quarters and the end of the run. Each is a process of one thread, `--jobs` at once;
@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from llamactl.config.schema import build_config, preset_settings
+from llamactl.config.schema import build_config, parse_assignment, preset_settings
 from llamactl.corpus.dataset import DatasetDir
 from llamactl.distributed.context import init_device
 from llamactl.planning.resolve import resolve_config
@@ -60,7 +60,7 @@ def train(run: Run, seed: int, options: argparse.Namespace) -> None:
         "prompts": (), "eval_tokens": LARGEST, "save_every": 10**9, "save_minutes": 0,
     }  # fmt: skip
     layers = [preset_settings("tiny"), {"data": {"seed": seed}, "optim": {"weight_decay": run.weight_decay}, "train": train}]
-    config = build_config(layers)
+    config = build_config([*layers, *map(parse_assignment, options.set)])
     world = init_device(config.train)
     config = resolve_config(config, dataset, world)
     steps = -(-config.train.tokens // config.train.tokens_per_step)
@@ -74,9 +74,10 @@ def train(run: Run, seed: int, options: argparse.Namespace) -> None:
 def measure(run: Run, seed: int, options: argparse.Namespace) -> list[float]:
     """Return the losses of a run, from its file or from a process that makes it."""
     text = ":".join(map(str, run))
-    path = options.out / f"{text.replace(':', '-')}-{seed}.json"
+    path = options.out / f"{'-'.join([text.replace(':', '-'), *options.set, str(seed)])}.json"
     if not path.exists():
         words = [sys.executable, __file__, options.data, "--out", str(path), "--one", text, "--seeds", str(seed)]
+        words += [word for setting in options.set for word in ("--set", setting)]
         subprocess.run(words, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=options.out)
     losses: list[float] = json.loads(path.read_text())["losses"]
     return losses
@@ -90,6 +91,7 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", default=["4M:1", "1M:4", "1M:8", "1M:16:0.2:2"])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--set", action="append", default=[], help="a setting of all runs: model.qk_norm=true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.out = options.out.absolute()
@@ -101,6 +103,7 @@ def main() -> None:
     runs = [(Run.read(text), seed) for text in options.runs for seed in options.seeds]
     with ThreadPoolExecutor(options.jobs) as pool:
         losses = dict(zip(runs, pool.map(lambda run: measure(run[0], run[1], options), runs), strict=True))
+    print(" ".join(options.set) or "defaults")
     print("| tokens | epochs | dropout | weight decay | 1/4 | 1/2 | 3/4 | end |\n|---|---:|---:|---:|---:|---:|---:|---:|")
     for run in dict.fromkeys(run for run, _ in runs):
         columns = zip(*(losses[run, seed][:QUARTERS] for seed in options.seeds), strict=True)

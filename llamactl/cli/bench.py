@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from llamactl.cli import completion
-from llamactl.cli.options import DataName, DeviceName, PresetName, Settings, config_of_new_run, typed_settings
+from llamactl.cli.options import MODEL_HELP, DataName, DeviceName, PresetName, Settings, config_of_new_run, typed_settings
 
 app = typer.Typer(no_args_is_help=True, help="Measure the speed of this machine, of training and of decoding.")
 
@@ -84,7 +84,7 @@ def decode(
     run: Annotated[
         str,
         typer.Option(
-            help="RUN, RUN@STEP or RUN@best.", show_default="the preset, untrained", autocompletion=completion.checkpoints
+            help=MODEL_HELP, show_default="the preset, untrained", autocompletion=completion.checkpoints
         ),
     ] = "",
     preset: PresetName = "",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from llamactl.cli import completion
-from llamactl.cli.options import SAID, DeviceName
+from llamactl.cli.options import MODEL_HELP, SAID, DeviceName
 from llamactl.cli.preconditions import require_run
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def evaluate(
     run: Annotated[
         str,
         typer.Option(
-            help="RUN, RUN@STEP, RUN@best or a checkpoint's folder.",
+            help=MODEL_HELP,
             show_default="the newest",
             autocompletion=completion.checkpoints,
             rich_help_panel=MODEL,

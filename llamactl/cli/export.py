@@ -6,16 +6,16 @@ from typing import Annotated, Literal
 import typer
 
 from llamactl.cli import completion
+from llamactl.cli.options import MODEL_HELP
 from llamactl.cli.preconditions import require_run
 
 app = typer.Typer(no_args_is_help=True, help="Write a checkpoint for other programs, and verify the result.")
-RUN_HELP = "RUN, RUN@STEP, RUN@best or a checkpoint's folder."
 OUT_HELP = "Folder to write into; files that were added or edited there are kept."
 
 
 @app.command(epilog="Example: llamactl export gguf RUN@best --type q8_0")
 def gguf(
-    run: Annotated[str, typer.Argument(help=RUN_HELP, show_default="the newest", autocompletion=completion.checkpoints)] = "",
+    run: Annotated[str, typer.Argument(help=MODEL_HELP, show_default="the newest", autocompletion=completion.checkpoints)] = "",
     kind: Annotated[
         Literal["f32", "f16", "bf16", "q8_0"], typer.Option("--type", help="Number format of the weights.")
     ] = "bf16",
@@ -35,7 +35,7 @@ def gguf(
 
 @app.command(epilog="Example: llamactl export hf RUN@best")
 def hf(
-    run: Annotated[str, typer.Argument(help=RUN_HELP, show_default="the newest", autocompletion=completion.checkpoints)] = "",
+    run: Annotated[str, typer.Argument(help=MODEL_HELP, show_default="the newest", autocompletion=completion.checkpoints)] = "",
     kind: Annotated[Literal["f32", "f16", "bf16"], typer.Option("--type", help="Number format of the weights.")] = "bf16",
     out: Annotated[Path, typer.Option(help=OUT_HELP)] = Path("exports"),
 ) -> None:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 # Headings under which options stand in the help.
 RUN, START, MACHINE, SAID = "Run", "Initialization", "Execution", "Output"
 
-INIT_HELP = "Start from a checkpoint: RUN, RUN@STEP, RUN@best or its folder."
+MODEL_HELP = "A model: RUN, RUN@STEP, RUN@best, a folder, or hf:ORG/NAME."
+INIT_HELP = "Start from a model: RUN, RUN@STEP, RUN@best, a folder, or hf:ORG/NAME."
 SCALING_HELP = "none, or linear:F to divide positions by F. Left out: as much as --context outgrows the checkpoint's."
 SET_HELP = "SECTION.KEY=VALUE, any setting of config.toml; repeatable. Example: --set optim.lr=1e-3"
 

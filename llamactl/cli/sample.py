@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from llamactl.cli import completion
-from llamactl.cli.options import MACHINE, SAID, DeviceName
+from llamactl.cli.options import MACHINE, MODEL_HELP, SAID, DeviceName
 from llamactl.cli.preconditions import require_run
 from llamactl.cli.ui.samples import show_samples, strip_prompt
 
@@ -38,7 +38,7 @@ def sample(
     run: Annotated[
         str,
         typer.Option(
-            help="RUN, RUN@STEP or RUN@best.",
+            help=MODEL_HELP,
             show_default="the newest",
             autocompletion=completion.checkpoints,
             rich_help_panel=GENERATION,

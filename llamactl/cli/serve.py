@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llamactl.cli import completion
-from llamactl.cli.options import DeviceName
+from llamactl.cli.options import MODEL_HELP, DeviceName
 from llamactl.cli.preconditions import require_run
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def serve(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="RUN, RUN@STEP, RUN@best, the folder of a model, or hf:ORG/NAME.",
+            help=MODEL_HELP,
             show_default="the newest run",
             autocompletion=completion.checkpoints,
         ),

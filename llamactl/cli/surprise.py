@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llamactl.cli import completion
-from llamactl.cli.options import DeviceName
+from llamactl.cli.options import MODEL_HELP, DeviceName
 from llamactl.cli.preconditions import require_run
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def surprise(
     run: Annotated[
         str,
         typer.Option(
-            help="RUN, RUN@STEP, RUN@best or a checkpoint's folder.",
+            help=MODEL_HELP,
             show_default="the newest",
             autocompletion=completion.checkpoints,
         ),

@@ -26,6 +26,7 @@ from llamactl.checkpoint.hf_config import hf_config, is_edited, read_hf_config
 from llamactl.checkpoint.select import locate_checkpoint
 from llamactl.config.schema import ModelConfig
 from llamactl.errors import DataError
+from llamactl.export.gguf import export_gguf
 from llamactl.export.huggingface import export_hf
 from llamactl.inference.generate import Request, generate_samples
 from llamactl.model.decode import Sampler
@@ -140,6 +141,38 @@ def test_an_export_is_the_model_in_the_class_that_holds_it(name: str, folders: C
     again, _, _ = checkpoint_io.load_model(written, CPU)
     assert again.config.qk_norm == (name == "qwen3-tied")
     assert "converted by llamactl" in (written / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "pattern", "begins", "tensors"),
+    [
+        ("llama3-rope", "llama", "llama-bpe", True, {"rope_freqs.weight"}),
+        ("llama-tied", "llama", "gpt-2", False, set()),
+        ("mistral", "llama", "default", True, set()),
+        ("qwen2", "qwen2", "qwen2", False, {f"blk.1.attn_{each}.bias" for each in "qkv"}),
+        ("qwen3", "qwen3", "qwen2", False, {"blk.0.attn_q_norm.weight", "blk.1.attn_k_norm.weight"}),
+    ],
+)
+def test_a_gguf_file_is_the_model_as_llama_cpp_knows_it(
+    name: str, architecture: str, pattern: str, begins: bool, tensors: set[str], folders: Callable[..., Path], tmp_path: Path
+) -> None:
+    import gguf
+
+    file = export_gguf(folders(name), tmp_path, "f32")
+    reader: Any = gguf.GGUFReader(file)
+    fields = {key: field.contents() for key, field in reader.fields.items()}
+    assert fields["general.architecture"] == architecture
+    assert fields["tokenizer.ggml.pre"] == pattern
+    assert fields["tokenizer.ggml.add_bos_token"] is begins
+    assert tensors <= {tensor.name for tensor in reader.tensors}
+    _, tokenizer, _ = checkpoint_io.load_model(folders(name), CPU)
+    assert fields["tokenizer.ggml.eos_token_id"] == tokenizer.end
+    assert len(fields["tokenizer.ggml.tokens"]) == tokenizer.vocab_size
+    if name == "llama3-rope":
+        # What each frequency is divided by: nothing for short wavelengths, all of the factor for long ones.
+        (factors,) = (tensor.data for tensor in reader.tensors if tensor.name == "rope_freqs.weight")
+        assert 1 <= factors.min() < 4
+        assert factors.max() == pytest.approx(4.0)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral"])

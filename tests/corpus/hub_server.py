@@ -6,6 +6,8 @@ Datasets are files at a revision. What datasets 5.2 with huggingface_hub 2.4 ask
     GET       /api/datasets/NAME/tree/REVISION/FOLDER  a listing, which may be recursive
     HEAD, GET /datasets/NAME/resolve/REVISION/FILE     a file, or a range of one
 
+Models are asked for as /api/models/NAME and /NAME/resolve. Large files, safetensors, are known by their sha256.
+
 What is missing is answered as the hub does: 404, with the reason in X-Error-Code.
 """
 
@@ -24,8 +26,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 Files = dict[str, bytes]
 
-API = re.compile(r"/api/datasets/(?P<name>[^/]+/[^/]+)/(?P<what>revision|tree)/(?P<revision>[^/]+)/?(?P<path>.*)")
-FILE = re.compile(r"/datasets/(?P<name>[^/]+/[^/]+)/(?P<what>resolve)/(?P<revision>[^/]+)/(?P<path>.+)")
+API = re.compile(r"/api/(?:datasets|models)/(?P<name>[^/]+/[^/]+)/(?P<what>revision|tree)/(?P<revision>[^/]+)/?(?P<path>.*)")
+FILE = re.compile(r"(?:/datasets)?/(?P<name>[^/]+/[^/]+)/(?P<what>resolve)/(?P<revision>[^/]+)/(?P<path>.+)")
 
 
 @dataclass
@@ -123,14 +125,16 @@ class Handler(BaseHTTPRequestHandler):
                 case "tree":
                     self.send_listing(listing(files, path, recursive=options.get("recursive") == ["true"]))
                 case "resolve":
-                    self.send_file(commit, files.get(path))
+                    self.send_file(commit, files.get(path), path.endswith(".safetensors"))
 
-    def send_file(self, commit: str, content: bytes | None) -> None:
+    def send_file(self, commit: str, content: bytes | None, large: bool = False) -> None:
         """A file or a range of it."""
         if content is None:
             self.send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
             return
         headers = {"X-Repo-Commit": commit, "ETag": f'"{digest(content)}"', "Accept-Ranges": "bytes"}
+        if large:
+            headers |= {"X-Linked-ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Linked-Size": str(len(content))}
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if asked is None:
             self.send(200, content, headers)
