@@ -167,8 +167,14 @@ def _natural_key(name: str) -> list[str | int]:
 
 def is_foreign(path: Path) -> bool:
     """Check whether a folder is a model that another program saved: it has a config.json, and nothing that only is here."""
-    own = (STATE, OPTIMIZER)  # one that lost its state.json is a damaged checkpoint
-    return os.path.lexists(path / "config.json") and not any(os.path.lexists(path / name) for name in own)
+    own = (STATE, OPTIMIZER)  # one that lost its state.json is a damaged checkpoint, or one that is being removed
+    if any(os.path.lexists(path / name) for name in own) or _is_in_run(path):
+        return False
+    return os.path.lexists(path / "config.json")
+
+
+def _is_in_run(path: Path) -> bool:
+    return path.parent.name == "checkpoints" and os.path.lexists(path.parent.parent / "config.toml")
 
 
 def checkpoint_root(path: Path) -> Path | None:
@@ -178,8 +184,7 @@ def checkpoint_root(path: Path) -> Path | None:
     """
     if is_foreign(path):
         return None
-    run = path.parent.parent
-    return run if path.parent.name == "checkpoints" and os.path.lexists(run / "config.toml") else path
+    return path.parent.parent if _is_in_run(path) else path
 
 
 def locate_file(path: Path, name: str) -> Path:

@@ -14,7 +14,7 @@ from llamactl.checkpoint.model_hub import PREFIX, download_model
 from llamactl.errors import DataError, UserError
 from llamactl.runs.run_dir import RunDir
 from llamactl.storage import atomic, locks
-from llamactl.storage.records import look_up, read_record
+from llamactl.storage.records import read_record
 
 T = TypeVar("T")
 MODEL = "RUN, RUN@STEP, RUN@best, the folder of a model, or hf:ORG/NAME"
@@ -96,7 +96,7 @@ def find_checkpoint(name: str) -> Path:
         path, damaged = find_newest(run)
         if path is None:
             raise _no_checkpoint(run, damaged)
-        if not look_up(read_state(path).config, "train", "patience"):
+        if not _ends_after_its_best(run):
             return path
         suffix = "best"
     step = _stable_best_step(run) if suffix == "best" else int(suffix) if suffix.isdecimal() else None
@@ -104,6 +104,13 @@ def find_checkpoint(name: str) -> Path:
         kept = ", ".join(map(str, run.steps())) or "none"
         raise DataError(f"The run {run.path.name} has no checkpoint {suffix!r}.", f"It has the steps: {kept}.")
     return run.checkpoint(step)
+
+
+def _ends_after_its_best(run: RunDir) -> bool:
+    """Check whether a run has patience; one whose config can't be read has none."""
+    with suppress(UserError):
+        return run.config().train.patience > 0
+    return False
 
 
 def _no_checkpoint(run: RunDir, damaged: tuple[str, ...]) -> DataError:

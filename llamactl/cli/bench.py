@@ -83,9 +83,7 @@ def train(
 def decode(
     run: Annotated[
         str,
-        typer.Option(
-            help=MODEL_HELP, show_default="the preset, untrained", autocompletion=completion.checkpoints
-        ),
+        typer.Option(help=MODEL_HELP, show_default="the preset, untrained", autocompletion=completion.checkpoints),
     ] = "",
     preset: PresetName = "",
     batches: Annotated[str, typer.Option(help="Batch sizes to time, separated by commas.")] = "1,4,16",

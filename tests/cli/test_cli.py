@@ -105,7 +105,7 @@ def test_training_speaks_json(home: Path) -> None:
 @pytest.mark.usefixtures("data")
 def test_a_dry_run_leaves_nothing_behind(home: Path) -> None:
     done = run("train --preset 150m --tokens 256000 --dry-run")
-    assert "18 steps x 14,336 tokens = 258,048" in done.stderr
+    assert "63 steps x 4,096 tokens = 258,048" in done.stderr
     assert not (home / "runs").exists()
 
 
