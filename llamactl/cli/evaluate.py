@@ -135,7 +135,8 @@ def evaluate_dataset(
     part: Split = "val" if split == "val" else "train"
     shards = dataset.val if part == "val" else dataset.train
     # A generator of one result: the files are hashed in a thread meanwhile, and damage is raised instead of a result.
-    (result,) = verify_in_background((evaluate_streams(model, tokenizer, shards, rests=False) for _ in range(1)), folder, part)
+    evaluated = (evaluate_streams(model, tokenizer, shards, False, dataset.byte_lengths) for _ in range(1))
+    (result,) = verify_in_background(evaluated, folder, part)
     return f"{dataset.name}, {split}", dataset.info.digest, result
 
 

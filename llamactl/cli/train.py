@@ -147,7 +147,9 @@ def yield_to_others(resumed: str | None) -> None:
     recorded: Any = 0
     if resumed is not None:
         with suppress(DataError):  # which is told when the run is opened
-            recorded = RunDir.from_name(resumed).environment().get("threads")
+            begun = RunDir.from_name(resumed).environment()
+            # torchrun gives each of several processes one thread: alone, the run may have all.
+            recorded = begun.get("threads") if begun.get("processes", 1) == 1 else 0
     if busy := avoid_crowding(recorded if isinstance(recorded, int) else 0):
         progress.print(f"{describe_busy(busy)}: training gets its share, and the measured peak rate is too low", style="yellow")
 

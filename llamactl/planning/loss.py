@@ -10,6 +10,7 @@ from llamactl.config.schema import ModelConfig
 from llamactl.corpus.dataset import Dataset
 from llamactl.corpus.memmap import read_tokens, shard_lengths
 from llamactl.model.llama import num_params
+from llamactl.planning.defaults import TOKENS_PER_PARAMETER
 from llamactl.planning.flops import num_matmul_params
 
 # Bits per byte of mixed English are FLOOR + A / N^a + B / D^b (the form of Hoffmann et al. 2022, arXiv 2203.15556), for N
@@ -26,7 +27,7 @@ UNCERTAINTY = 0.1  # a fraction of the loss, up and down: the largest residual o
 # Epochs: the constant by which the worth of repeated text decays (Muennighoff et al. 2023, arXiv 2305.16264), for text that
 # has 20 tokens per weight. With less it decays sooner: a million tokens for 2.4 million weights, read 12 to 24 times, were
 # worth 3.2 million (docs/recipe.md), which the square root of the ratio meets.
-REPEATS_WORTH, FED = 15.4, 20
+REPEATS_WORTH = 15.4
 
 PIECES, PIECE = 64, 8_192  # pieces of text that are compressed, and tokens of each
 
@@ -46,7 +47,7 @@ def predict_loss(model: ModelConfig, tokens: int, epochs: float, dataset: Datase
     # Repeated tokens count as fewer new ones (Muennighoff et al. 2023).
     unique = tokens / max(1.0, epochs)
     repeats = max(0.0, epochs - 1)
-    worth = REPEATS_WORTH * min(1.0, math.sqrt(unique / (FED * num_params(model))))
+    worth = REPEATS_WORTH * min(1.0, math.sqrt(unique / (TOKENS_PER_PARAMETER * num_params(model))))
     effective = unique * (1 + worth * (1 - math.exp(-repeats / worth)))
     english = FLOOR + A * (num_matmul_params(model) / 1e6) ** -A_EXPONENT + B * (effective / 1e6) ** -B_EXPONENT
     bits = english * (measure_compression(dataset) / COMPRESSED) ** POWER
