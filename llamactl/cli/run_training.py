@@ -59,14 +59,18 @@ def plan_run(chosen: TrainingRequest, dataset: "Dataset", world: "World") -> "tu
     """Resolve a config and print its plan; return both, how the world shares the model, and the device's FLOP/s."""
     from dataclasses import replace
 
+    from llamactl.cli.ui.console import progress
     from llamactl.cli.ui.plan_summary import show_plan_summary
     from llamactl.distributed.context import broadcast_from_rank0
+    from llamactl.hardware.device import unused_gpu
     from llamactl.hardware.throughput import peak_flops
 
     # Rank 0 decides for all: free memory and measured FLOP/s differ between ranks, and a config must not.
     rate = broadcast_from_rank0(lambda: peak_flops(world.device, world.precision.dtype))
     shards, config = broadcast_from_rank0(lambda: resolve_run(chosen, dataset, world, rate))
     shared = replace(world, shards=shards)
+    if why := broadcast_from_rank0(lambda: unused_gpu(chosen.config.train.device, world.device)):
+        progress.print(f"{why}: it trains on the CPU. To see more: llamactl doctor", style="yellow")
     return config, shared, rate, broadcast_from_rank0(lambda: show_plan_summary(config, dataset, shared, rate, chosen.folder))
 
 

@@ -88,11 +88,16 @@ class World:
 
 
 def world_of_card(card: Card, precision: str = "auto") -> World:
-    """Describe a run on one GPU that is not in this machine; raises UsageError for the precision fp32."""
+    """Describe a run on one GPU that is not in this machine; raises UsageError for a precision without data sheet."""
     if precision == "fp32":
         why = "The table of cards has FLOP/s only for 16-bit formats."
         raise UsageError("--card does not work with --precision fp32.", why, "Add: --precision bf16")
-    chosen = Precision(torch.float16, "as asked") if precision == "fp16" else Precision(torch.bfloat16, "by its data sheet")
+    if precision == "bf16" and not card.has_bf16:
+        raise UsageError("This card has no bf16.", "It is older than Ampere.", "Leave --precision out: it uses fp16.")
+    if precision == "fp16":
+        chosen = Precision(torch.float16, "as asked")
+    else:
+        chosen = Precision(torch.bfloat16 if card.has_bf16 else torch.float16, "by its data sheet")
     # The driver takes about half a gigabyte of the memory.
     return World(torch.device("cuda"), chosen, memory_override=int(card.memory - 0.5e9), link_bandwidth=card.link_bandwidth)
 

@@ -1,13 +1,23 @@
 """Choose the device that computes, and the number format of its matrix products."""
 
+import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from llamactl.errors import UsageError
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+# Compute capabilities from which on tensor cores multiply fp16 (Volta), and fp32 as TF32 (Ampere).
+FP16_CORES, TF32_CORES = (7, 0), (8, 0)
+# In the messages by which allocators, cuBLAS, cuDNN and Triton say that a device's memory is full; all but the first of these
+# are plain RuntimeErrors.
+FULL = re.compile(
+    r"out of memory|can't allocate memory|(CUBLAS|CUDNN|CUSOLVER)_STATUS_ALLOC_FAILED|cublasCreate", re.IGNORECASE
+)
+DRIVER = Path("/proc/driver/nvidia/version")  # of NVIDIA's GPUs, on Linux
 
 
 @dataclass(frozen=True)
@@ -28,28 +38,66 @@ class Precision:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of a name; `auto` is the first GPU, else the CPU. Raises UsageError when it is not available."""
+    """Return the device of a name; `auto` is the first GPU, else the CPU. Raises UsageError when it is not available.
+
+    A GPU with a number becomes the current one, which timings and kernels of other packages use.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+        usable = torch.cuda.is_available() and has_code_for(torch.device("cuda", torch.cuda.current_device()))
+        return torch.device("cuda" if usable else "mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):
             raise RuntimeError("It is cpu, cuda, cuda:N or mps.")
         # "cuda:9" is a valid name on every machine: only an allocation shows that there is no such GPU.
         torch.empty(0, device=device)
+        if device.type == "cuda" and not has_code_for(device):
+            raise RuntimeError(f"This PyTorch has no code for a {torch.cuda.get_device_name(device)}.")
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"There is no device {name!r}.", str(error).splitlines()[0], "Try: --device auto") from error
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device
 
 
+def has_code_for(device: torch.device) -> bool:
+    """Check whether this build of PyTorch has code for a GPU: of its generation, or PTX that its driver compiles."""
+    # CUDA 13 leaves out all before Turing. ROCm names its architectures otherwise.
+    built = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", arch) for arch in torch.cuda.get_arch_list()]
+    if torch.version.hip or not all(built):
+        return True
+    own = torch.cuda.get_device_capability(device)
+    found = [(arch[1], (int(arch[2]), int(arch[3]))) for arch in built if arch]
+    return any(at <= own and (kind == "compute" or at[0] == own[0]) for kind, at in found)
+
+
+def unused_gpu(name: str, device: torch.device) -> str:
+    """Return why the device `name`, auto, became the CPU although this machine has an NVIDIA GPU; empty where it has none."""
+    if name != "auto" or device.type != "cpu" or not DRIVER.exists():
+        return ""
+    if torch.cuda.is_available():
+        return f"This PyTorch has no code for this machine's {torch.cuda.get_device_name()}"
+    built = f"is for CUDA {torch.version.cuda}, which its driver may not know" if torch.version.cuda else "has no CUDA"
+    return f"This machine has an NVIDIA GPU, but this PyTorch {built}"
+
+
 def choose_precision(name: str, device: torch.device) -> Precision:
-    """Return the format of a name; `auto` is bf16 if the hardware has instructions for it, else fp32."""
+    """Return the format of a name; `auto` is bf16 if the hardware has instructions for it, fp16 on older GPUs, else fp32."""
     for dtype, known in NAMES.items():
         if name == known:
             return Precision(dtype, "as asked")
     if multiplies_bf16(device):
         return Precision(torch.bfloat16, f"this {device.type} has bf16 instructions")
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP16_CORES:
+        return Precision(torch.float16, "this cuda has fp16 instructions, but none for bf16")
     return Precision(torch.float32, f"this {device.type} has no bf16 instructions")
+
+
+def format_of_products(device: torch.device, dtype: torch.dtype) -> str:
+    """Name the format in which a device multiplies matrices of a dtype: tf32 where a GPU shortens fp32."""
+    shortens = device.type == "cuda" and torch.cuda.get_device_capability(device) >= TF32_CORES
+    is_tf32 = dtype == torch.float32 and shortens and torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if is_tf32 else NAMES[dtype]
 
 
 def multiplies_bf16(device: torch.device) -> bool:
@@ -67,5 +115,4 @@ def multiplies_bf16(device: torch.device) -> bool:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Check whether an error means that the device's memory is full."""
-    # When a CPU's memory is full, torch raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or bool(FULL.search(str(error)))

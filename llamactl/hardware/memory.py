@@ -16,6 +16,12 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def release_cached_memory(device: torch.device) -> None:
+    """Return the memory that PyTorch keeps for reuse to the device."""
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).empty_cache()
+
+
 def resident_memory() -> int:
     """Return the resident memory of this process in bytes."""
     try:

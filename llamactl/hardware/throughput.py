@@ -7,6 +7,9 @@ import torch
 
 from llamactl.hardware.gpus import recognize_card
 
+# Seconds of products after which a GPU that was idle has raised its clock.
+WARM_UP = 0.5
+
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Return the peak FLOP/s of a device: from the data sheet of a known GPU, else measured."""
@@ -27,6 +30,10 @@ def matmul_flops(device: torch.device, dtype: torch.dtype, tries: int = 5) -> fl
     # One product takes about 1 ms on an H100 and 16 ms on two CPU cores: long compared with the overhead of a call.
     size = 8192 if device.type == "cuda" else 1536
     a = torch.randn(size, size, device=device).to(dtype)
+    if device.type == "cuda":
+        started = time.perf_counter()
+        while time.perf_counter() - started < WARM_UP:
+            time_call(lambda: a @ a, device)
     # Other processes only make a try slower, so the fastest is nearest to what the hardware can do.
     return 2 * size**3 / min(time_call(lambda: a @ a, device) for _ in range(tries))
 
@@ -50,6 +57,7 @@ def time_call(function: Callable[[], object], device: torch.device) -> float:
 
 def synchronize(device: torch.device) -> None:
     """Wait until the device has finished its queued work."""
-    # A CPU has no queue; torch.cuda and torch.mps both have `synchronize`.
-    if device.type != "cpu":
-        getattr(torch, device.type).synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

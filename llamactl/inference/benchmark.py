@@ -9,6 +9,7 @@ from itertools import islice
 import torch
 from torch import nn
 
+from llamactl.hardware.throughput import synchronize
 from llamactl.model.decode import Sampler, decode_tokens
 from llamactl.model.llama import Llama
 from llamactl.model.quantize import pack_if_faster
@@ -61,11 +62,11 @@ def reading_rate(device: torch.device, tries: int = 5) -> float:
 
     @torch.inference_mode()
     def round_trip() -> float:
-        _finish(device)
+        synchronize(device)
         started = time.perf_counter()
         for matrix in matrices:
             matrix(x)
-        _finish(device)
+        synchronize(device)
         return time.perf_counter() - started
 
     return MATRICES * ROWS * COLUMNS * 4 / min(round_trip() for _ in range(tries))
@@ -76,13 +77,8 @@ def _timed(model: Llama, ids: list[list[int]]) -> Iterator[float]:
     device = model.model.embed_tokens.weight.device
     steps = decode_tokens(model, ids, model.config.vocab_size, Sampler(temperature=0), range(len(ids)))
     while True:
-        _finish(device)
+        synchronize(device)
         started = time.perf_counter()
         next(steps)
-        _finish(device)
+        synchronize(device)
         yield time.perf_counter() - started
-
-
-def _finish(device: torch.device) -> None:
-    if device.type != "cpu":
-        getattr(torch, device.type).synchronize()

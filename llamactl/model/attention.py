@@ -1,10 +1,12 @@
 """Causal softmax attention with the kernel that is fastest on the device."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # Longest context, in tokens, for which `blockwise_causal` is faster than PyTorch's flash kernel on a CPU: it takes 0.7 of
 # that kernel's time in fp32 and half of it in bf16 (docs/benchmarks.md).
@@ -30,7 +32,28 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
 
     Where possible this is FlashAttention (Dao et al. 2022, arXiv 2205.14135), which never stores the full T x S score matrix.
     """
+    shared = q.shape[1] // k.shape[1]
+    if shared > 1 and not takes_groups(q, mask):
+        k, v = (each.repeat_interleave(shared, dim=1) for each in (k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def takes_groups(q: Tensor, mask: Tensor | None) -> bool:
+    """Check whether a fast kernel of the device takes fewer key/value heads than query heads.
+
+    On GPUs only FlashAttention does, which is for bf16 without a mask (fp16 is that of GPUs which do not have it): for all
+    else PyTorch would store the full matrix of scores.
+    """
+    return q.device.type == "cpu" or (q.device.type == "cuda" and q.dtype == torch.bfloat16 and mask is None)
+
+
+def kernels_for_any_length(device: torch.device) -> AbstractContextManager[None]:
+    """Return a context for prompts of all lengths: without cuDNN's attention, which is planned anew for each of them."""
+    if device.type != "cuda":
+        return nullcontext()
+    fast = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    context: AbstractContextManager[None] = sdpa_kernel(fast)
+    return context
 
 
 def single_query(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from llamactl.errors import UsageError
+from llamactl.model.attention import kernels_for_any_length
 from llamactl.model.cache import KVCache
 from llamactl.model.llama import Llama
 
@@ -90,7 +91,9 @@ class Step(NamedTuple):
 @torch.inference_mode()
 def _step(model: Llama, tokens: Tensor, cache: KVCache, vocab_size: int) -> Tensor:
     """Return the logits of the next token, B V in fp32; those of the padding rows of the vocabulary are -inf."""
-    logits: Tensor = model.lm_head(model.hidden(tokens, cache)[:, -1]).float()
+    with kernels_for_any_length(tokens.device):
+        hidden = model.hidden(tokens, cache)[:, -1]
+    logits: Tensor = model.lm_head(hidden).float()
     logits[:, vocab_size:] = -torch.inf
     return logits
 

@@ -177,7 +177,7 @@ class Decoder(nn.Module):
         factors = repeat(None) if dropout is None else torch.split(dropout[:, 1:], 2, dim=1)
         again = self.activation_checkpointing and torch.is_grad_enabled()
         for block, held, factor in zip(self.layers, cache.layers if cache else repeat(None), factors, strict=False):
-            run = partial(checkpoint, block, use_reentrant=False) if again else block
+            run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False) if again else block
             x = run(x, by, mask, held, factor)
         return self.norm(x)
 

@@ -71,12 +71,14 @@ def chunk_bytes(model: ModelConfig, world: World) -> int:
 
 def free_memory(world: World) -> int:
     """Return the free bytes on a rank's device."""
-    # A CPU's memory is shared by all ranks of the machine. For MPS 8 GiB are assumed.
+    # A CPU's memory is shared by all ranks of the machine; Apple's GPUs may use a part of it.
     if world.memory_override:
         return world.memory_override
     if world.device.type == "cuda":
         return torch.cuda.mem_get_info(world.device)[0]
-    return free_main_memory() // world.local_world_size if world.device.type == "cpu" else 8 << 30
+    if world.device.type == "mps":
+        return max(0, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    return free_main_memory() // world.local_world_size
 
 
 def free_main_memory() -> int:

@@ -11,7 +11,7 @@ from llamactl.config.schema import Config
 from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World
 from llamactl.errors import OutOfSpace
-from llamactl.hardware.device import NAMES
+from llamactl.hardware.device import NAMES, format_of_products
 from llamactl.hardware.memory import peak_memory
 from llamactl.hardware.throughput import datasheet_flops, matmul_flops, memory_bandwidth, synchronize
 from llamactl.planning.flops import flops_per_token
@@ -54,7 +54,7 @@ def measure_device(world: World) -> DeviceLimits:
     cuda = world.device.type == "cuda"
     # On a CPU only fp32 and the format of training: others may be emulated and slow.
     formats = [dtype for dtype in NAMES if cuda or dtype in (torch.float32, world.precision.dtype)]
-    rates = {NAMES[dtype]: matmul_flops(world.device, dtype) for dtype in formats}
+    rates = {format_of_products(world.device, dtype): matmul_flops(world.device, dtype) for dtype in formats}
     name = torch.cuda.get_device_name(world.device) if cuda else str(world.device)
     return DeviceLimits(
         name,

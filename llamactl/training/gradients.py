@@ -11,12 +11,14 @@ from llamactl.distributed.parallelize import sync_gradients
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Copy the tensors of a batch to a device."""
 
-    def copy(tokens: Tensor) -> Tensor:
+    def copy(tensor: Tensor) -> Tensor:
         # Only from pinned memory does a GPU copy while it computes.
-        return (tokens.pin_memory() if device.type == "cuda" else tokens).to(device, non_blocking=True)
+        return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
+    # Inputs and targets are two views of the same rows. A view with gaps would be copied from pageable memory.
+    rows = copy(torch.cat([batch.inputs, batch.targets[:, -1:]], dim=1))
     dropout = None if batch.dropout is None else copy(batch.dropout)
-    return batch._replace(inputs=copy(batch.inputs), targets=copy(batch.targets), dropout=dropout)
+    return batch._replace(inputs=rows[:, :-1], targets=rows[:, 1:], dropout=dropout)
 
 
 def accumulate_gradients(forward: nn.Module, micro_batches: list[Batch], world: World, scaler: torch.amp.GradScaler) -> Tensor:

@@ -19,7 +19,7 @@ from llamactl.distributed.dtensor import full_tensor
 from llamactl.distributed.parallelize import wrap_ddp
 from llamactl.errors import OutOfSpace
 from llamactl.hardware.device import is_out_of_memory
-from llamactl.hardware.memory import peak_memory
+from llamactl.hardware.memory import peak_memory, release_cached_memory
 from llamactl.optim.build import OPTIMIZERS, set_lr_and_momentum
 from llamactl.optim.distributed_muon import build_muon_exchange
 from llamactl.optim.schedule import lr_multiplier, muon_momentum
@@ -206,7 +206,8 @@ class Trainer:
     def _halve_micro_batch(self) -> events.Degraded:
         """Free the failed step's memory, which the traceback references in the except block, and halve the micro-batch."""
         self._zero_grad()
-        torch.cuda.empty_cache()
+        release_cached_memory(self.world.device)
+        torch.compiler.reset()  # code is kept for a few shapes only, after which blocks would run eagerly
         self.state.micro_batch = -(-self.state.micro_batch // 2)
         self.prefetch = Prefetcher(self._load_micro_batches)
         return events.Degraded(*self.progress, f"out of memory: micro-batch {self.state.micro_batch} from here on")

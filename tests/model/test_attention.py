@@ -1,11 +1,15 @@
 """Attention against the textbook: a softmax over all visible keys, written out."""
 
 import math
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from llamactl.model.attention import attention, blockwise_causal, sdpa
+from llamactl.model import attention as attention_module
+from llamactl.model.attention import attention, blockwise_causal, sdpa, takes_groups
 
 
 def textbook(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -37,3 +41,35 @@ def test_a_mask_says_what_is_visible() -> None:
 def test_one_query_sees_everything(kv_heads: int) -> None:
     q, k, v = torch.randn(2, 6, 1, 8), *torch.randn(2, 2, kv_heads, 10, 8)
     assert torch.allclose(attention(q, k, v), textbook(q, k, v, torch.ones(1, 10, dtype=torch.bool)), atol=1e-5)
+
+
+def test_keys_are_repeated_where_no_fast_kernel_takes_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = torch.randn(2, 6, 5, 8), *torch.randn(2, 2, 2, 5, 8)
+    expected = sdpa(q, k, v)
+    heads: list[int] = []
+    kernel = F.scaled_dot_product_attention
+
+    def watched(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
+        heads.append(k.shape[1])
+        return kernel(q, k, v, **options)
+
+    monkeypatch.setattr(attention_module, "takes_groups", lambda q, mask: False)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    assert torch.allclose(sdpa(q, k, v), expected, atol=1e-6)
+    assert heads == [6]
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "masked", "groups"),
+    [
+        ("cuda", torch.bfloat16, False, True),
+        ("cuda", torch.bfloat16, True, False),
+        ("cuda", torch.float16, False, False),
+        ("cuda", torch.float32, False, False),
+        ("mps", torch.float32, False, False),
+        ("cpu", torch.float32, True, True),
+    ],
+)
+def test_only_flash_attention_takes_groups_on_a_gpu(device: str, dtype: torch.dtype, masked: bool, groups: bool) -> None:
+    q = SimpleNamespace(device=torch.device(device), dtype=dtype)
+    assert takes_groups(cast(torch.Tensor, q), torch.ones(1) if masked else None) is groups

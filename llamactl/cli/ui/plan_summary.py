@@ -7,6 +7,7 @@ from llamactl.cli.ui.console import progress, show_table
 from llamactl.config.schema import Config
 from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World
+from llamactl.hardware.device import format_of_products
 from llamactl.planning.alternatives import strategy_name
 from llamactl.planning.batch_size import windows_per_rank
 from llamactl.planning.budget import advise_budget
@@ -63,7 +64,9 @@ def show_plan_lines(plan: Plan, config: Config, dataset: Dataset, world: World, 
 
 def _precision_name(world: World) -> str:
     """Name the precision of the computation; only fp32 is not mixed, as the weights always are fp32."""
-    return world.precision.name if world.precision.name == "fp32" else f"{world.precision.name} mixed precision"
+    if world.precision.name == "fp32":
+        return "fp32" if world.memory_override else format_of_products(world.device, world.precision.dtype)
+    return f"{world.precision.name} mixed precision"
 
 
 def _sequences(plan: Plan, config: Config) -> str:
