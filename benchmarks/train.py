@@ -73,7 +73,7 @@ def llamactl(config: Config, dataset: Dataset, world: World, _: argparse.Namespa
     trainer = Trainer(config, dataset, RunDir(Path("nowhere")), world, rate=1.0)
     for notice in trainer.compile():
         raise SystemExit(notice.why)
-    return trainer.train_step
+    return lambda: list(trainer.train_step())
 
 
 def hugging_face_llama(config: Config, dataset: Dataset, world: World, options: argparse.Namespace) -> Step:

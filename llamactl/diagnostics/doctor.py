@@ -110,7 +110,7 @@ def check_free_memory(world: World) -> CheckResult:
 
 def _needed(config: Config, world: World) -> float:
     """Estimate the bytes to train with micro-batches of one window and recomputed activations."""
-    fixed = state_bytes(config.model, config.optim.name) + chunk_bytes(config.model, world)
+    fixed = state_bytes(config.model, config.optim.name) + chunk_bytes(config.model, world, compiled=False)
     return fixed + window_bytes(config.model, True, world)
 
 

@@ -5,7 +5,7 @@ Weights are fp32; the caller chooses the precision of the matrix products by aut
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import repeat
 from typing import NamedTuple
@@ -73,6 +73,16 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
 
+def project_together(x: Tensor, *layers: nn.Linear) -> Sequence[Tensor]:
+    """Apply several linear layers to x (B T D); in mixed precision as one product, whose weights are cast together anyway."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return [layer(x) for layer in layers]
+    biases = tuple(layer.bias for layer in layers if layer.bias is not None)
+    weight = torch.cat(tuple(layer.weight for layer in layers))
+    together = F.linear(x, weight, torch.cat(biases) if biases else None)
+    return torch.split(together, [layer.out_features for layer in layers], dim=-1)
+
+
 class Attention(nn.Module):
     """Causal self-attention with rotary position embedding; K < H is grouped-query attention."""
 
@@ -95,8 +105,9 @@ class Attention(nn.Module):
 
         With a cache, the keys and values of x are appended to it, and the queries attend to all positions stored in it.
         """
-        q, k, v = (self._heads(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = apply_rotary(self.q_norm(q), by), apply_rotary(self.k_norm(k), by)
+        q, k, v = project_together(x, self.q_proj, self.k_proj, self.v_proj)
+        q, k = (apply_rotary(norm(self._heads(each)), by) for norm, each in ((self.q_norm, q), (self.k_norm, k)))
+        v = self._heads(v.contiguous())  # a view would keep the product of all three for the backward pass
         if cache is not None:
             k, v = cache.update(k, v)
         return self.o_proj(attention(q, k, v, mask).transpose(1, 2).flatten(2))
@@ -117,7 +128,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B T D) to the output of the feed-forward layer (B T D)."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = project_together(x, self.gate_proj, self.up_proj)
+        return self.down_proj(F.silu(gate) * up)
 
 
 def scale_channels(x: Tensor, factors: Tensor | None, row: int) -> Tensor:

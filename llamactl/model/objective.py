@@ -1,5 +1,6 @@
 """The training objective: the cross-entropy of the next token."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,8 +9,10 @@ from torch.nn import functional as F
 
 from llamactl.model.llama import Llama
 
-# Rows of logits that exist at a time. A larger value gains nothing: 1,024 rows reach full speed on a CPU and on a GPU.
-CHUNK = 1024
+# Rows of logits that exist at a time. 1,024 reach full speed on a CPU; a GPU needs more work in each kernel that it launches.
+CHUNK, CHUNK_ON_GPU = 1024, 8192
+
+FusedChunk = Callable[[Tensor, Tensor], Tensor]
 
 
 class NextToken(nn.Module):
@@ -23,13 +26,14 @@ class NextToken(nn.Module):
         """Wrap a model; the names of the model's own parameters do not change."""
         super().__init__()
         self.model = model
+        self.fused_chunk: FusedChunk | None = None  # `fused_chunk` where it is compiled
 
     def forward(self, inputs: Tensor, targets: Tensor, dropout: Tensor | None = None) -> Tensor:
         """Return the mean cross-entropy in nats per token, a scalar in fp32, of `targets` (B T) given `inputs` (B T).
 
         `dropout` has factors of channels, as `Decoder.forward` takes them.
         """
-        return mean_loss(self._hidden(inputs, dropout), self.model.lm_head.weight, targets.flatten())
+        return mean_loss(self._hidden(inputs, dropout), self.model.lm_head.weight, targets.flatten(), self.fused_chunk)
 
     @torch.no_grad()
     def per_token(self, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -47,15 +51,36 @@ class NextToken(nn.Module):
         return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
 
 
-def mean_loss(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+def mean_loss(hidden: Tensor, head: Tensor, targets: Tensor, fused: FusedChunk | None = None) -> Tensor:
     """Return the mean cross-entropy in nats, a scalar in fp32, of `targets` (N) given the logits `hidden` @ `head`.T.
 
-    `hidden` is N D and `head` is V D. Only CHUNK rows of logits exist at a time. `torch.nn.functional.linear_cross_entropy`
-    does the same from torch 2.13 on, but returns the loss in bf16 where the products are in bf16, whose neighbouring numbers
-    are 0.03 nats apart.
+    `hidden` is N D and `head` is V D. Only a chunk of the logits' rows exists at a time; `fused` computes what follows from a
+    chunk in two passes over it. `torch.nn.functional.linear_cross_entropy` does the same from torch 2.13 on, but returns the
+    loss in bf16 where the products are in bf16, whose neighbouring numbers are 0.03 nats apart.
     """
-    total: Tensor = _ChunkedSum.apply(hidden, head, targets)  # type: ignore[no-untyped-call]
+    total: Tensor = _ChunkedSum.apply(hidden, head, targets, fused)  # type: ignore[no-untyped-call]
     return total / len(targets)
+
+
+def rows_of_chunk(tokens: int, device_type: str, fused: FusedChunk | None) -> int:
+    """Return how many rows of logits exist at a time; on a GPU all chunks are alike, as compiled code is for one shape."""
+    if not (fused and device_type == "cuda"):
+        return CHUNK
+    return -(-tokens // -(-tokens // CHUNK_ON_GPU))
+
+
+def fused_chunk(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Replace logits (N V) by their gradient and return the sum of the cross-entropies of `wanted` (N 1), in fp32.
+
+    Compiled, this reads the logits twice and writes them once; each operation by itself would read and write all of them.
+    """
+    scores = logits.float()
+    peaks = scores.amax(-1, keepdim=True)
+    totals = peaks + (scores - peaks).exp().sum(-1, keepdim=True).log()
+    loss = (totals - scores.gather(-1, wanted)).sum()
+    is_wanted = torch.arange(logits.shape[-1], device=logits.device) == wanted
+    logits.copy_((scores - totals).exp() - is_wanted.float())
+    return loss
 
 
 class _ChunkedSum(torch.autograd.Function):
@@ -65,26 +90,44 @@ class _ChunkedSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-        weight = head.to(hidden.dtype)
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, fused: FusedChunk | None) -> Tensor:
+        weight, size = head.to(hidden.dtype), rows_of_chunk(len(targets), hidden.device.type, fused)
         hidden_gradient, head_gradient = torch.empty_like(hidden), torch.zeros_like(head)
         loss = torch.zeros((), device=hidden.device)
-        for start in range(0, len(targets), CHUNK):
-            rows, wanted = hidden[start : start + CHUNK], targets[start : start + CHUNK, None]
-            logits = (rows @ weight.mT).float()
-            logits -= logits.amax(-1, keepdim=True)
-            loss -= logits.gather(-1, wanted).sum()
-            chances = logits.exp_()
-            sums = chances.sum(-1, keepdim=True)
-            loss += sums.log().sum()
-            chances /= sums
-            pull = chances.scatter_add_(-1, wanted, -torch.ones_like(sums)).to(hidden.dtype)
-            hidden_gradient[start : start + CHUNK] = pull @ weight
-            head_gradient += pull.mT @ rows
+        for start in range(0, len(targets), size):
+            rows, wanted = hidden[start : start + size], targets[start : start + size, None]
+            pull = rows @ weight.mT
+            if fused:
+                loss += fused(pull, wanted)
+            else:
+                pull = _pull(pull, wanted, loss)
+            hidden_gradient[start : start + size] = pull @ weight
+            _add_product(head_gradient, pull.mT, rows)
+            del pull  # before the next chunk is made
         ctx.save_for_backward(hidden_gradient, head_gradient)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None, None]:
         hidden_gradient, head_gradient = ctx.saved_tensors
-        return hidden_gradient * scale, head_gradient * scale, None
+        return hidden_gradient * scale, head_gradient * scale, None, None
+
+
+def _pull(products: Tensor, wanted: Tensor, loss: Tensor) -> Tensor:
+    """Return the gradient of a chunk of logits (N V), in their dtype, and add its cross-entropies to `loss`."""
+    logits = products.float()
+    logits -= logits.amax(-1, keepdim=True)
+    loss -= logits.gather(-1, wanted).sum()
+    chances = logits.exp_()
+    sums = chances.sum(-1, keepdim=True)
+    loss += sums.log().sum()
+    chances /= sums
+    return chances.scatter_add_(-1, wanted, -torch.ones_like(sums)).to(products.dtype)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add the product of two matrices to `total` (fp32), which the product itself does on a GPU: no bf16 sum in between."""
+    if total.device.type == "cuda" and a.dtype != total.dtype:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        total += a @ b

@@ -9,8 +9,11 @@ from llamactl.config.schema import ModelConfig
 from llamactl.distributed.context import World
 from llamactl.hardware import limits
 from llamactl.model.llama import num_embedding_params, num_params
-from llamactl.model.objective import CHUNK
+from llamactl.model.objective import CHUNK, CHUNK_ON_GPU
 from llamactl.planning.flops import matrix_shapes, num_block_params, num_root_params
+
+# The fraction of activations that compiled blocks keep on a CPU: they fuse operations, and recompute what is cheap.
+COMPILED_KEEPS = 0.65
 
 
 def update_bytes(model: ModelConfig, optimizer: str, world: World) -> int:
@@ -53,20 +56,34 @@ def checkpoint_bytes(model: ModelConfig, optimizer: str) -> int:
     return state_bytes(model, optimizer) - 4 * num_params(model)
 
 
-def window_bytes(model: ModelConfig, recompute: bool, world: World) -> int:
+def window_bytes(model: ModelConfig, recompute: bool, world: World, compiled: bool = False) -> int:
     """Return the bytes that a window keeps for its backward pass: activations, or with `recompute` each layer's input."""
-    # Per token and layer: the term with `width` counts tensors in the compute dtype, the others are in fp32.
-    width = world.precision.dtype.itemsize
-    heads = (model.n_heads + 2 * model.n_kv_heads) * model.head_dim
-    layer = 20 * model.dim + 4 * heads + width * (2 * model.dim + 3 * heads + 4 * model.ffn_dim)
+    layer = layer_bytes(model, world, compiled)
     kept = 4 * model.dim * model.n_layers + layer if recompute else model.n_layers * layer
     return model.context * (kept + 8 * model.dim)
 
 
-def chunk_bytes(model: ModelConfig, world: World) -> int:
+def layer_bytes(model: ModelConfig, world: World, compiled: bool) -> int:
+    """Return the bytes that a layer keeps of a token for the backward pass."""
+    # The term with `width` counts tensors in the compute dtype, the others are in fp32.
+    width, query = world.precision.dtype.itemsize, model.n_heads * model.head_dim
+    heads = query + 2 * model.n_kv_heads * model.head_dim
+    if world.device.type != "cuda":
+        eager = 20 * model.dim + 4 * heads + width * (2 * model.dim + 3 * heads + 4 * model.ffn_dim)
+        return int(COMPILED_KEEPS * eager) if compiled else eager
+    # Both sums of the residual stream, the inputs of the products, queries, keys, values and the output of attention; eager,
+    # that output once more in another order, and the gate's activation.
+    kept = 2 * model.dim + heads + (1 if compiled else 2) * query + (3 if compiled else 4) * model.ffn_dim
+    return 8 * model.dim + width * kept
+
+
+def chunk_bytes(model: ModelConfig, world: World, compiled: bool) -> int:
     """Return the bytes of the largest chunk of logits, of their gradient, and of the head in the compute format."""
     width = world.precision.dtype.itemsize
-    return CHUNK * (4 + 2 * width) * model.vocab_size + (4 + width) * model.vocab_size * model.dim
+    # Compiled, the gradient replaces the logits; on a CPU there is a second copy of them for a moment.
+    on_gpu = compiled and world.device.type == "cuda"
+    logits = CHUNK_ON_GPU * width if on_gpu else CHUNK * (4 + 2 * width)
+    return logits * model.vocab_size + (4 + width) * model.vocab_size * model.dim
 
 
 def free_memory(world: World) -> int:
@@ -96,4 +113,4 @@ def free_main_memory() -> int:
 
 def held_bytes(model: ModelConfig, optimizer: str, world: World) -> int:
     """Return the bytes of a training step that do not depend on the micro-batch."""
-    return state_bytes(model, optimizer, world.shards) + chunk_bytes(model, world) + gathered_bytes(model, world)
+    return state_bytes(model, optimizer, world.shards) + chunk_bytes(model, world, compiled=True) + gathered_bytes(model, world)

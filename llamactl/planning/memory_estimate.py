@@ -13,8 +13,6 @@ from llamactl.planning.memory import checkpoint_bytes, chunk_bytes, gathered_byt
 CONTEXT_OF_CUDA = 500_000_000  # bytes of the driver and cuBLAS
 LIBRARIES, COMPILER = 100_000_000, 100_000_000  # bytes that they allocate at first use
 DISTRIBUTED = 150_000_000  # bytes of torch.distributed and gloo, a third of it at import
-# The fraction of activations that compiled blocks keep: they fuse operations, and recompute what is cheap.
-COMPILED_KEEPS = 0.65
 
 
 @dataclass(frozen=True)
@@ -56,14 +54,14 @@ def estimate_memory(config: Config, world: World) -> MemoryEstimate:
     parameters, state = -(-4 * num_params(model) // world.shards), state_bytes(model, optimizer, world.shards)
     on_cpu = world.device.type == "cpu"
     compiled = config.train.compile == "on"
-    kept = config.train.micro_batch * window_bytes(model, config.train.activation_checkpointing == "on", world)
+    window = window_bytes(model, config.train.activation_checkpointing == "on", world, compiled)
     return MemoryEstimate(
         weights=parameters,
         gradients=parameters,
         # state_bytes counts weights and gradients too.
         optimizer=state - 2 * parameters,
-        activations=int(kept * COMPILED_KEEPS) if compiled else kept,
-        logits=chunk_bytes(model, world),
+        activations=config.train.micro_batch * window,
+        logits=chunk_bytes(model, world, compiled),
         update=update_bytes(model, optimizer, world),
         saving=_saving(model, optimizer, world),
         program=resident_memory() + LIBRARIES + compiled * COMPILER + (world.size > 1) * DISTRIBUTED

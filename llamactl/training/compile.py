@@ -1,17 +1,18 @@
-"""torch.compile per block: all layers share one small graph, so that compiling takes seconds and weights keep their names."""
+"""torch.compile per block and for the loss: layers share one small graph, so that it takes seconds and weights keep names."""
 
 from contextlib import AbstractContextManager
 
 import torch
 
-from llamactl.model.llama import Llama
+from llamactl.model.objective import NextToken, fused_chunk
 
 
-def compile_blocks(model: Llama) -> str:
-    """Set each block to be compiled at its first call; return why that is impossible, or an empty string.
+def compile_objective(objective: NextToken) -> str:
+    """Set each block, and the loss, to be compiled at its first call; return why that is impossible, or an empty string.
 
     Compiling needs a C++ compiler on a CPU and Triton on a GPU; a trial with a tiny function shows if either is missing.
     """
+    model = objective.model
     try:
         torch.compile(_trial_function, dynamic=False)(torch.zeros(8, device=model.lm_head.weight.device))
     # Any error: torch has no exception type for a missing compiler.
@@ -19,6 +20,7 @@ def compile_blocks(model: Llama) -> str:
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
     for block in model.model.layers:
         block.compile(dynamic=False)
+    objective.fused_chunk = torch.compile(fused_chunk, dynamic=False)
     return ""
 
 

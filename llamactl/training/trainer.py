@@ -28,7 +28,7 @@ from llamactl.runs.run_dir import RunDir
 from llamactl.training import events
 from llamactl.training.async_checkpoint import AsyncCheckpointer
 from llamactl.training.build import build_batches, build_objective, init_weights
-from llamactl.training.compile import compile_blocks
+from llamactl.training.compile import compile_objective
 from llamactl.training.dropout import load_micro_batches
 from llamactl.training.events import Event
 from llamactl.training.gradients import accumulate_gradients
@@ -167,7 +167,7 @@ class Trainer:
 
     def compile(self) -> Iterator[events.Degraded]:
         """Compile the blocks if the config asks for it; yield `Degraded` if this machine can't."""
-        reason = compile_blocks(self.model) if self.config.train.compile == "on" else ""
+        reason = compile_objective(self.objective) if self.config.train.compile == "on" else ""
         if reason:
             yield events.Degraded(*self.progress, f"without torch.compile: {reason}")
 

@@ -9,7 +9,16 @@ from torch import nn
 from llamactl.config.presets import PRESETS
 from llamactl.config.schema import ModelConfig, build_config, preset_settings
 from llamactl.hardware.device import Precision
-from llamactl.model.llama import Block, Llama, RMSNorm, apply_rotary, num_embedding_params, num_params, rotary_table
+from llamactl.model.llama import (
+    Block,
+    Llama,
+    RMSNorm,
+    apply_rotary,
+    num_embedding_params,
+    num_params,
+    project_together,
+    rotary_table,
+)  # fmt: skip
 from llamactl.model.objective import NextToken
 
 SMALL = ModelConfig(n_layers=3, dim=48, n_heads=6, n_kv_heads=2, head_dim=8, ffn_dim=80, context=64, vocab_size=128)
@@ -175,3 +184,17 @@ def test_bf16_products_are_near_fp32(model: Llama, tokens: torch.Tensor) -> None
     assert low.dtype == torch.bfloat16
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     assert torch.allclose(low.float(), model(tokens), atol=0.02)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_projections_are_one_product_in_mixed_precision(bias: bool) -> None:
+    layers = [nn.Linear(16, width, bias=bias) for width in (24, 8, 8)]
+    x = torch.randn(2, 3, 16)
+    expected = [layer(x) for layer in layers]
+    assert all(torch.equal(*pair) for pair in zip(project_together(x, *layers), expected, strict=True))
+    with torch.autocast("cpu", torch.bfloat16):
+        together = project_together(x, *layers)
+        alone = [layer(x) for layer in layers]
+    assert all(torch.allclose(*pair, atol=1e-2) for pair in zip(together, alone, strict=True))
+    torch.autograd.backward(torch.cat(tuple(together), dim=-1).float().sum())
+    assert all(layer.weight.grad is not None and layer.weight.grad.dtype == torch.float32 for layer in layers)

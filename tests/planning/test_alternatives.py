@@ -135,7 +135,7 @@ def test_many_processes_share_the_tokens_of_a_step_that_one_would_have(given: di
 def test_micro_batches_of_many_are_alike(dataset: Dataset) -> None:
     """113 windows among 8 are 15, and not more than 8 of them at once: 8 and 7."""
     world = replace(choose_sharding(large(), dataset, cards(8)), memory_override=int(79e9))
-    resolved = resolve_config(large(tokens_per_step=113 * 4096), dataset, world)
+    resolved = resolve_config(large(tokens_per_step=113 * 4096, activation_checkpointing="on"), dataset, world)
     assert resolved.train.micro_batch == 8
 
 
