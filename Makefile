@@ -1,5 +1,5 @@
 # Everything starts from nothing: the environment is made on first use, and again when what it is made from changes.
-.PHONY: demo test test-slow test-all check docs figures format clean
+.PHONY: demo test test-slow test-all rehearse check docs figures format clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= python3
@@ -17,6 +17,11 @@ test-slow: .venv/installed
 	$(PYTEST) -m slow
 
 test-all: test test-slow
+
+# The CUDA path without a GPU, on a driver that computes nothing: 5 GB into .rehearsal/, some ten minutes, needs gcc.
+rehearse: .venv/installed
+	tests/rehearsal/driver/setup.sh .rehearsal $(PYTHON)
+	LLAMACTL_REHEARSAL=$(CURDIR)/.rehearsal $(BIN)/pytest -n 0 tests/rehearsal
 
 check: .venv/installed
 	$(BIN)/ruff format --check .
