@@ -1,11 +1,15 @@
 """Models that transformers made: all that Llama's family shares is the same here, and others are refused by name."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import torch
 from transformers import (
@@ -33,6 +37,7 @@ from llamactl.model.decode import Sampler
 from llamactl.model.llama import Llama
 from tests.cli.inline import type_in
 from tests.conftest import make_dataset
+from tests.serving.conftest import serving
 from tests.tokenizer.test_library import end_first, llama3, qwen2, sentencepiece
 
 CPU = torch.device("cpu")
@@ -85,6 +90,53 @@ def folders(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> C
     return save
 
 
+@pytest.fixture(scope="session")
+def older_transformers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Install the last transformers before 5, which writes other config files, and return the environment that has it."""
+    target = tmp_path_factory.mktemp("transformers-4")
+    words = ["install", "--quiet", "--no-deps", "--target", str(target)]
+    packages = ["transformers==4.57.1", "tokenizers==0.22.1", "huggingface_hub==0.35.3"]
+    done = subprocess.run([sys.executable, "-m", "pip", *words, *packages], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"pip install failed: {done.stderr[-200:]}")
+    return os.environ | {"PYTHONPATH": str(target)}
+
+
+# What a script with another transformers does: load the folder that is named, save it anew, and print its logits.
+SAVE_ANEW = """
+import json, sys, torch, transformers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+assert transformers.__version__ == "4.57.1"
+old, new = sys.argv[1:]
+config = transformers.AutoConfig.from_pretrained(old)
+model = AutoModelForCausalLM.from_config(config)
+torch.manual_seed(0)
+for parameter in model.parameters():
+    torch.nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.3)
+model.save_pretrained(new, max_shard_size="20KB")
+PreTrainedTokenizerFast(tokenizer_file=old + "/tokenizer.json").save_pretrained(new)
+with torch.inference_mode():
+    logits = model.eval()(torch.arange(3, 60)[None]).logits[0, -1]
+print(json.dumps(logits.tolist()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "mistral", "qwen2", "qwen2-tied", "qwen3", "qwen3-tied"])
+def test_folders_of_an_older_transformers_are_read(
+    name: str, folders: Callable[..., Path], older_transformers: dict[str, str], tmp_path: Path
+) -> None:
+    words = [sys.executable, "-c", SAVE_ANEW, str(folders(name)), str(tmp_path / "old")]
+    done = subprocess.run(words, env=older_transformers, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    ours, tokenizer, _ = checkpoint_io.load_model(tmp_path / "old", CPU)
+    expected = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
+    with torch.inference_mode():
+        found = ours(torch.arange(3, 60)[None])[0, -1]
+    assert torch.allclose(found, expected, atol=1e-4 * expected.abs().max().item(), rtol=1e-4)
+    assert tokenizer.encode_opening("It is") == AutoTokenizer.from_pretrained(folders(name))("It is")["input_ids"]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_are_those_of_transformers(name: str, folders: Callable[..., Path]) -> None:
     folder = folders(name)
@@ -112,6 +164,21 @@ def test_greedy_text_is_that_of_transformers(name: str, folders: Callable[..., P
         request = Request((prompt,), max_new_tokens=12, pick=Sampler(temperature=0))
         (*_, said) = generate_samples(model, tokenizer, request)
         assert said[0].tokens == generated[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("name", ["llama3-rope", "mistral", "qwen2", "qwen3-tied"])
+def test_it_is_served(name: str, folders: Callable[..., Path]) -> None:
+    folder = folders(name)
+    theirs: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    words = AutoTokenizer.from_pretrained(folder)
+    ids = words("The people of", return_tensors="pt")["input_ids"]
+    _, tokenizer, _ = checkpoint_io.load_model(folder, CPU)
+    generated = theirs.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=tokenizer.end, pad_token_id=0)
+    with serving(folder) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        answer = client.completions.create(model=folder.name, prompt="The people of", max_tokens=12, temperature=0)
+    said = generated[0, ids.shape[1] :].tolist()
+    assert answer.choices[0].text == tokenizer.decode(token for token in said if token != tokenizer.end)
 
 
 @pytest.mark.parametrize(("dtype", "shard"), [(torch.bfloat16, "5GB"), (torch.float32, "20KB"), (torch.bfloat16, "20KB")])

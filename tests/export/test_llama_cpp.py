@@ -16,12 +16,18 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llamactl.checkpoint import io as checkpoint_io
+from llamactl.checkpoint.select import locate_checkpoint
 from llamactl.export.gguf import export_gguf
+from llamactl.inference.generate import Request, generate_samples
 from llamactl.model.decode import Sampler, decode_tokens
 from llamactl.tokenizer import bpe
 from llamactl.tokenizer.bpe import Tokenizer
+from tests.checkpoint.test_pretrained import folders as folders
+from tests.cli.inline import type_in
+from tests.conftest import make_dataset
 from tests.export.test_exports import SHAPE, save
 
 PYTHON, NODE = os.environ.get("LLAMACTL_LLAMA_PYTHON", ""), os.environ.get("LLAMACTL_LLAMA_NODE", "")
@@ -91,7 +97,23 @@ TORTURE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("change", [{}, {"tie_embeddings": True}, {"rope_scaling": 4.0}, {"n_kv_heads": 4}])
+LLAMA3 = {"rope_scaling": 4.0, "rope_original_context": 16, "rope_low_freq": 1.0, "rope_high_freq": 4.0}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"tie_embeddings": True},
+        {"rope_scaling": 4.0},
+        {"n_kv_heads": 4},
+        LLAMA3,
+        {"qkv_bias": True},
+        {"qk_norm": True},
+        {"qk_norm": True, "tie_embeddings": True, "head_dim": 32},
+    ],
+    ids=["llama", "tied", "linear", "heads", "llama3", "qwen2", "qwen3", "qwen3-tied"],
+)
 def test_llama_cpp_says_the_same(change: dict[str, object], home: Path, documents: list[str], tmp_path: Path) -> None:
     compare(bpe.train_bpe(iter(documents), 300), change, documents, tmp_path)
 
@@ -107,17 +129,45 @@ def test_llama_cpp_reads_every_tokenizer(
     compare(made(), {"vocab_size": rows}, documents, tmp_path)
 
 
+def test_a_model_of_transformers_is_continued_on_own_text_and_read_by_llama_cpp(
+    home: Path, corpus: Path, documents: list[str], tmp_path: Path, folders: Callable[..., Path]
+) -> None:
+    """Its tokenizer prepares the text; the loss on held-out text falls; both others load what comes out."""
+    folder = str(folders("llama3-rope"))
+    make_dataset(home / "data" / "own", corpus, tokenizer=folder)
+    settings = ["--set", "train.tokens_per_step=512", "--set", "train.precision=fp32", "--set", "optim.lr=0.003"]
+    words = ["train", "--data", "own", "--init-from", folder, "--tokens", "20k", "--run", "further", "--yes", *settings]
+    assert type_in(*words).code == 0
+    losses = [
+        json.loads(type_in("eval", "--data", "own", "--run", model, "--json").out)["results"]["own, val"]["loss"]
+        for model in (folder, "further")
+    ]
+    assert losses[1] < losses[0] - 0.5
+    path = locate_checkpoint("further")
+    ids = AutoTokenizer.from_pretrained(path)("The people of", return_tensors="pt")
+    other: Any = AutoModelForCausalLM.from_pretrained(path)
+    theirs = other.generate(**ids, max_new_tokens=12, do_sample=False)
+    model, tokenizer, _ = checkpoint_io.load_model(path, torch.device("cpu"))
+    (*_, said) = generate_samples(model, tokenizer, Request(("The people of",), max_new_tokens=12, pick=Sampler(0.0)))
+    assert said[0].tokens == theirs[0, ids["input_ids"].shape[1] :].tolist()
+    compare_file(path, documents, tmp_path, TORTURE[1:])
+
+
 def compare(tokenizer: Tokenizer, change: dict[str, object], documents: list[str], tmp_path: Path) -> None:
     """Hold llama.cpp's tokens of 50 prompts, and its ids of texts, against ours."""
-    path = save(SHAPE.model_copy(update=change), tokenizer)
+    compare_file(save(SHAPE.model_copy(update=change), tokenizer), documents, tmp_path, TORTURE)
+
+
+def compare_file(path: Path, documents: list[str], tmp_path: Path, texts: list[str]) -> None:
+    """Compare as `compare` does, for a checkpoint."""
     model, tokenizer, _ = checkpoint_io.load_model(path, torch.device("cpu"))
     chance = random.Random(0)
     words = " ".join(documents[:3]).split()
     prompts = [" ".join(chance.sample(words, 3)) for _ in range(50)]
-    said, ids = ask({"file": str(export_gguf(path, tmp_path / "out", "f32")), "prompts": prompts, "texts": TORTURE})
-    assert ids == [tokenizer.encode(text).tolist() for text in TORTURE]
+    said, ids = ask({"file": str(export_gguf(path, tmp_path / "out", "f32")), "prompts": prompts, "texts": texts})
+    assert ids == [tokenizer.encode(text).tolist() for text in texts]
     for prompt, (read, written) in zip(prompts, said, strict=True):
-        ours = [tokenizer.end, *tokenizer.encode(prompt).tolist()]
+        ours = tokenizer.encode_opening(prompt)
         assert read == ours
         if PYTHON:
             steps = decode_tokens(model, [ours], tokenizer.vocab_size, Sampler(0), [0])
