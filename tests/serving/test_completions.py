@@ -21,7 +21,6 @@ from llamactl.model.decode import Sampler
 from llamactl.runs.run_dir import RunDir
 from tests.serving.conftest import serving
 
-
 REQUESTS = int(os.environ.get("LLAMACTL_REQUESTS", "2400"))  # of the load test
 
 
