@@ -13,6 +13,14 @@ from tests.test_docs import ALL
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 LINES = [(path.name, line) for path in sorted(EXAMPLES.glob("*.sh")) for line in path.read_text("utf-8").splitlines()]
+CELLS = json.loads((EXAMPLES / "colab.ipynb").read_text("utf-8"))["cells"]
+# A cell's line may have two commands, of which the second runs where the first fails.
+LINES += [
+    ("colab.ipynb", command)
+    for cell in CELLS
+    for line in "".join(cell["source"]).splitlines()
+    for command in line.removeprefix("!").split(" || ")
+]
 COMMANDS = [(name, line) for name, line in LINES if line.startswith("llamactl ")]
 
 

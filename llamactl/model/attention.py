@@ -20,8 +20,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     S positions. Without a mask, T is S or 1 and each query attends to all keys up to its own position; otherwise `mask` (bool,
     broadcastable to B 1 T S) is True where a query may attend.
     """
-    if q.shape[2] == 1 and mask is None:
-        return single_query(q, k, v)
+    if q.shape[2] == 1:
+        return single_query(q, k, v, mask)
     if mask is None and q.device.type == "cpu" and q.shape[2] <= SHORT:
         return blockwise_causal(q, k, v)
     return sdpa(q, k, v, mask)
@@ -56,14 +56,16 @@ def kernels_for_any_length(device: torch.device) -> AbstractContextManager[None]
     return context
 
 
-def single_query(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Compute attention for a single query (T = 1) that attends to all S positions.
+def single_query(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Compute attention for a single query (T = 1) that attends to all S positions, or where `mask` is True.
 
     The query heads that share a key/value head are grouped in one product, so that keys and values are read only once.
     """
     shared = (q.shape[0], k.shape[1], -1, q.shape[3])
-    weights = ((q / math.sqrt(q.shape[3])).reshape(shared) @ k.mT).float().softmax(-1).to(v.dtype)
-    return (weights @ v).reshape(q.shape)
+    scores = ((q / math.sqrt(q.shape[3])).reshape(shared) @ k.mT).float()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    return (scores.softmax(-1).to(v.dtype) @ v).reshape(q.shape)
 
 
 def blockwise_causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -181,8 +181,8 @@ class Decoder(nn.Module):
 
         `dropout` (B 1+2L D, L blocks) has the factors for the channels of the embedding and of each sublayer.
         """
-        start, new = cache.length if cache else 0, tokens.shape[1]
-        positions = torch.arange(start, start + new, device=tokens.device)
+        new = tokens.shape[1]
+        positions = cache.positions(new, tokens.device) if cache else torch.arange(new, device=tokens.device)
         mask = cache.mask(new, tokens.device) if cache else None
         by = rotary_table(positions, self.config)
         x = scale_channels(self.embed_tokens(tokens), dropout, 0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llamactl.config.schema import ModelConfig
-from llamactl.model.cache import KVCache
+from llamactl.model.cache import FixedCache, KVCache
 from llamactl.model.decode import Sampler, decode_tokens, uniform_draws
 from llamactl.model.llama import Llama
 
@@ -141,3 +141,17 @@ def test_the_numbers_of_a_sequence_are_its_own() -> None:
     together = list(islice(uniform_draws([1, 7, 2], torch.device("cpu")), 150))
     assert [float(each[0]) for each in alone] == [float(each[1]) for each in together]
     assert len({float(each[0]) for each in alone}) == 150
+
+
+def test_a_step_of_one_shape_gives_the_logits_of_the_usual_one(model: Llama) -> None:
+    """What a CUDA graph captures, run without one: buffers of all positions, a mask, a position on the device."""
+    ids = torch.randint(0, SHAPE.vocab_size, (2, 12))
+    usual, copied = (KVCache(SHAPE, 2, ids.device, torch.float32) for _ in range(2))
+    with torch.inference_mode():
+        for cache in (usual, copied):
+            model(ids[:, :5], cache)
+        fixed = FixedCache(copied)
+        for place in range(5, 12):
+            fixed.position.fill_(place)
+            found = model(ids[:, place : place + 1], fixed)
+            assert torch.allclose(found, model(ids[:, place : place + 1], usual), atol=1e-5)

@@ -22,7 +22,7 @@ from llamactl.corpus.dataset import Dataset
 from llamactl.corpus.dataset_info import DatasetInfo, Recipe
 from llamactl.distributed.context import World, init_device, process_group
 from llamactl.model.attention import sdpa
-from llamactl.model.decode import Sampler, decode_tokens
+from llamactl.model.decode import CAPTURED_AFTER, Sampler, decode_tokens
 from llamactl.model.llama import Llama
 from llamactl.model.quantize import convert_weights
 from llamactl.planning.plan import make_plan
@@ -126,7 +126,7 @@ def decode(kind: str) -> None:
     config = build_config([preset_settings("150m"), {"model": {"vocab_size": VOCABULARY}}]).model
     model = convert_weights(Llama(config).cuda().eval(), kind)
     steps = decode_tokens(model, [[1, 2, 3, 4]], VOCABULARY, Sampler(0.0), [0])
-    list(islice(steps, 2))
+    list(islice(steps, CAPTURED_AFTER + 4))
     print(json.dumps(counted(lambda: list(islice(steps, 10)))))
 
 

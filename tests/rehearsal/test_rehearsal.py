@@ -80,10 +80,10 @@ def test_compiled_code_is_made_for_each_generation(capability: str) -> None:
     assert found["gradients"]["launches"] < 300
 
 
-@pytest.mark.parametrize(("kind", "launches"), [("f32", 600), ("bf16", 800)])
-def test_decoding_waits_for_no_token(kind: str, launches: int) -> None:
+@pytest.mark.parametrize("kind", ["f32", "bf16", "int8"])
+def test_decoding_launches_a_graph_and_waits_for_no_token(kind: str) -> None:
     (found,) = rehearse("decode", kind)
-    assert found["launches"] < 10 * launches
+    assert found["launches"] < 10 * 6
     assert found["syncs"] == 0
 
 
