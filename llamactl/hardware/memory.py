@@ -2,9 +2,14 @@
 
 import platform
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from llamactl.errors import OutOfSpace
+from llamactl.hardware.device import is_out_of_memory
 
 
 def peak_memory(device: torch.device) -> int:
@@ -14,6 +19,17 @@ def peak_memory(device: torch.device) -> int:
     # ru_maxrss is in bytes on macOS, in KiB on Linux.
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@contextmanager
+def memory_for(what: str, device: torch.device, fix: str) -> Iterator[None]:
+    """Raise OutOfSpace, with what needed the memory and a fix, where the memory of a device does not suffice for it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfSpace(f"{device} ran out of memory for {what}.", str(error).splitlines()[0], fix) from error
 
 
 def release_cached_memory(device: torch.device) -> None:

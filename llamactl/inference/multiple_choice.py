@@ -90,7 +90,7 @@ def log_likelihoods(model: Llama, tokenizer: Tokenizer, question: Question) -> l
     width = max(map(len, kept))
     rows = torch.tensor([ids + [tokenizer.end] * (width - len(ids)) for ids in kept], device=model.lm_head.weight.device)
     logs = F.log_softmax(model(rows[:, :-1])[..., : tokenizer.vocab_size].float(), -1)
-    each = logs.gather(-1, rows[:, 1:, None])[..., 0].double()
+    each = logs.gather(-1, rows[:, 1:, None])[..., 0].cpu().double()
     found = []
     for row, (whole, ids) in enumerate(zip(wholes, kept, strict=True)):
         end = len(ids) - 1

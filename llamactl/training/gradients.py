@@ -1,11 +1,13 @@
-"""Gradient accumulation over the micro-batches of a step."""
+"""What a step computes: gradients, accumulated over micro-batches, and the update of the weights."""
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from llamactl.corpus.batches import Batch
 from llamactl.distributed.context import World
 from llamactl.distributed.parallelize import sync_gradients
+from llamactl.hardware.memory import memory_for
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -32,3 +34,10 @@ def accumulate_gradients(forward: nn.Module, micro_batches: list[Batch], world: 
             scaler.scale(loss * world.size).backward()
         loss_sum += loss.detach()
     return world.all_reduce_sum(loss_sum)
+
+
+def update_weights(optimizers: list[Optimizer], scaler: torch.amp.GradScaler, device: torch.device) -> None:
+    """Update the weights; raises OutOfSpace, as a step can't be repeated when some weights are updated already."""
+    with memory_for("the update", device, "Train a smaller --preset, or add --set optim.name=adamw"):
+        for optimizer in optimizers:
+            scaler.step(optimizer)

@@ -31,7 +31,7 @@ from llamactl.training.build import build_batches, build_objective, init_weights
 from llamactl.training.compile import compile_objective
 from llamactl.training.dropout import load_micro_batches
 from llamactl.training.events import Event
-from llamactl.training.gradients import accumulate_gradients
+from llamactl.training.gradients import accumulate_gradients, update_weights
 from llamactl.training.init_from import load_init_weights
 from llamactl.training.prefetch import Prefetcher
 from llamactl.training.provenance import check_same_data, environment_differences, numeric_environment
@@ -69,8 +69,8 @@ class Trainer:
         self.model = self.objective.model
         self.model.model.activation_checkpointing = config.train.activation_checkpointing == "on"
         self.forward = wrap_ddp(self.objective, world)
-        build_optimizers = OPTIMIZERS[config.optim.name]
-        self.optimizers = build_optimizers(self.model, config.optim, world.precision.dtype, build_muon_exchange(world))
+        exchange = build_muon_exchange(world)
+        self.optimizers = OPTIMIZERS[config.optim.name](self.model, config.optim, world.precision.dtype, exchange)
         self.batches = build_batches(dataset, config, world)
         self.prefetch = Prefetcher(self._load_micro_batches)
         # Small gradients underflow in fp16, so the loss is scaled up; bf16 and fp32 have the range without it.
@@ -167,8 +167,7 @@ class Trainer:
 
     def compile(self) -> Iterator[events.Degraded]:
         """Compile the blocks if the config asks for it; yield `Degraded` if this machine can't."""
-        reason = compile_objective(self.objective) if self.config.train.compile == "on" else ""
-        if reason:
+        if reason := compile_objective(self.objective) if self.config.train.compile == "on" else "":
             yield events.Degraded(*self.progress, f"without torch.compile: {reason}")
 
     def train_step(self) -> Iterator[events.Stepped | events.Skipped | events.Degraded]:
@@ -220,8 +219,8 @@ class Trainer:
         total_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.max_grad_norm)
         # Both numbers in one transfer: it waits for the device, which until here has a queue of work and never idles.
         loss, norm = torch.stack([loss_sum, full_tensor(total_norm)]).tolist()
-        for optimizer in self.optimizers if math.isfinite(loss) and math.isfinite(norm) else []:
-            self.scaler.step(optimizer)
+        if math.isfinite(loss) and math.isfinite(norm):
+            update_weights(self.optimizers, self.scaler, self.world.device)
         self.scaler.update()
         self._zero_grad()
         return loss, norm

@@ -12,7 +12,13 @@ from llamactl.corpus.sources import default_tokenizer
 from llamactl.distributed.context import init_device
 from llamactl.errors import UsageError
 from llamactl.planning.budget import MOST_EPOCHS, check_budget
-from llamactl.planning.defaults import default_budget, feedable_presets, worthwhile_tokens
+from llamactl.planning.defaults import (
+    MOST_VALIDATED,
+    default_budget,
+    default_eval_tokens,
+    feedable_presets,
+    worthwhile_tokens,
+)  # fmt: skip
 from llamactl.planning.plan import Plan, make_plan
 from llamactl.planning.resolve import resolve_config
 
@@ -82,3 +88,10 @@ def test_budgets_beyond_sense_are_refused_with_one_that_is_not(dataset: Dataset)
 def test_size_or_data_is_the_limit() -> None:
     assert worthwhile_tokens(1_000, 1e9) == 20_000
     assert worthwhile_tokens(1_000_000, 1_000) == 4_000
+
+
+def test_a_validation_reads_no_more_than_tells_more(dataset: Dataset) -> None:
+    split = Shard(file="val/00000.npy", tokens=10**9, documents=1, text_bytes=4, sha256="0" * 64)
+    info = dataset.info.model_copy(update={"shards": (split,)})
+    assert default_eval_tokens(3_000_000_000, info) == MOST_VALIDATED
+    assert default_eval_tokens(100_000_000, info) == 2_000_000

@@ -21,6 +21,7 @@ from llamactl.config.schema import Config, build_config, preset_settings
 from llamactl.corpus.dataset import Dataset
 from llamactl.corpus.dataset_info import DatasetInfo, Recipe
 from llamactl.distributed.context import World, init_device, process_group
+from llamactl.hardware.device import choose_device
 from llamactl.model.attention import sdpa
 from llamactl.model.decode import CAPTURED_AFTER, Sampler, decode_tokens
 from llamactl.model.llama import Llama
@@ -121,6 +122,12 @@ def full_card(windows: int) -> None:
             print(json.dumps([type(event).__name__, getattr(event, "why", "")]), flush=True)
 
 
+def second_card() -> None:
+    """Print which card is the current one after the second was chosen."""
+    choose_device("cuda:1")
+    print(json.dumps([torch.cuda.current_device()]))
+
+
 def decode(kind: str) -> None:
     """Print the counts of ten decoded tokens."""
     config = build_config([preset_settings("150m"), {"model": {"vocab_size": VOCABULARY}}]).model
@@ -150,7 +157,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True, dest="command")
     words: dict[str, Callable[..., None]] = {
-        "step": step, "kernels": kernels, "full_card": full_card, "decode": decode, "together": together
+        "step": step, "kernels": kernels, "full_card": full_card, "second_card": second_card, "decode": decode,
+        "together": together,
     }  # fmt: skip
     for name, work in words.items():
         command = commands.add_parser(name)

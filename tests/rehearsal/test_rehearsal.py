@@ -80,6 +80,10 @@ def test_compiled_code_is_made_for_each_generation(capability: str) -> None:
     assert found["gradients"]["launches"] < 300
 
 
+def test_a_card_with_a_number_becomes_the_current_one() -> None:
+    assert rehearse("second_card", FAKE_GPUS="2") == [[1]]
+
+
 @pytest.mark.parametrize("kind", ["f32", "bf16", "int8"])
 def test_decoding_launches_a_graph_and_waits_for_no_token(kind: str) -> None:
     (found,) = rehearse("decode", kind)

@@ -25,6 +25,7 @@ from llamactl.config.schema import Config
 from llamactl.corpus.batches import Batches, Windows
 from llamactl.corpus.dataset import Dataset, DatasetDir
 from llamactl.distributed.context import World
+from llamactl.errors import OutOfSpace
 from llamactl.metrics.monitor import record_events
 from llamactl.model.objective import NextToken
 from llamactl.runs.run_dir import RunDir
@@ -257,6 +258,23 @@ def test_a_full_memory_halves_the_micro_batch_and_changes_nothing_else(
     events = list(train_run(config, dataset, RunDir.from_name("cramped"), world, RATE))
     assert not [event for event in events if isinstance(event, Degraded)]
     assert losses(events) == pytest.approx(reference[10:], abs=1e-4)
+
+
+def test_a_memory_that_the_update_fills_is_told_and_not_repeated(
+    configured: Configured, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, world = configured(train={"save_every": 1}, optim={"name": "adamw"})
+    step = torch.optim.AdamW.step
+
+    def full(self: torch.optim.AdamW) -> None:
+        if self.state and next(iter(self.state.values()))["step"] == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        step(self)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", full)
+    with pytest.raises(OutOfSpace, match="out of memory for the update"):
+        list(train_run(config, dataset, RunDir.from_name("full"), world, RATE))
+    assert RunDir.from_name("full").steps()[-1] == 2
 
 
 def test_another_error_is_not_taken_for_a_full_memory(
