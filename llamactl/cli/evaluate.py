@@ -8,7 +8,7 @@ import typer
 
 from llamactl.cli import completion
 from llamactl.cli.options import MODEL_HELP, SAID, DeviceName
-from llamactl.cli.preconditions import require_run
+from llamactl.cli.preconditions import import_torch, require_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,6 +61,7 @@ def evaluate(
     from dataclasses import asdict
 
     require_run(run)
+    import_torch()
     from llamactl.checkpoint import io as checkpoint_io
     from llamactl.checkpoint import select as checkpoint_select
     from llamactl.cli.ui.console import show_figures

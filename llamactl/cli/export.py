@@ -7,7 +7,7 @@ import typer
 
 from llamactl.cli import completion
 from llamactl.cli.options import MODEL_HELP
-from llamactl.cli.preconditions import require_run
+from llamactl.cli.preconditions import import_torch, require_run
 
 app = typer.Typer(no_args_is_help=True, help="Write a checkpoint for other programs, and verify the result.")
 OUT_HELP = "Folder to write into; files that were added or edited there are kept."
@@ -23,6 +23,7 @@ def gguf(
 ) -> None:
     """Write one file for llama.cpp, Ollama and LM Studio, and a Modelfile."""
     require_run(run)
+    import_torch()
     from llamactl.checkpoint import select as checkpoint_select
     from llamactl.cli.ui.console import show_next
     from llamactl.export.gguf import export_gguf, modelfile_path
@@ -41,6 +42,7 @@ def hf(
 ) -> None:
     """Write a Hugging Face folder, smaller than a checkpoint, with a model card."""
     require_run(run)
+    import_torch()
     from llamactl.checkpoint import select as checkpoint_select
     from llamactl.cli.ui.console import progress, show_next
     from llamactl.export.huggingface import export_hf

@@ -1,9 +1,20 @@
-"""Check what a command needs before PyTorch is imported, which takes seconds: a mistake is told at once."""
+"""Check what a command needs before PyTorch is imported, which takes seconds: a mistake is told at once. Then import it."""
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+
+def import_torch() -> None:
+    """Import PyTorch, which takes seconds; a terminal says so meanwhile."""
+    if "torch" not in sys.modules:
+        from llamactl.cli.ui.console import progress
+
+        with progress.status("importing PyTorch …"):
+            import_module("torch")
 
 
 def require_run(checkpoint: str) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from llamactl.cli import completion
 from llamactl.cli.options import MACHINE, MODEL_HELP, SAID, DeviceName
-from llamactl.cli.preconditions import require_run
+from llamactl.cli.preconditions import import_torch, require_run
 from llamactl.cli.ui.samples import show_samples, strip_prompt
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def sample(
 ) -> None:
     """Generate text from a prompt."""
     require_run(run)
+    import_torch()
     from llamactl.checkpoint import io as checkpoint_io
     from llamactl.checkpoint import select as checkpoint_select
     from llamactl.cli.ui.console import progress, show_next

@@ -7,7 +7,7 @@ import typer
 
 from llamactl.cli import completion
 from llamactl.cli.options import MODEL_HELP, DeviceName
-from llamactl.cli.preconditions import require_run
+from llamactl.cli.preconditions import import_torch, require_run
 
 if TYPE_CHECKING:
     from llamactl.inference.surprisal import Piece
@@ -37,6 +37,7 @@ def surprise(
 ) -> None:
     """Colour each piece of a text by its surprisal under the model."""
     require_run(run)
+    import_torch()
     from llamactl.cli.ui.console import output, progress
     from llamactl.inference.surprisal_page import render_page
     from llamactl.storage import atomic

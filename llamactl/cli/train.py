@@ -30,7 +30,7 @@ from llamactl.cli.options import (
     typed_positions,
     typed_settings,
 )
-from llamactl.cli.preconditions import require_settings_and_dataset
+from llamactl.cli.preconditions import import_torch, require_settings_and_dataset
 from llamactl.cli.run_training import TrainingRequest, run_training
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ def train(
     if not (resume or init_from):
         require_settings_and_dataset(preset, config, typed)
     yield_to_others((to_resume or run) if resume else None)
+    import_torch()
 
     def choose() -> TrainingRequest:
         # torchrun restarts the same command after a failure: it must resume its run and not begin another.

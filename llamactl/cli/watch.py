@@ -57,7 +57,15 @@ def planned_course(folder: "RunDir") -> "Course":
     known = look_up(planned, "duration", "steps")
     seconds = float(known) if isinstance(known, int | float) else 0.0
     title = f"{folder.path.name}: {config.preset} on {config.data.name}"
-    return Course(title, steps, config.train.tokens_per_step, max(1, config.train.save_every), seconds / max(1, steps))
+    start = look_up(planned, "duration", "start")
+    return Course(
+        title,
+        steps,
+        config.train.tokens_per_step,
+        max(1, config.train.save_every),
+        seconds / max(1, steps),
+        float(start) if isinstance(start, int | float) else 0.0,
+    )
 
 
 def show_state(folder: "RunDir") -> None:

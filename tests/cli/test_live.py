@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,13 @@ def test_it_says_what_is_known_with_units() -> None:
     nothing = "\n".join(drawn(View(COURSE), 80, 24))
     assert "33m 20s left" in nothing  # as it was planned
     assert "none yet, the next at 100" in nothing
+
+
+def test_what_happens_before_the_first_step_is_told() -> None:
+    made = View(replace(COURSE, start=20.0))
+    assert "Compiling: the first step comes after about 20s." in "\n".join(drawn(made, 100, 30))
+    made.on(stepped(1))
+    assert "Compiling" not in "\n".join(drawn(made, 100, 30))
 
 
 def test_a_wish_to_stop_is_seen_until_it_is_done() -> None:

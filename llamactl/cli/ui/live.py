@@ -26,13 +26,22 @@ WARM_UP = 3  # steps
 
 @dataclass(frozen=True)
 class Course:
-    """The extent of a run: its steps, tokens per step, steps between checkpoints, and the planned seconds per step."""
+    """The extent of a run: its steps, tokens per step, steps between checkpoints, and the planned seconds per step.
+
+    `start` are the planned seconds before the first step, in which it is compiled.
+    """
 
     title: str
     steps: int
     tokens_per_step: int
     save_every: int
     seconds: float
+    start: float = 0.0
+
+    @property
+    def beginning(self) -> str:
+        """Describe what happens before the first step; empty where that takes no time."""
+        return f"Compiling: the first step comes after about {show_time(self.start)}." if self.start else ""
 
 
 class View:
@@ -114,7 +123,8 @@ class View:
             yield line
 
     def _notice(self) -> Text:
-        return Text(STOPPING if self._wishes.stop else "", style="yellow")
+        waiting = "" if self.stepped else self.course.beginning
+        return Text(STOPPING if self._wishes.stop else waiting, style="yellow")
 
     def _bar(self, width: int) -> Text:
         step = self.stepped.step if self.stepped else 0
