@@ -19,11 +19,11 @@ WIDE = 1.5  # columns per row from which the Gram matrix takes fewer FLOPs: ther
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return matrices (... x rows x columns) with all singular values brought near 1, by Newton-Schulz in `dtype`."""
+    """Return matrices (N x rows x columns) with all singular values brought near 1, by Newton-Schulz in `dtype`."""
     # x @ x.mT is the smaller one of the two Gram matrices if x has no more rows than columns.
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.to(dtype)
-    x = x.mT if tall else x
+    x = x.mT.contiguous() if tall else x  # each product would copy a view
     # No singular value is above the Frobenius norm; the iteration converges for those up to 1.
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     # bf16 is too coarse for the squares of small singular values, which are in the Gram matrix.
@@ -44,7 +44,8 @@ def _newton_schulz(x: Tensor) -> Tensor:
     a, b, c = NEWTON_SCHULZ
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        # Sums within the products: no rounding and no pass over memory in between.
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
 
 
