@@ -1,11 +1,15 @@
 """llamactl plot-loss: draw the loss curves of runs."""
 
+import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from llamactl.cli import completion
+
+if TYPE_CHECKING:
+    from llamactl.runs.summary import Summary
 
 REFERENCE_HELP = "Grey lines to compare with: notebook, gpt2 (124M, on OpenWebText), none; repeatable."
 
@@ -28,6 +32,7 @@ def plot_loss(
     from llamactl.report.baselines import choose_baselines, reads_their_text
     from llamactl.report.plots import draw_plot, is_visible, read_curve, sketch_plot
     from llamactl.runs.run_dir import RunDir
+    from llamactl.runs.summary import summarize_run
 
     folders = [RunDir.from_name(name).check_exists() for name in runs or [""]]
     curves = [read_curve(folder, x) for folder in folders]
@@ -37,9 +42,9 @@ def plot_loss(
     shown = [baseline for baseline in references if is_visible(baseline, curves, x)]
     with suggest_out(out, picture):
         draw_plot(curves, x, picture, shown)
-    for curve in curves:
-        validation = f", validation {curve.validation[-1]:.3f}" if curve.validation else ""
-        progress.print(f"{curve.name}: train {curve.smooth[-1]:.3f}{validation} nats per token")
+    summaries = [summarize_run(folder) for folder in folders]
+    for curve, summary in zip(curves, summaries, strict=True):
+        progress.print(f"{curve.name}: train {curve.smooth[-1]:.3f} nats per token{describe_validation(summary)}")
         progress.print(sketch_plot(curve, x, width=min(64, progress.width - 12)))
     for baseline in references:
         if baseline not in shown:
@@ -48,8 +53,23 @@ def plot_loss(
     if shown and not reads_their_text(folders[0]):
         progress.print("The grey lines are for OpenWebText; these runs were trained on another text.", style="yellow")
     if json:
-        ends = [{"run": c.name, "loss": c.loss[-1], "validation": c.validation[-1] if c.validation else None} for c in curves]
+        both = zip(curves, summaries, strict=True)
+        ends = [{"run": curve.name, "loss": curve.loss[-1], "validation": run.validation_loss} for curve, run in both]
         show_json({"picture": str(picture), "runs": ends, "references": [baseline.label for baseline in shown]})
     else:
         output.print(str(picture))
-    show_next('llamactl sample "California is "')
+    prompts = folders[0].config().train.prompts
+    newest = folders[0].path == RunDir.from_name("").path
+    show_next(
+        f"llamactl sample {shlex.quote(prompts[0] if prompts else 'The')}{'' if newest else f' --run {folders[0].path.name}'}"
+    )
+
+
+def describe_validation(summary: "Summary") -> str:
+    """Describe the validation loss that `train` and `sample` name too, and on how many tokens; empty where there is none."""
+    from llamactl.units import show_loss
+
+    if summary.validation_loss is None:
+        return ""
+    tokens = f" (on {summary.eval_tokens:,} held-out tokens)" if summary.eval_tokens else ""
+    return f", validation {show_loss(summary.validation_loss, summary.loss_error)}{tokens}"

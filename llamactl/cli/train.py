@@ -99,7 +99,6 @@ def train(
     if not (resume or init_from):
         require_settings_and_dataset(preset, config, typed)
     yield_to_others((to_resume or run) if resume else None)
-    import_torch()
 
     def choose() -> TrainingRequest:
         # torchrun restarts the same command after a failure: it must resume its run and not begin another.
@@ -115,7 +114,9 @@ def train(
 
     trackers = track.split(",") if track else []
     if read_launch().size == 1:
-        run_training(choose(), dry_run, json, trackers, yes)
+        chosen = choose()
+        import_torch()
+        run_training(chosen, dry_run, json, trackers, yes)
         return
     from llamactl.distributed.context import broadcast_from_rank0, process_group
 

@@ -64,3 +64,14 @@ def test_a_time_that_is_too_short_is_refused(dataset: Dataset) -> None:
     assert tokens_in_time(config, dataset, world, 1.0, 5) == 0
     with pytest.raises(UsageError, match="5s is too short"):
         choose_in_time([config], dataset, world, 1.0, 5)
+
+
+def test_time_that_the_text_leaves_goes_into_shorter_steps(dataset: Dataset) -> None:
+    config, world = config_of("tiny")
+    text = dataset_of(300_000, dataset)
+    tight, roomy = (choose_in_time([config], text, world, RATE, seconds) for seconds in (10_000, 10**7))
+    assert tight.train.tokens_per_step == 0, "the default: all of the time is used for tokens"
+    assert 1_024 <= roomy.train.tokens_per_step < 2_048
+    assert run_seconds(roomy, text, world, RATE) <= 10**7
+    asked = config.with_train(tokens_per_step=4_096)
+    assert choose_in_time([asked], text, world, RATE, 10**7).train.tokens_per_step == 4_096
