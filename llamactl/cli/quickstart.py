@@ -2,13 +2,17 @@
 
 import shlex
 from time import monotonic
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from llamactl.corpus.sources import Source
 
 # Seconds for what comes after training: a picture and samples, of which each loads PyTorch.
 AFTERWARDS = 15.0
 LEAST = 20.0  # seconds of training below which nothing is learned
+SMALL = 17 << 20  # bytes of text whose own tokenizer is so small that any time is enough for it
 
 
 def quickstart(
@@ -26,11 +30,15 @@ def quickstart(
 
     seconds, started = read_time(time), monotonic()
     sources = text or ["sample"]
-    name = open_source(sources, Reading()).name
+    source = open_source(sources, Reading())
     # What is prepared stays, so that the same command continues.
     again = following = f"llamactl quickstart {shlex.join([*(text or []), '--time', time])}"
     try:
-        run_step(f"prepare {shlex.join(sources)}", lambda: again)
+        tokenizer = tokenizer_for_time(source, seconds)
+        # The usual name is that of the usual tokenizer: with another time both may be made of one text.
+        name = source.name if tokenizer == source.tokenizer else f"{source.name}-{tokenizer.replace(':', '')}"
+        changed = "" if name == source.name else f" --tokenizer {tokenizer} --name {name}"
+        run_step(f"prepare {shlex.join(sources)}{changed}", lambda: again)
         folder = RunDir.with_new_name(name)
         run = folder.path.name
         left = max(LEAST, seconds - (monotonic() - started) - AFTERWARDS)
@@ -45,6 +53,25 @@ def quickstart(
         raise
     progress.print("\n[bold]That is your own Llama.[/] The prompt is from text that it never saw in training.", markup=True)
     show_next(f"llamactl quickstart {shlex.join(sources)} --time 1h", why="With more time")
+
+
+def tokenizer_for_time(source: "Source", seconds: float) -> str:
+    """Return the tokenizer for as much of a text as can be read in the time: more ids would hardly be seen."""
+    if 0 < source.size <= SMALL:
+        return source.tokenizer
+    from llamactl.cli.preconditions import import_torch
+    from llamactl.config.schema import TrainConfig
+    from llamactl.corpus.sources import default_tokenizer
+
+    import_torch()
+    from llamactl.distributed.context import init_device
+    from llamactl.hardware.throughput import peak_flops
+    from llamactl.planning.timed import bytes_in_time
+
+    world = init_device(TrainConfig())
+    read = bytes_in_time(world, peak_flops(world.device, world.precision.dtype), seconds)
+    # The size of a download is not known before.
+    return default_tokenizer(min(source.size, read)) if source.size else default_tokenizer(read)
 
 
 def held_out_prompt(name: str) -> str:

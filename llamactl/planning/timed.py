@@ -3,13 +3,14 @@
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-from llamactl.config.schema import Config, ModelConfig
+from llamactl.config.schema import Config, ModelConfig, build_config, preset_settings
 from llamactl.corpus.batches import Windows
 from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World
 from llamactl.errors import UsageError
 from llamactl.model.llama import num_params
 from llamactl.planning.defaults import (
+    CHOSEN,
     DROPOUT,
     LARGEST_BUDGET,
     REGULARIZED_EPOCHS,
@@ -18,11 +19,13 @@ from llamactl.planning.defaults import (
     WORTHWHILE_EPOCHS,
     final_eval_tokens,
 )  # fmt: skip
+from llamactl.planning.flops import flops_per_token
 from llamactl.planning.loss import predict_loss
 from llamactl.planning.resolve import resolve_config
-from llamactl.planning.step_time import estimate_duration, estimate_step_time
+from llamactl.planning.step_time import estimate_duration, estimate_step_time, expected_efficiency
 from llamactl.units import show_time
 
+SMALL_VOCABULARY, USUAL_BYTES_PER_TOKEN = 4_096, 4.0  # ids, and what such a BPE takes of English
 SHORTEST_STEP = 1_024  # tokens, of which a CPU's products still reach their speed
 HALVINGS = 24  # of the interval of budgets, up to 3 billion tokens: to within 200 tokens
 
@@ -78,6 +81,14 @@ def _plain_and_regularized(config: Config, model: ModelConfig, data: int) -> Ite
     if scarce and not config.train.dropout and not config.train.init_from:
         optim = config.optim.model_copy(update={"weight_decay": max(WEIGHT_DECAY, config.optim.weight_decay)})
         yield config.with_train(dropout=DROPOUT).model_copy(update={"optim": optim}), REGULARIZED_EPOCHS
+
+
+def bytes_in_time(world: World, rate: float, seconds: float) -> int:
+    """Estimate the bytes of text that the smallest preset reads in a time, on devices of `rate` FLOP/s."""
+    shape = {"model": {"vocab_size": SMALL_VOCABULARY}, "train": {"compile": "on"}}
+    config = build_config([preset_settings(CHOSEN[-1]), shape])
+    tokens = seconds * rate * world.size * expected_efficiency(config, world) / flops_per_token(config.model)
+    return int(USUAL_BYTES_PER_TOKEN * tokens)
 
 
 def tokens_in_time(

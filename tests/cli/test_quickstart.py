@@ -11,10 +11,15 @@ import sys
 import termios
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from llamactl.cli.quickstart import tokenizer_for_time
+from llamactl.corpus.parts import Part
+from llamactl.corpus.sources import sample_source
+from llamactl.planning import timed
 from tests.cli.inline import type_in
 
 SURROUNDINGS = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1"}
@@ -131,3 +136,10 @@ def test_ctrl_c_between_two_steps_names_the_next(home: Path, monkeypatch: pytest
     answer = type_in("quickstart")
     assert answer.code == 130
     assert "Continue: llamactl plot-loss" in answer.err
+
+
+def test_a_large_text_has_a_tokenizer_for_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timed, "bytes_in_time", lambda world, rate, seconds: int(seconds * 100_000))
+    large = replace(sample_source(), tokenizer="bpe:32768", pieces=((Part("text", "a.txt", 110 << 20),),))
+    assert [tokenizer_for_time(large, seconds) for seconds in (120, 600, 10_000)] == ["bpe:4096", "bpe:16384", "bpe:32768"]
+    assert tokenizer_for_time(sample_source(), 120) == "bpe:4096", "a small text has its own in any time"

@@ -5,9 +5,10 @@ import pytest
 from llamactl.config.schema import Config, build_config, preset_settings
 from llamactl.corpus.batches import Windows
 from llamactl.corpus.dataset import Dataset
+from llamactl.corpus.sources import default_tokenizer
 from llamactl.distributed.context import World, init_device
 from llamactl.errors import UsageError
-from llamactl.planning.timed import choose_in_time, run_seconds, tokens_in_time
+from llamactl.planning.timed import bytes_in_time, choose_in_time, run_seconds, tokens_in_time
 from tests.planning.test_agreement import dataset_of
 
 RATE = 2e9  # FLOP/s: so slow that a small corpus lasts
@@ -75,3 +76,10 @@ def test_time_that_the_text_leaves_goes_into_shorter_steps(dataset: Dataset) -> 
     assert run_seconds(roomy, text, world, RATE) <= 10**7
     asked = config.with_train(tokens_per_step=4_096)
     assert choose_in_time([asked], text, world, RATE, 10**7).train.tokens_per_step == 4_096
+
+
+def test_the_text_that_is_read_grows_with_the_time() -> None:
+    world = config_of("tiny")[1]
+    minutes = [bytes_in_time(world, 1e12, 60 * count) for count in (2, 10, 60)]
+    assert minutes == pytest.approx([minutes[0], 5 * minutes[0], 30 * minutes[0]], rel=1e-6)
+    assert [default_tokenizer(size) for size in minutes] == ["bpe:8192", "bpe:32768", "gpt2"]
