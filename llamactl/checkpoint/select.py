@@ -99,11 +99,13 @@ def find_checkpoint(name: str) -> Path:
         if not _ends_after_its_best(run):
             return path
         suffix = "best"
-    step = _stable_best_step(run) if suffix == "best" else int(suffix) if suffix.isdecimal() else None
-    if step not in run.steps():
-        kept = ", ".join(map(str, run.steps())) or "none"
-        raise DataError(f"The run {run.path.name} has no checkpoint {suffix!r}.", f"It has the steps: {kept}.")
-    return run.checkpoint(step)
+    # The best one is pruned when a better one is saved, also between two looks.
+    for _ in range(ATTEMPTS if suffix == "best" else 1):
+        step = _stable_best_step(run) if suffix == "best" else int(suffix) if suffix.isdecimal() else None
+        if step is not None and step in run.steps():
+            return run.checkpoint(step)
+    kept = ", ".join(map(str, run.steps())) or "none"
+    raise DataError(f"The run {run.path.name} has no checkpoint {suffix!r}.", f"It has the steps: {kept}.")
 
 
 def _ends_after_its_best(run: RunDir) -> bool:

@@ -1,7 +1,7 @@
 """plan, train, --time and quickstart agree, from 10 kB of text to 1 TB: what one proposes no other refuses or complains of."""
 
 import re
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -115,4 +115,5 @@ def test_a_time_buys_a_run_that_ends_in_it_and_is_sensible(size: int, dataset: D
         assert plan.loss is not None
         losses[rate].append(plan.loss.loss)
     for found in losses.values():
-        assert found == sorted(found, reverse=True), "more time never buys less"
+        # Budgets are rounded to whole steps, which are shorter where time is left.
+        assert all(later <= loss + 1e-5 for loss, later in pairwise(found)), "more time never buys less"
