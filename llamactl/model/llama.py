@@ -182,7 +182,7 @@ class Decoder(nn.Module):
         `dropout` (B 1+2L D, L blocks) has the factors for the channels of the embedding and of each sublayer.
         """
         new = tokens.shape[1]
-        positions = cache.positions(new, tokens.device) if cache else torch.arange(new, device=tokens.device)
+        positions = cache.next_positions(new, tokens.device) if cache else torch.arange(new, device=tokens.device)
         mask = cache.mask(new, tokens.device) if cache else None
         by = rotary_table(positions, self.config)
         x = scale_channels(self.embed_tokens(tokens), dropout, 0)

@@ -63,10 +63,13 @@ def mean_loss(hidden: Tensor, head: Tensor, targets: Tensor, fused: FusedChunk |
 
 
 def rows_of_chunk(tokens: int, device_type: str, fused: FusedChunk | None) -> int:
-    """Return how many rows of logits exist at a time; on a GPU all chunks are alike, as compiled code is for one shape."""
-    if not (fused and device_type == "cuda"):
+    """Return how many rows of logits exist at a time; `fused` is compiled for one shape, so that all its chunks are alike."""
+    if not fused:
         return CHUNK
-    return -(-tokens // -(-tokens // CHUNK_ON_GPU))
+    least = -(-tokens // (CHUNK_ON_GPU if device_type == "cuda" else CHUNK))
+    # At most twice as many as are needed: a number of tokens that has no such divisor takes two shapes.
+    chunks = next((count for count in range(least, 2 * least + 1) if tokens % count == 0), least)
+    return -(-tokens // chunks)
 
 
 def fused_chunk(logits: Tensor, wanted: Tensor) -> Tensor:
@@ -100,7 +103,7 @@ class _ChunkedSum(torch.autograd.Function):
             if fused:
                 loss += fused(pull, wanted)
             else:
-                pull = _pull(pull, wanted, loss)
+                pull = _logit_gradient(pull, wanted, loss)
             hidden_gradient[start : start + size] = pull @ weight
             _add_product(head_gradient, pull.mT, rows)
             del pull  # before the next chunk is made
@@ -113,7 +116,7 @@ class _ChunkedSum(torch.autograd.Function):
         return hidden_gradient * scale, head_gradient * scale, None, None
 
 
-def _pull(products: Tensor, wanted: Tensor, loss: Tensor) -> Tensor:
+def _logit_gradient(products: Tensor, wanted: Tensor, loss: Tensor) -> Tensor:
     """Return the gradient of a chunk of logits (N V), in their dtype, and add its cross-entropies to `loss`."""
     logits = products.float()
     logits -= logits.amax(-1, keepdim=True)

@@ -15,7 +15,7 @@ LARGEST_BUDGET = 3_000_000_000  # 20 tokens per parameter of the largest preset 
 LEAST_VALIDATED = 4_096  # tokens: the loss of fewer is too noisy
 # A validation of the whole split is 1 % of the work where the split is this share of the budget: a forward pass is a third.
 WHOLE_SPLIT, PART_OF_SPLIT = 1 / 30, 1 / 50
-# More tells no more: with windows of 1,024 tokens their standard error is below 0.01 nats.
+# 9,766 windows of 1,024 tokens: where windows differ by 1 nat, as in the sample, the standard error is 0.01.
 MOST_VALIDATED = 10_000_000
 CHOSEN = ("150m", "50m", "10m", "tiny")  # larger presets take several GPUs, so they are never a default
 

@@ -78,6 +78,9 @@ def test_a_gpu_that_is_left_unused_is_told(monkeypatch: pytest.MonkeyPatch, tmp_
     assert not unused_gpu("auto", cpu)
     (tmp_path / "version").write_text("NVRM version: 580.1")
     assert not unused_gpu("cpu", cpu), "as asked"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not unused_gpu("auto", cpu), "hidden on purpose"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(torch.version, "cuda", None)
     assert unused_gpu("auto", cpu).endswith("this PyTorch has no CUDA")
     PretendedGpu(monkeypatch, (7, 0), CUDA_12_8)

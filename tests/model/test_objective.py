@@ -88,8 +88,20 @@ def test_the_fused_chunk_gives_loss_and_gradients_of_the_plain_one(dtype: torch.
         assert torch.allclose(plain, other, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize(("tokens", "rows"), [(12_800, 6_400), (32_768, 8_192), (100, 100), (8_193, 4_097)])
-def test_chunks_on_a_gpu_are_alike(tokens: int, rows: int) -> None:
-    assert objective.rows_of_chunk(tokens, "cuda", objective.fused_chunk) == rows
-    assert objective.rows_of_chunk(tokens, "cuda", None) == objective.CHUNK
-    assert objective.rows_of_chunk(tokens, "cpu", objective.fused_chunk) == objective.CHUNK
+@pytest.mark.parametrize(
+    ("device", "tokens", "rows"),
+    [
+        ("cuda", 12_800, 6_400),
+        ("cuda", 32_768, 8_192),
+        ("cuda", 100, 100),
+        ("cuda", 8_193, 2_731),
+        ("cuda", 8_209, 4_105),  # a prime: two shapes
+        ("cpu", 4_096, 1_024),
+        ("cpu", 2_560, 640),
+        ("cpu", 1_792, 896),
+    ],
+)
+def test_compiled_chunks_are_alike(device: str, tokens: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objective, "CHUNK", 1_024)
+    assert objective.rows_of_chunk(tokens, device, objective.fused_chunk) == rows
+    assert objective.rows_of_chunk(tokens, device, None) == 1_024

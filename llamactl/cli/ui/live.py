@@ -39,7 +39,7 @@ class Course:
     start: float = 0.0
 
     @property
-    def beginning(self) -> str:
+    def start_notice(self) -> str:
         """Describe what happens before the first step; empty where that takes no time."""
         return f"Compiling: the first step comes after about {show_time(self.start)}." if self.start else ""
 
@@ -123,7 +123,7 @@ class View:
             yield line
 
     def _notice(self) -> Text:
-        waiting = "" if self.stepped else self.course.beginning
+        waiting = "" if self.stepped else self.course.start_notice
         return Text(STOPPING if self._wishes.stop else waiting, style="yellow")
 
     def _bar(self, width: int) -> Text:

@@ -63,8 +63,8 @@ class TrainingScreen:
         """Open the live screen, where there is one."""
         if self._alive:
             self._live.start()
-        elif self.view.course.beginning and not self._json:
-            progress.print(self.view.course.beginning)
+        elif self.view.course.start_notice and not self._json:
+            progress.print(self.view.course.start_notice)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
