@@ -82,7 +82,7 @@ def describe_documents(dataset: "Dataset", statistics: "DocumentStatistics") -> 
     whole = statistics.tokens + statistics.documents >= tokens
     lengths = "  ".join(f"{percent} %: {length:,}" for percent, length in statistics.lengths.items())
     rows = {
-        "source": info.recipe.source,
+        "source": info.recipe.source + (f", mixed {info.recipe.weights}" if info.recipe.weights else ""),
         "bytes per token": f"{text_bytes / max(1, tokens):.2f}",
         "measured": f"{statistics.documents:,} documents, {'all' if whole else 'the first'} {statistics.tokens:,} tokens",
         "lengths": f"{lengths}  (so many documents have at most so many tokens)",

@@ -24,8 +24,9 @@ class Recipe(Record):
     max_bad_docs: Count = Field(0, description="so many that can't be read are left out; one more is an error")
     split: str = Field("files", description="where a document of a text file ends")
     encoding: str = Field("", description="of text files without a byte order mark; empty: UTF-8")
+    weights: str = Field("", description="the share of the tokens that each source has, as fractions; empty: it is no mixture")
     # Later fields are written only where they differ from their default, so that digests of older datasets still hold.
-    added: ClassVar = frozenset({"split", "encoding"})
+    added: ClassVar = frozenset({"split", "encoding", "weights"})
 
     def differences(self, other: "Recipe") -> set[str]:
         """Name the fields in which another recipe differs."""
@@ -45,6 +46,11 @@ class Shard(Record):
     def split(self) -> str:
         """Return the split that the shard belongs to."""
         return self.file.split("/")[0]
+
+    @property
+    def piece(self) -> int:
+        """Return the number of the piece that the shard holds."""
+        return int(self.file.removesuffix(".npy").split("/")[1])
 
 
 class InputFile(Record):

@@ -28,6 +28,8 @@ class Document(NamedTuple):
 
 def with_holdout(source: Source, recipe: Recipe) -> Source:
     """Add the hold-out rule to a source; a small source is read once to find it."""
+    if source.mixed:
+        return replace(source, mixed=tuple(with_holdout(component, recipe) for component in source.mixed))
     # A stream from the hub is not read twice: size 0 means that the rule goes by hash alone.
     size = 0 if any(part.kind == "hub" for part in source.parts) else source.size
     return replace(source, holdout=plan_holdout(_sizes(source, recipe), recipe.val_fraction, size, recipe.dedup))
@@ -36,7 +38,7 @@ def with_holdout(source: Source, recipe: Recipe) -> Source:
 def read_piece(source: Source, piece: int, recipe: Recipe) -> Iterator[Document]:
     """Yield the documents of a piece; raises DataError when more than `max_bad_docs` of them can't be read."""
     holdout = source.holdout or holdout_by_hash(recipe.val_fraction)
-    first, bad = piece == 0 and holdout.first, 0
+    first, bad = piece == source.first_piece and holdout.first, 0
     for row in source.documents(piece, recipe.text_column):
         for document in _split_row(row, recipe):
             if isinstance(document, DataError):
@@ -55,7 +57,7 @@ def read_piece(source: Source, piece: int, recipe: Recipe) -> Iterator[Document]
 def _sizes(source: Source, recipe: Recipe) -> Iterator[tuple[int, int]]:
     """Yield hashes and bytes of the documents, up to about as many as `max_tokens` holds."""
     # About four bytes of English make a BPE token; without a limit everything is read.
-    remaining = recipe.max_tokens * (1 if recipe.tokenizer == "bytes" else 4) or sys.maxsize
+    remaining = int(recipe.max_tokens * source.weight) * (1 if recipe.tokenizer == "bytes" else 4) or sys.maxsize
     for piece in range(len(source.pieces)):
         for row in source.documents(piece, recipe.text_column):
             for document in _split_row(row, recipe):

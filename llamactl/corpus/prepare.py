@@ -1,34 +1,29 @@
 """Prepare a dataset: pieces become token shards in parallel, one shard per piece and split; dataset.json is written last."""
 
-import os
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from time import monotonic
+from fractions import Fraction
+from math import floor
 
 import numpy as np
 
-from llamactl.corpus import dedup
+from llamactl.corpus import dedup, mixture
 from llamactl.corpus.dataset import DatasetDir
 from llamactl.corpus.dataset_info import DatasetInfo, InputFile, Recipe
-from llamactl.corpus.documents import SPLITS, read_piece, with_holdout
+from llamactl.corpus.dataset_tokenizer import Learning, TokenizerReady, store_tokenizer
+from llamactl.corpus.documents import SPLITS, with_holdout
 from llamactl.corpus.engines import Engine, local_engine
 from llamactl.corpus.inputs import Hashed, hash_inputs
 from llamactl.corpus.kinds import PACKED
-from llamactl.corpus.pieces import PATIENCE, Job, Receipt, inspect_piece, make_piece, marks_digest, token_dtype
+from llamactl.corpus.pieces import Job, Receipt, inspect_piece, make_piece, marks_digest, token_dtype
 from llamactl.corpus.seal import check_complete, check_tokenizer, seal_dataset
 from llamactl.corpus.sources import Piece, Source
 from llamactl.errors import DataError, DiskFull, OutOfSpace
 from llamactl.storage import atomic, disk, locks
 from llamactl.tokenizer import bpe, encoders
-from llamactl.tokenizer.bpe import Tokenizer, read_tokenizer
-
-# A BPE is trained on this much text; more changes its merges little and takes memory (50 MB gave 4.0 bytes per token).
-TRAINING_TEXT = 64 << 20
-
-# An encoder is compared with the reference, tiktoken, on this many characters before it is used for the rest.
-CHECKED_TEXT = 1 << 20
+from llamactl.tokenizer.bpe import read_tokenizer
 
 USUAL_BYTES_PER_TOKEN = 4.0  # English in GPT-2's BPE or one trained on it, a slight underestimate
 USUAL_COMPRESSION = 3.0
@@ -40,24 +35,6 @@ class Estimated:
 
     needed: int
     free: int
-
-
-@dataclass(frozen=True)
-class Learning:
-    """The progress of training a BPE: bytes of text read so far, and seconds since it began."""
-
-    text_bytes: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class TokenizerReady:
-    """The tokenizer exists; `learned` if it was trained on the source. `refused` names a faster encoder that gave other ids."""
-
-    vocab_size: int
-    learned: bool
-    encoder: str
-    refused: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,7 +105,7 @@ def _make(source: Source, recipe: Recipe, folder: DatasetDir, engine: Engine, en
     # Drafts are left by a process that was killed; those of a live process are locked and stay.
     for drafts in (folder.path, folder.lock_path.parent, *(folder.path / split for split in SPLITS)):
         atomic.remove_stale_drafts(drafts)
-    ready, digest = yield from _store_tokenizer(source, recipe, folder, encoders.get_encoder(encoder), alone=is_all)
+    ready, digest = yield from store_tokenizer(source, recipe, folder, encoders.get_encoder(encoder), alone=is_all)
     yield ready
     numbers = range(len(source.pieces))
     # Whether a document is a duplicate depends on all pieces, so even a share hashes all of them.
@@ -137,7 +114,7 @@ def _make(source: Source, recipe: Recipe, folder: DatasetDir, engine: Engine, en
         with closing(engine(dedup.hash_documents, jobs)) as hashes:
             jobs = dedup.mark_duplicates(jobs, list(hashes))
     if is_all:
-        yield from _make_all(jobs, engine)
+        yield from _make_all(source, jobs, engine)
         return
     local = [job for job in jobs if job.piece in share.of_all(numbers)]
     with closing(engine(make_piece, local)) as done:
@@ -212,21 +189,43 @@ def _of_piece(piece: Piece, hashed: Hashed) -> dict[str, InputFile]:
     return {part.location: hashed[part.location] for part in piece if part.location in hashed}
 
 
-def _make_all(jobs: list[Job], engine: Engine) -> Iterator[Event]:
-    """Make every piece, then seal the dataset."""
-    receipts: list[Receipt] = []
-    with closing(_make_pieces(jobs, engine)) as events:
-        for event in events:
-            receipts.append(event.receipt)
-            yield event
-    yield Sealed(seal_dataset(jobs, receipts), kept=False)
+def _make_all(source: Source, jobs: list[Job], engine: Engine) -> Iterator[Event]:
+    """Make the pieces of each source up to its share of the tokens, then seal the dataset; usually there is one source."""
+    limit, made = Fraction(jobs[0].most), dict[int, Receipt]()
+    for component in mixture.order_by_scarcity(source):
+        local = [replace(jobs[piece], most=floor(limit * component.weight)) for piece in component.numbers]
+        with closing(_make_pieces(local, engine)) as events:
+            for event in events:
+                made[event.piece] = event.receipt
+                yield event
+        if not event.receipt.cut:
+            tokens = sum(made[piece].tokens for piece in component.numbers)
+            if source.mixed and not tokens:
+                why = "Its documents are empty, left out, or repeat those of other sources."
+                raise DataError(f"There is no text in {component.name}.", why, "Leave it and its weight out.")
+            limit = min(limit, tokens / component.weight)
+    kept: list[Receipt] = []
+    for component in source.components:
+        receipts = [made[piece] for piece in component.numbers if piece in made]
+        kept += _cut_receipts(jobs[component.first_piece :], receipts, floor(limit * component.weight))
+    yield Sealed(seal_dataset(jobs, kept), kept=False)
+
+
+def _cut_receipts(jobs: Sequence[Job], receipts: Sequence[Receipt], most: int) -> list[Receipt]:
+    """Return the receipts of the first `most` tokens, the last of them made again where it holds more."""
+    kept: list[Receipt] = []
+    for job, receipt in zip(jobs, receipts, strict=False):
+        kept.append(receipt if receipt.tokens <= most else make_piece(replace(job, most=most)).receipt)
+        most -= kept[-1].tokens
+        if kept[-1].cut:
+            break
+    return kept
 
 
 def estimate_disk(source: Source, recipe: Recipe, folder: DatasetDir) -> Estimated:
     """Estimate the bytes to be written from the size of the inputs; raises OutOfSpace when the disk has less free."""
-    packed = (part.size * (USUAL_COMPRESSION if part.location.lower().endswith(PACKED) else 1) for part in source.parts)
-    tokens = sum(packed) / (1 if recipe.tokenizer == "bytes" else USUAL_BYTES_PER_TOKEN)
-    tokens = min(tokens or source.usual_tokens, recipe.max_tokens or sys.maxsize)
+    known = [tokens for component in source.components if (tokens := _estimate_tokens(component, recipe))]
+    tokens = min(min(known, default=0), recipe.max_tokens or sys.maxsize)
     done = sum(path.stat().st_size for path in folder.path.glob("*/*.npy"))
     width = np.dtype(token_dtype(bpe.parse_bpe_size(recipe.tokenizer) or 0)).itemsize
     estimate = Estimated(round(tokens * width), disk.free_bytes(folder.path) + done)
@@ -237,49 +236,11 @@ def estimate_disk(source: Source, recipe: Recipe, folder: DatasetDir) -> Estimat
     return estimate
 
 
-def _train_tokenizer(source: Source, recipe: Recipe, size: int) -> Generator[Learning, None, Tokenizer]:
-    """Train a BPE on the source and yield its progress; returns the tokenizer."""
-    started = monotonic()
-    learning = bpe.learn_bpe(_training_text(source, recipe, TRAINING_TEXT), size)
-    while True:
-        try:
-            yield Learning(next(learning), monotonic() - started)
-        except StopIteration as ended:
-            tokenizer: Tokenizer = ended.value
-            return tokenizer
-
-
-def _store_tokenizer(
-    source: Source, recipe: Recipe, folder: DatasetDir, encoder: str, alone: bool
-) -> Generator[Learning, None, tuple[TokenizerReady, str]]:
-    """Write the tokenizer where all pieces find it; returns its digest. Raises DataError when other shares use another one."""
-    size = bpe.parse_bpe_size(recipe.tokenizer)
-    if size:
-        tokenizer = yield from _train_tokenizer(source, recipe, size)
-    else:
-        tokenizer = bpe.load_tokenizer(recipe.tokenizer)
-    with locks.hold_lock(folder.tokenizer_lock_path, patience=PATIENCE):
-        exists = os.path.lexists(folder.tokenizer_path)
-        if exists and not alone and read_tokenizer(folder.tokenizer_path, folder.path).digest != tokenizer.digest:
-            what = f"{folder.tokenizer_path} is another tokenizer than {recipe.tokenizer} is now."
-            fix = f"Give the tokenizer of the other shares, use --name NAME, or remove {folder.path}."
-            raise DataError(what, "All shares of a dataset must have the same one.", fix)
-        atomic.write_file(folder.tokenizer_path, tokenizer.description)
-    reference, checked = encoders.reference_encoder(tokenizer), _training_text(source, recipe, CHECKED_TEXT)
-    if encoder == reference or encoders.encoders_agree(encoder, tokenizer, list(checked)):
-        return TokenizerReady(tokenizer.vocab_size, bool(size), encoder), tokenizer.digest
-    return TokenizerReady(tokenizer.vocab_size, bool(size), reference, refused=encoder), tokenizer.digest
-
-
-def _training_text(source: Source, recipe: Recipe, most: int) -> Iterator[str]:
-    """Yield the first training documents of the source, up to some `most` characters."""
-    for piece in range(len(source.pieces)):
-        for document in read_piece(source, piece, recipe):
-            if most <= 0:
-                return
-            if document.place == "train":
-                most -= len(document.text)
-                yield document.text
+def _estimate_tokens(source: Source, recipe: Recipe) -> float:
+    """Estimate the tokens of a source from its bytes, or those of the mixture for which a component suffices; 0: not known."""
+    packed = (part.size * (USUAL_COMPRESSION if part.location.lower().endswith(PACKED) else 1) for part in source.parts)
+    tokens = sum(packed) / (1 if recipe.tokenizer == "bytes" else USUAL_BYTES_PER_TOKEN)
+    return float((tokens or source.usual_tokens) / source.weight)
 
 
 def _make_pieces(jobs: list[Job], engine: Engine) -> Generator[PieceDone, None, None]:

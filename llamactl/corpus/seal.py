@@ -58,8 +58,9 @@ def seal_dataset(jobs: list[Job], receipts: list[Receipt]) -> DatasetInfo:
     """
     recipe, folder = jobs[0].recipe, jobs[0].folder
     tokenizer, _ = encoders.open_tokenizer(jobs[0].encoder, folder.tokenizer_path, jobs[0].tokenizer)
-    for job, receipt in zip(jobs, receipts, strict=False):
-        _check_receipt(job, receipt, token_dtype(tokenizer.vocab_size))
+    numbered = {job.piece: job for job in jobs}
+    for receipt in receipts:
+        _check_receipt(numbered[receipt.origin.piece], receipt, token_dtype(tokenizer.vocab_size))
     files = list_inputs({path: file for job in jobs for path, file in job.inputs.items()})
     info = DatasetInfo(
         recipe=recipe,

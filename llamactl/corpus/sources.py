@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 from llamactl.corpus import parts as corpus_parts
@@ -58,6 +59,24 @@ class Source:
     encoding: str = ""
     notes: tuple[str, ...] = ()  # what was chosen and left out, for people
     holdout: Holdout | None = None  # what is held out; None: by hash alone
+    mixed: tuple["Source", ...] = ()  # the components of a mixture
+    weight: Fraction = Fraction(1)  # the share that a component has of the tokens of its mixture
+    first_piece: int = 0  # pieces before are of other components, and empty here
+
+    @property
+    def components(self) -> tuple["Source", ...]:
+        """Return the sources of a mixture; of any other source, itself."""
+        return self.mixed or (self,)
+
+    @property
+    def weights(self) -> str:
+        """Return the weights of a mixture as a recipe stores them, such as 7/10,3/10; empty for any other source."""
+        return ",".join(str(component.weight) for component in self.mixed)
+
+    @property
+    def numbers(self) -> range:
+        """Return the numbers of the pieces of a source, or of a component in its mixture."""
+        return range(self.first_piece, len(self.pieces))
 
     @property
     def parts(self) -> list[Part]:
@@ -70,13 +89,17 @@ class Source:
         return sum(part.size for part in self.parts)
 
     def for_piece(self, piece: int) -> "Source":
-        """Keep the parts of one piece: a worker needs no others, and there may be very many."""
-        return replace(self, pieces=tuple(parts if number == piece else () for number, parts in enumerate(self.pieces)))
+        """Keep the parts of one piece, of a mixture its component's: a worker needs no others, and there may be very many."""
+        source = next(component for component in self.components if piece in component.numbers)
+        return replace(source, pieces=tuple(parts if number == piece else () for number, parts in enumerate(source.pieces)))
 
     def documents(self, piece: int, text_column: str) -> corpus_parts.Documents:
-        """Yield the documents of a piece: None for a row without text, an error for one that can't be read."""
+        """Yield the documents of a piece: None for a row without text, an error for one that can't be read.
+
+        An empty `text_column` is the source's own.
+        """
         for part in self.pieces[piece]:
-            yield from readers.read_part(part, text_column)
+            yield from readers.read_part(part, text_column or self.text_column)
 
 
 def sample_source() -> Source:
@@ -112,7 +135,7 @@ class Reading:
     encoding: str = ""
 
 
-def default_tokenizer(size: int) -> str:
+def default_tokenizer(size: float) -> str:
     """Choose a tokenizer for files of some bytes: a BPE of their own whose size follows the text, GPT-2's for large ones.
 
     A vocabulary costs parameters for each id: GPT-2's 50,257 are half of a small model, and a small text has few of them.
@@ -121,6 +144,11 @@ def default_tokenizer(size: int) -> str:
         return "gpt2"
     ids = 2 ** round(math.log2(max(size, 1) / BYTES_PER_ID))
     return f"bpe:{int(min(LARGEST_BPE, max(SMALLEST_BPE, ids)))}"
+
+
+def default_val_fraction(size: float) -> float:
+    """Choose the share of files of some bytes that is held out: the smaller they are, the more, as a loss needs some text."""
+    return 0.1 if size < 10 << 20 else 0.01 if size < 1 << 30 else 0.001
 
 
 def file_source(patterns: list[str], reading: Reading = Reading()) -> Source:
@@ -140,9 +168,7 @@ def file_source(patterns: list[str], reading: Reading = Reading()) -> Source:
     # Chunks give a small source FEW documents or more, each of at least 2,000 characters.
     chunk = max(2_000, min(50_000, size // FEW))
     parts = [replace(part, cut=chunk, encoding=encoding, split=choice.rule) for part in parts]
-    # The smaller the source, the larger the share: a validation loss needs some text in any case.
-    val_fraction = 0.1 if size < 10 << 20 else 0.01 if size < 1 << 30 else 0.001
-    source = _local(name_source(patterns), parts, default_tokenizer(size), val_fraction)
+    source = _local(name_source(patterns), parts, default_tokenizer(size), default_val_fraction(size))
     notes = [f"documents: {choice.rule}, as {choice.why} (--split)"] if choice.why else []
     notes += [f"text: {why} (--text-column)"] if why else []
     notes += found.notes
@@ -208,10 +234,14 @@ def name_source(patterns: list[str]) -> str:
 SOURCES: dict[str, Callable[[], Source]] = {"openwebtext": openwebtext_source, "sample": sample_source}
 
 
+def is_named(word: str) -> bool:
+    """Check whether a word names a source, rather than files."""
+    return word in SOURCES or word.startswith("hf:")
+
+
 def open_source(words: list[str], reading: Reading = Reading()) -> Source:
     """Plan a source by its arguments: a name of SOURCES, hf:org/name, or files; raises DataError, UsageError, NoNetwork."""
-    known = len(words) == 1 and (words[0] in SOURCES or words[0].startswith("hf:"))
-    if not known:
+    if len(words) != 1 or not is_named(words[0]):
         return file_source(words, reading)
     if reading.split != "auto" or reading.encoding:
         option = "--encoding" if reading.encoding else "--split"
