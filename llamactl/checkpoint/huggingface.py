@@ -5,9 +5,11 @@ from pathlib import Path
 
 from llamactl.checkpoint.hf_config import hf_config
 from llamactl.config.schema import ModelConfig
-from llamactl.storage.records import parse_json, read_object, to_json
+from llamactl.storage.records import parse_json, read_object, read_text, to_json
 from llamactl.tokenizer.bpe import Tokenizer
 from llamactl.tokenizer.library import LibraryTokenizer
+
+CHAT_TEMPLATE = "chat_template.jinja"  # where transformers 5 stores it; checkpoints have it in tokenizer_config.json
 
 
 def description_files(config: ModelConfig, tokenizer: Tokenizer, dtype: str = "float32") -> dict[str, str]:
@@ -27,6 +29,7 @@ def description_files(config: ModelConfig, tokenizer: Tokenizer, dtype: str = "f
         "padding_side": "left",
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
+        **({"chat_template": tokenizer.chat_template} if tokenizer.chat_template else {}),
     }
     trees = {
         "config.json": hf_config(config, dtype) | ids,
@@ -52,6 +55,23 @@ def say_opening(tokenizer: Tokenizer) -> str:
         "special_tokens": {name: {"id": name, "ids": [tokenizer.end], "tokens": [name]}},
     }
     return to_json(tree)
+
+
+def read_chat_template(folder: Path) -> str:
+    """Return the Jinja template by which a model's conversations become text, as transformers finds it; empty without one.
+
+    It is passed on as text and never run here. Raises DataError for a file that can't be read.
+    """
+    path = folder / CHAT_TEMPLATE
+    if path.exists():
+        return read_text(path.resolve())
+    path = folder / "tokenizer_config.json"
+    found = read_object(path.resolve()).get("chat_template") if path.exists() else None
+    # Transformers 4 could store several of them, one of which is called "default".
+    for each in found if isinstance(found, list) else ():
+        if isinstance(each, dict) and each.get("name") == "default":
+            found = each.get("template")
+    return found if isinstance(found, str) else ""
 
 
 def read_opening(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -39,6 +39,8 @@ def write_tokenizer(writer: Any, gguf: Any, tokenizer: Tokenizer) -> None:
     writer.add_bos_token_id((tokenizer.start or (tokenizer.end,))[0])
     writer.add_eos_token_id(tokenizer.end)
     writer.add_add_bos_token(bool(tokenizer.start))  # where documents begin with it
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)
 
 
 def _names(tree: dict[str, Any], count: int) -> list[str]:

@@ -36,6 +36,7 @@ class Tokenizer:
     def __init__(self, description: str) -> None:
         """Parse the text of a tokenizer.json; raises DataError when it can't be used."""
         self.description = description
+        self.chat_template = ""  # of the model that it comes from: Jinja, passed on and never run
         self.library: LibraryTokenizer | None = None
         try:
             tree = parse_json(description)

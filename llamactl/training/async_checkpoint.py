@@ -1,11 +1,14 @@
 """Asynchronous checkpoints: training waits for a copy of the tensors in main memory, not for the disk."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 from llamactl.checkpoint import io as checkpoint_io
 from llamactl.checkpoint.format import Snapshot, State
+from llamactl.checkpoint.huggingface import read_chat_template
 from llamactl.checkpoint.retention import Retention
+from llamactl.checkpoint.select import locate_checkpoint
 from llamactl.config.schema import Config
 from llamactl.planning.memory import free_main_memory
 from llamactl.runs.run_dir import RunDir
@@ -71,6 +74,16 @@ class AsyncCheckpointer:
             self._guard.close()
             self._guard = None
 
+    @cached_property
+    def _model_tokenizer(self) -> Tokenizer:
+        """Return the tokenizer with the chat template of the model that the run starts from, which a dataset does not have."""
+        steps, start = self._run.steps(), self._config.train.init_from
+        if start:
+            self._tokenizer.chat_template = read_chat_template(
+                self._run.checkpoint(steps[-1]) if steps else locate_checkpoint(start)
+            )
+        return self._tokenizer
+
     def _open_guard(self) -> FolderGuard:
         """Create the run's folder if there was none at the start, and guard it."""
         if not self._guard:
@@ -84,7 +97,7 @@ class AsyncCheckpointer:
         guard.check()
         # Before the checkpoint: a run resumed from it must find the rows of all its steps.
         self._run.sync_logs()
-        checkpoint_io.save_checkpoint(path, taken, self._config.model, self._tokenizer, state, False)
+        checkpoint_io.save_checkpoint(path, taken, self._config.model, self._model_tokenizer, state, False)
         # Again, as the folder may have been moved during the write: older checkpoints go only once this one is in it.
         guard.check()
         self._retention.trust(path)

@@ -272,6 +272,42 @@ def test_it_is_trained_further_on_own_text(folders: Callable[..., Path], home: P
     assert AutoTokenizer.from_pretrained(path)("a")["input_ids"] == AutoTokenizer.from_pretrained(folder)("a")["input_ids"]
 
 
+CHAT = "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}"
+
+
+@pytest.mark.parametrize("where", ["a file of its own", "tokenizer_config.json", "several of them"])
+def test_the_chat_template_travels_along(
+    where: str, folders: Callable[..., Path], tmp_path: Path, home: Path, corpus: Path
+) -> None:
+    """From a model to what is trained from it, resumed, exported: transformers makes the same of a conversation."""
+    import gguf
+
+    folder = tmp_path / "chatty"
+    shutil.copytree(folders("qwen3"), folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    if where == "a file of its own":
+        (folder / "chat_template.jinja").write_text(CHAT)
+    else:
+        several = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": CHAT}]
+        settings["chat_template"] = several if where == "several of them" else CHAT
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    talk = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hello."}]
+    expected = AutoTokenizer.from_pretrained(folder).apply_chat_template(talk, tokenize=False)
+    assert "[assistant] Hello." in expected
+    make_dataset(home / "data" / "own", corpus, tokenizer=str(folder))
+    words = ["--data", "own", "--tokens", "2k", "--yes", "--set", "train.tokens_per_step=512"]
+    assert type_in("train", *words, "--init-from", str(folder), "--run", "further").code == 0
+    shutil.rmtree(folder)
+    # Resumed where the first model is gone: the checkpoint has all.
+    assert type_in("train", "--resume", "further", "--tokens", "4k", "--yes").code == 0
+    path = locate_checkpoint("further")
+    written = [path, export_hf(path, tmp_path / "out", "bf16"), export_hf(path, tmp_path / "again", "f32")]
+    for each in written:
+        assert AutoTokenizer.from_pretrained(each).apply_chat_template(talk, tokenize=False) == expected, each
+    reader: Any = gguf.GGUFReader(export_gguf(path, tmp_path, "f32"))
+    assert reader.fields["tokenizer.chat_template"].contents() == CHAT
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "gpt2": (GPT2Config().to_dict(), "'gpt2'"),
     "gemma": ({"model_type": "gemma2"}, "'gemma2'"),
