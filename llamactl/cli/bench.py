@@ -101,7 +101,7 @@ def decode(
     from llamactl.hardware.device import choose_device
     from llamactl.inference.benchmark import benchmark_decoding, reading_rate
     from llamactl.model.llama import Llama
-    from llamactl.model.quantize import convert_weights
+    from llamactl.model.convert import convert_weights
     from llamactl.units import read_count
 
     if run and preset:

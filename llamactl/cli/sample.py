@@ -96,7 +96,7 @@ def sample(
     from llamactl.inference.generate import Request
     from llamactl.inference.text_arguments import check_literal
     from llamactl.model.decode import Sampler
-    from llamactl.model.quantize import convert_weights
+    from llamactl.model.convert import convert_weights
 
     if log_probabilities and not json:
         raise UsageError("--log-probabilities needs --json.", "", "Add --json, which prints them with the tokens.")

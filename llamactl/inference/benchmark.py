@@ -12,7 +12,7 @@ from torch import nn
 from llamactl.hardware.throughput import synchronize
 from llamactl.model.decode import Sampler, decode_tokens
 from llamactl.model.llama import Llama
-from llamactl.model.quantize import pack_if_faster
+from llamactl.model.convert import pack_if_faster
 
 WARM_UP = 2  # steps
 MATRICES, ROWS, COLUMNS = 40, 2048, 768  # 252 MB in fp32: more than a CPU's cache holds

@@ -12,6 +12,7 @@ from llamactl.errors import UsageError
 from llamactl.model.attention import kernels_for_any_length
 from llamactl.model.cache import FixedCache, KVCache
 from llamactl.model.llama import Llama
+from llamactl.model.native_step import NativeStep, native_step
 
 CAPTURED_AFTER = 8  # steps: a short continuation is over before a graph is captured
 DRAWN_AT_ONCE = 64  # random numbers per sequence that are drawn and copied to the device together
@@ -172,11 +173,13 @@ def decode_tokens(
     cache = KVCache(model.config, len(text), weight.device, weight.dtype)
     draws = uniform_draws(seeds, weight.device)
     tokens = text
-    graphed: GraphedStep | None = None
+    faster: NativeStep | GraphedStep | None = None
     for number in count():
-        if number == CAPTURED_AFTER:
-            graphed = capture_step(model, cache, vocab_size)
-        one = graphed if graphed and tokens.shape[1] == 1 else None
+        if number == 1:
+            faster = native_step(model, cache, vocab_size)
+        if number == CAPTURED_AFTER and not faster:
+            faster = capture_step(model, cache, vocab_size)
+        one = faster if faster and tokens.shape[1] == 1 else None
         logits, total = one(tokens) if one else _step(model, tokens, cache, vocab_size)
         picked = pick(logits, text, next(draws))
         yield Step(picked, (logits.gather(1, picked[:, None]) - total)[:, 0], logits)

@@ -1,33 +1,13 @@
-"""Weights for decoding, whose time is dominated by reading them: in a layout that is read faster, or in fewer bits."""
+"""Linear layers with weights of fewer bits, for decoding, whose time is dominated by reading them."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llamactl.model.llama import Llama
-
-FORMATS = ("f32", "bf16", "int8")
 STEPS = 127
 FEW = 32  # rows of input up to which PyTorch's int8 product is faster than converting the weights to bf16 (measured)
-
-
-class PackedLinear(nn.Module):
-    """A linear layer whose weights are laid out for oneDNN, which reads them twice as fast as MKL does (docs/benchmarks.md).
-
-    It uses the operators that torch.compile substitutes for `linear` on a CPU.
-    """
-
-    def __init__(self, linear: nn.Linear) -> None:
-        """Pack the weights of a linear layer; raises RuntimeError where oneDNN is not available."""
-        super().__init__()
-        self.bias = linear.bias
-        self.register_buffer("weight", torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), 1))
-        self.weight: Tensor
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Multiply x (... x inputs) by the transposed weights; the result is ... x outputs."""
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        return product
+GROUP = 32  # weights that share a scale in int4
+SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)  # scales to try in int4, as a part of the one that reaches the largest weight
 
 
 class Int8Linear(nn.Module):
@@ -54,28 +34,44 @@ class Int8Linear(nn.Module):
         return (scaled if self.bias is None else scaled + self.bias).to(x.dtype).view(*x.shape[:-1], -1)
 
 
-def convert_weights(model: Llama, kind: str) -> Llama:
-    """Convert the linear layers to f32, bf16 or int8 for decoding and return the model, which cannot be trained afterwards.
+class Int4Linear(nn.Module):
+    """A linear layer with int4 weights and a bf16 scale per group of 32 inputs: 4.5 bits per weight (weight-only)."""
 
-    With bf16 the full model is cast. With int8 the embedding and the norms keep their format.
-    """
-    if kind == "bf16":
-        model = model.to(torch.bfloat16)
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Linear):
-                setattr(module, name, Int8Linear(child) if kind == "int8" else pack_if_faster([child])[0])
-    return model
+    def __init__(self, linear: nn.Linear) -> None:
+        """Quantise the weights of a linear layer to -8 ... 7 times the scale of their group, chosen for the least square error."""
+        super().__init__()
+        self.bias, self.in_features = linear.bias, linear.in_features
+        weight = F.pad(linear.weight.detach().float(), (0, -linear.in_features % GROUP)).unflatten(1, (-1, GROUP))
+        parts = [_quantize_int4(rows) for rows in weight.split(4096)]  # what is kept for a search of all rows at once is large
+        rounded, scales = (torch.cat(part) for part in zip(*parts, strict=True))
+        # As in llama.cpp's Q4_0: the first half of a group is in the low bits of its bytes. Two's complement.
+        low, high = rounded.view(torch.uint8).chunk(2, dim=-1)
+        self.register_buffer("packed", ((low & 15) | (high << 4)).flatten(1))
+        self.register_buffer("scales", scales)
+        self.packed: Tensor
+        self.scales: Tensor
+
+    def dequantize(self) -> Tensor:
+        """Return the weights in fp32, outputs x inputs."""
+        packed = self.packed.view(torch.int8).unflatten(1, (-1, GROUP // 2))
+        signed = torch.cat([(packed << 4) >> 4, packed >> 4], dim=-1)
+        return (signed * self.scales.float()[:, :, None]).flatten(1)[:, : self.in_features]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply x (... x inputs) by the transposed weights; the result is ... x outputs in the dtype of x."""
+        return F.linear(x, self.dequantize().to(x.dtype), self.bias)
 
 
-def pack_if_faster(layers: list[nn.Linear]) -> list[nn.Module]:
-    """Return the layers packed for oneDNN, or unchanged where a trial with the first layer fails or is not on a CPU."""
-    first, x = layers[0], layers[0].weight.detach()[:1]
-    if first.weight.device.type != "cpu":
-        return list(layers)
-    try:
-        with torch.inference_mode():
-            packs = torch.allclose(PackedLinear(first)(x), first(x), rtol=0.02, atol=0.02)
-    except (AttributeError, NotImplementedError, RuntimeError):
-        packs = False
-    return [PackedLinear(layer) for layer in layers] if packs else list(layers)
+def _quantize_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantise groups of weights (outputs x groups x 32) to int8 from -8 to 7; return them and their scales in bf16."""
+    # The weight that is farthest from zero becomes -8, whatever its sign: there is one more level on that side.
+    extreme = weight.gather(-1, weight.abs().argmax(-1, keepdim=True))
+    least = torch.full_like(extreme, torch.inf)
+    scales, rounded = torch.zeros_like(extreme), torch.zeros_like(weight)
+    for shrink in SHRINKS:
+        scale = (extreme * shrink / -8).to(torch.bfloat16).float()
+        levels = (weight / scale.where(scale != 0, 1.0)).round_().clamp_(-8, 7)
+        error = (levels * scale - weight).square().sum(-1, keepdim=True)
+        better = error < least
+        least, scales, rounded = error.where(better, least), scale.where(better, scales), levels.where(better, rounded)
+    return rounded.to(torch.int8), scales[:, :, 0].to(torch.bfloat16)

@@ -12,7 +12,7 @@ from llamactl.config.schema import ModelConfig
 from llamactl.inference.generate import Completion, Request, TokenStream, generate_samples
 from llamactl.model.decode import Sampler
 from llamactl.model.llama import Llama
-from llamactl.model.quantize import convert_weights
+from llamactl.model.convert import convert_weights
 from llamactl.tokenizer import bpe
 from llamactl.tokenizer.bpe import Tokenizer
 

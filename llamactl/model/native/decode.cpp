@@ -1,0 +1,588 @@
+// One step of decoding on a CPU: the next token of up to some sequences, with one read of the weights.
+//
+// A step reads each weight once and does little with it, so its time is that of reading memory. PyTorch reads them slower, in a
+// call per layer and thread barriers that spin. Here one parallel region computes the whole step.
+//
+// Reproducible: each sum has one order, that of `dot`, whatever the number of threads or sequences. A row of a matrix, and
+// a head of attention, belongs to one thread. Products and sums are fp32 in each format of the weights.
+//
+// llamactl/model/native_build.py compiles this file, llamactl/model/native_step.py fills in the structs.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;  // NEON, SSE
+#endif
+
+constexpr long BLOCK = 64;                    // weights that `dot` takes at once; inputs are padded to a multiple with zeros
+constexpr int VECTORS = BLOCK / LANES;        // vectors in a block
+constexpr int SUMS = 4;                       // running sums of a dot product: one alone would wait for each addition
+constexpr int GROUP = 32;                     // weights per scale in int4
+constexpr int TOGETHER = 4;                   // sequences whose inputs are multiplied with a weight while it is in a register
+constexpr long CHUNK = 32 * 1024;             // bytes of weights that a thread takes at a time
+constexpr int SPINS = 2000;                   // some 20 microseconds: longer than the work between two phases
+
+// The compiler's own vectors (GCC, Clang): they have the width of the processor's registers and a fixed order of sums.
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Unsigned __attribute__((vector_size(4 * LANES)));
+
+template <class To, class From>
+inline To bits(const From& from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+template <class T>
+inline T load(const void* from) {
+    T value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
+inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof value); }
+
+inline Floats broadcast(float value) { return value - Floats{}; }
+
+template <int N>
+struct Vector {
+    typedef float type __attribute__((vector_size(4 * N)));
+};
+
+// The sum of all lanes: halves are added until one is left.
+template <int N>
+inline float sum_lanes(typename Vector<N>::type value) {
+    if constexpr (N == 1) {
+        return value[0];
+    } else {
+        typename Vector<N / 2>::type halves[2];
+        std::memcpy(halves, &value, sizeof value);
+        return sum_lanes<N / 2>(halves[0] + halves[1]);
+    }
+}
+
+inline float sum(Floats value) { return sum_lanes<LANES>(value); }
+
+// e^x within 2 units of the last place, for x up to 88; below -87 it is 0. The polynomial is Cephes' expf.
+inline Floats exponential(Floats x) {
+    const Floats low = broadcast(-87.0f), high = broadcast(88.0f);
+    const Ints tiny = x < low;
+    x = x < low ? low : x;
+    x = x > high ? high : x;
+    const Floats shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    const Floats n = shifted - 12582912.0f;
+    const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    Floats p = broadcast(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
+    return tiny ? Floats{} : p * bits<Floats>(power);
+}
+
+}  // namespace
+
+// The structs are those of native_step.py, field by field.
+
+enum Format : int64_t { F32, BF16, INT8, INT4 };
+
+struct Matrix {
+    const uint8_t* weights;  // rows x columns, row-major; int4: GROUP weights in 16 bytes, the first half in the low nibbles
+    const void* scales;      // int8: fp32 per row; int4: bf16 per group
+    const float* bias;       // fp32 per row, or null
+    int64_t rows, columns;
+    int64_t format;
+};
+
+struct Layer {
+    Matrix query, key, value, output, gate, up, down;
+    const float *attention_norm, *query_norm, *key_norm, *mlp_norm;  // gains; those of queries and keys may be null
+    uint8_t *keys, *values;                                          // the cache: batch x kv_heads x context x head_dim
+};
+
+struct Model {
+    Matrix embedding, head;
+    const float* norm;
+    const Layer* layers;
+    int64_t n_layers, dim, n_heads, n_kv_heads, head_dim, ffn_dim, context, batch;
+    int64_t cache_format;  // F32 or BF16
+    int64_t vocab_size;    // of the tokenizer: later rows of the head are padding
+    float epsilon;
+};
+
+namespace {
+
+// Weights of one row from some element on.
+struct Row {
+    const uint8_t* weights;
+    const uint8_t* scales;
+};
+
+inline Floats widen_bf16(const uint8_t* from) {
+    uint16_t halves[LANES];
+    std::memcpy(halves, from, sizeof halves);
+    Unsigned wide;
+    for (int i = 0; i < LANES; i++) wide[i] = halves[i];
+    return bits<Floats>(wide << 16);
+}
+
+inline Ints widen_int8(const uint8_t* from) {
+    Ints wide;
+    for (int i = 0; i < LANES; i++) wide[i] = static_cast<int8_t>(from[i]);
+    return wide;
+}
+
+// How each format is read: a block of weights as vectors of fp32.
+template <Format format>
+inline void read_block(Row row, Floats (&weights)[VECTORS]) {
+    if constexpr (format == F32) {
+        for (int v = 0; v < VECTORS; v++) weights[v] = load<Floats>(row.weights + 4 * LANES * v);
+    } else if constexpr (format == BF16) {
+        for (int v = 0; v < VECTORS; v++) weights[v] = widen_bf16(row.weights + 2 * LANES * v);
+    } else if constexpr (format == INT8) {  // the scale is that of the row, applied to the sum
+        for (int v = 0; v < VECTORS; v++) weights[v] = __builtin_convertvector(widen_int8(row.weights + LANES * v), Floats);
+    } else {
+        const Unsigned pair = load<uint32_t>(row.scales) - Unsigned{};  // scales of two groups, little-endian
+        const Floats scales[] = {bits<Floats>(pair << 16), bits<Floats>(pair & 0xffff0000u)};
+        constexpr int HALF = GROUP / 2 / LANES;  // vectors in half a group
+        for (int group = 0; group < 2; group++) {
+            for (int v = 0; v < HALF; v++) {
+                const Ints two = widen_int8(row.weights + GROUP / 2 * group + LANES * v);
+                weights[2 * HALF * group + v] = __builtin_convertvector((two << 28) >> 28, Floats) * scales[group];
+                weights[2 * HALF * group + HALF + v] = __builtin_convertvector(two >> 4, Floats) * scales[group];
+            }
+        }
+    }
+}
+
+template <Format format>
+constexpr long bytes_of(long columns) {
+    return format == F32 ? 4 * columns : format == BF16 ? 2 * columns : format == INT8 ? columns : (columns + 31) / 32 * 16;
+}
+
+template <Format format>
+constexpr long scale_bytes_of(long columns) {
+    return format == INT4 ? (columns + 31) / 32 * 2 : 0;
+}
+
+long padded(long columns) { return (columns + BLOCK - 1) / BLOCK * BLOCK; }
+
+// Dot products of a row with N inputs, each of `padded(columns)` floats, the next one `stride` further.
+template <Format format, int N>
+inline void dot(Row row, long columns, const float* x, long stride, float* results) {
+    Floats sums[N][SUMS] = {};
+    auto add_block = [&](Row from, long start) __attribute__((always_inline)) {
+        Floats weights[VECTORS];
+        read_block<format>(from, weights);
+        for (int v = 0; v < VECTORS; v++)
+            for (int n = 0; n < N; n++) sums[n][v % SUMS] += weights[v] * load<Floats>(x + n * stride + start + LANES * v);
+    };
+    long start = 0;
+    for (; start + BLOCK <= columns; start += BLOCK)
+        add_block({row.weights + bytes_of<format>(start), row.scales + scale_bytes_of<format>(start)}, start);
+    if (start < columns) {  // the rest of the row, with zeros after it
+        uint8_t rest[bytes_of<format>(BLOCK)] = {}, scales[4] = {};
+        std::memcpy(rest, row.weights + bytes_of<format>(start), bytes_of<format>(columns - start));
+        if (format == INT4) std::memcpy(scales, row.scales + scale_bytes_of<format>(start), scale_bytes_of<format>(columns - start));
+        add_block({rest, scales}, start);
+    }
+    for (int n = 0; n < N; n++) results[n] = sum((sums[n][0] + sums[n][1]) + (sums[n][2] + sums[n][3]));
+}
+
+template <Format format>
+inline void dots(Row row, long columns, const float* x, long stride, long count, float* results) {
+    long n = 0;
+    for (; n + TOGETHER <= count; n += TOGETHER) dot<format, TOGETHER>(row, columns, x + n * stride, stride, results + n);
+    const float* rest = x + n * stride;
+    if (count - n == 3) dot<format, 3>(row, columns, rest, stride, results + n);
+    if (count - n == 2) dot<format, 2>(row, columns, rest, stride, results + n);
+    if (count - n == 1) dot<format, 1>(row, columns, rest, stride, results + n);
+}
+
+// Products of one row of a matrix with the inputs of all sequences.
+template <Format format>
+inline void multiply_row(const Matrix& matrix, long row, const float* x, long stride, long batch, float* results) {
+    const auto* scales = static_cast<const uint8_t*>(matrix.scales);
+    const long columns = matrix.columns;
+    const Row from = {matrix.weights + row * bytes_of<format>(columns), scales + row * scale_bytes_of<format>(columns)};
+    dots<format>(from, columns, x, stride, batch, results);
+    if (format == INT8)
+        for (long n = 0; n < batch; n++) results[n] *= load<float>(scales + 4 * row);
+    if (matrix.bias)
+        for (long n = 0; n < batch; n++) results[n] += matrix.bias[row];
+}
+
+// Choose the code for a format once for many rows.
+template <class Work>
+inline void with_format(int64_t format, Work work) {
+    if (format == F32) work.template operator()<F32>();
+    if (format == BF16) work.template operator()<BF16>();
+    if (format == INT8) work.template operator()<INT8>();
+    if (format == INT4) work.template operator()<INT4>();
+}
+
+long row_bytes(const Matrix& matrix) {
+    long bytes = 0;
+    with_format(matrix.format, [&]<Format format>() { bytes = bytes_of<format>(matrix.columns); });
+    return bytes;
+}
+
+// The threads of a step. One leads, the others help with what it shares out in chunks. A chunk is taken by whoever comes, so that
+// a thread whose core is busy with another program holds up no more than the chunk that it is at.
+class Team {
+  public:
+    explicit Team(int threads) : threads_(threads) {}
+
+    // Run `work` for each chunk of a phase and return when all are done.
+    template <class Work>
+    void share(long chunks, const Work& work) {
+        if (threads_ == 1 || chunks == 1) {
+            for (long chunk = 0; chunk < chunks; chunk++) work(chunk);
+            return;
+        }
+        call_ = [](const void* context, long chunk) { (*static_cast<const Work*>(context))(chunk); };
+        context_ = &work;
+        done_.store(0, std::memory_order_relaxed);
+        post(chunks);
+        take_chunks();
+        int done;
+        while ((done = done_.load(std::memory_order_acquire)) != chunks) wait_for_change(done_, done);
+    }
+
+    // Take part in phases until the leader ends the step.
+    void help() {
+        while (true) {
+            const uint64_t ticket = take_chunks();
+            if (ended_.load(std::memory_order_acquire)) return;
+            wait_for_change(ticket_, ticket);
+        }
+    }
+
+    void end() {
+        ended_.store(true, std::memory_order_release);
+        post(0);
+    }
+
+  private:
+    // The ticket has the number of the phase, its chunks and the next of them in one word. Who comes late from an earlier phase
+    // takes a chunk of the present one, or none, but never one that another has taken.
+    static constexpr int WIDTH = 24;
+    static constexpr uint64_t MASK = (uint64_t{1} << WIDTH) - 1;
+
+    void post(uint64_t chunks) {
+        phase_ = (phase_ + 1) & 0xffff;
+        ticket_.store(phase_ << (2 * WIDTH) | chunks << WIDTH, std::memory_order_release);
+        ticket_.notify_all();
+    }
+
+    // Take chunks until none is left, and return the ticket that says so.
+    uint64_t take_chunks() {
+        while (true) {
+            uint64_t ticket = ticket_.load(std::memory_order_acquire);
+            do {
+                if ((ticket & MASK) >= (ticket >> WIDTH & MASK)) return ticket;
+            } while (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel));
+            const int chunks = ticket >> WIDTH & MASK;
+            call_(context_, ticket & MASK);
+            if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == chunks) done_.notify_one();
+        }
+    }
+
+    // Spin for a moment, which is usually enough, then sleep: on a busy machine a spinning thread keeps others from their work.
+    template <class T>
+    static void wait_for_change(const std::atomic<T>& value, T old) {
+        for (int spin = 0; spin < SPINS; spin++) {
+            if (value.load(std::memory_order_acquire) != old) return;
+            pause();
+        }
+        value.wait(old, std::memory_order_acquire);
+    }
+
+    static void pause() {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        asm volatile("yield");
+#endif
+    }
+
+    int threads_;
+    uint64_t phase_ = 0;
+    void (*call_)(const void*, long) = nullptr;
+    const void* context_ = nullptr;
+    alignas(64) std::atomic<uint64_t> ticket_{0};
+    alignas(64) std::atomic<int> done_{0};
+    std::atomic<bool> ended_{false};
+};
+
+// Inputs of products, a row of `padded(width)` floats for each sequence.
+struct Inputs {
+    Inputs(long batch, long width) : stride(padded(width)), values(batch * stride) {}
+    float* operator[](long sequence) { return values.data() + sequence * stride; }
+    long stride;
+    std::vector<float> values;
+};
+
+void rms_norm(const float* x, const float* gains, long width, float epsilon, float* result) {
+    Floats squares = {};
+    float rest = 0;
+    long i = 0;
+    for (; i + LANES <= width; i += LANES) squares += load<Floats>(x + i) * load<Floats>(x + i);
+    for (; i < width; i++) rest += x[i] * x[i];
+    const float scale = 1 / std::sqrt((sum(squares) + rest) / width + epsilon);
+    for (i = 0; i < width; i++) result[i] = x[i] * scale * gains[i];
+}
+
+// Rotate each pair of channels (i, i + width / 2) by the angle of the position.
+void rotate(float* x, long width, const float* cosines, const float* sines) {
+    for (long i = 0; i < width / 2; i++) {
+        const float a = x[i], b = x[i + width / 2];
+        x[i] = a * cosines[i] - b * sines[i];
+        x[i + width / 2] = b * cosines[i] + a * sines[i];
+    }
+}
+
+void write_bf16(uint8_t* to, const float* from, long count) {
+    for (long i = 0; i < count; i++) {
+        uint32_t wide = bits<uint32_t>(from[i]);
+        wide += 0x7fff + (wide >> 16 & 1);  // to nearest, ties to even
+        const uint16_t half = std::isnan(from[i]) ? 0x7fc0 : wide >> 16;
+        std::memcpy(to + 2 * i, &half, 2);
+    }
+}
+
+void silu_times(float* gate, const float* up, long count) {
+    for (long i = 0; i < count; i += LANES) {
+        const Floats x = load<Floats>(gate + i);
+        store(gate + i, x / (1.0f + exponential(-x)) * load<Floats>(up + i));
+    }
+}
+
+class Step {
+  public:
+    Step(const Model& model, int64_t position, const float* cosines, const float* sines, Team& team)
+        : m(model), batch(model.batch), position(position), cosines(cosines), sines(sines), team(team),
+          residual(batch, m.dim), normed(batch, m.dim), heads(batch, m.n_heads * m.head_dim), hidden(batch, m.ffn_dim),
+          queries(batch * m.n_heads, m.head_dim), scores(batch * m.n_heads, position + 1) {}
+
+    void run(const int64_t* tokens, float* logits) {
+        for (long n = 0; n < batch; n++) read_embedding(tokens[n], residual[n]);
+        for (long i = 0; i < m.n_layers; i++) {
+            attention(m.layers[i]);
+            mlp(m.layers[i]);
+        }
+        normalise(m.norm);
+        const long rows = m.head.rows;
+        multiply(m.head, normed, m.vocab_size, [&](long row, const float* results) {
+            for (long n = 0; n < batch; n++) logits[n * rows + row] = results[n];
+        });
+        for (long n = 0; n < batch; n++)
+            for (long row = m.vocab_size; row < rows; row++) logits[n * rows + row] = -INFINITY;
+    }
+
+  private:
+    void read_embedding(int64_t token, float* to) {
+        const uint8_t* row = m.embedding.weights + token * row_bytes(m.embedding);
+        if (m.embedding.format == F32) std::memcpy(to, row, 4 * m.dim);
+        if (m.embedding.format == BF16)
+            for (long i = 0; i < m.dim; i++) to[i] = bits<float>(uint32_t{load<uint16_t>(row + 2 * i)} << 16);
+    }
+
+    void normalise(const float* gains) {
+        for (long n = 0; n < batch; n++) rms_norm(residual[n], gains, m.dim, m.epsilon, normed[n]);
+    }
+
+    // Call `take(row, results)` with the products of the first `rows` rows of a matrix, in any order.
+    template <class Take>
+    void multiply(const Matrix& matrix, Inputs& x, long rows, const Take& take) {
+        with_format(matrix.format, [&]<Format format>() {
+            const long at_once = rows_at_once(matrix);
+            team.share((rows + at_once - 1) / at_once, [&](long chunk) {
+                std::vector<float> results(batch);
+                const long end = std::min(rows, (chunk + 1) * at_once);
+                for (long row = chunk * at_once; row < end; row++) {
+                    multiply_row<format>(matrix, row, x[0], x.stride, batch, results.data());
+                    take(row, results.data());
+                }
+            });
+        });
+    }
+
+    static long rows_at_once(const Matrix& matrix) { return std::max(1L, CHUNK / row_bytes(matrix)); }
+
+    void attention(const Layer& layer) {
+        normalise(layer.attention_norm);
+        project_heads(layer);
+        team.share(batch * m.n_heads, [&](long index) {
+            with_format(m.cache_format, [&]<Format format>() { attend<format>(layer, index / m.n_heads, index % m.n_heads); });
+        });
+        add_to_residual(layer.output, heads);
+    }
+
+    // Queries, keys and values are one phase: a chunk is a head of any of them. Keys and values go straight into the cache.
+    void project_heads(const Layer& layer) {
+        const long width = m.head_dim;
+        team.share(m.n_heads + 2 * m.n_kv_heads, [&](long head) {
+            const bool is_query = head < m.n_heads, is_key = !is_query && head < m.n_heads + m.n_kv_heads;
+            const Matrix& matrix = is_query ? layer.query : is_key ? layer.key : layer.value;
+            const float* gains = is_query ? layer.query_norm : is_key ? layer.key_norm : nullptr;
+            const long own = is_query ? head : (head - m.n_heads) % m.n_kv_heads;
+            std::vector<float> products(batch * width), results(batch);
+            with_format(matrix.format, [&]<Format format>() {
+                for (long i = 0; i < width; i++) {
+                    multiply_row<format>(matrix, own * width + i, normed[0], normed.stride, batch, results.data());
+                    for (long n = 0; n < batch; n++) products[n * width + i] = results[n];
+                }
+            });
+            for (long n = 0; n < batch; n++) {
+                float* x = products.data() + n * width;
+                if (gains) rms_norm(x, gains, width, m.epsilon, x);
+                if (is_query || is_key) rotate(x, width, cosines, sines);
+                if (is_query)
+                    std::memcpy(queries[n * m.n_heads + own], x, 4 * width);
+                else
+                    write_cache(is_key ? layer.keys : layer.values, n, own, x);
+            }
+        });
+    }
+
+    uint8_t* cached(uint8_t* buffer, long sequence, long head) const {
+        const long element = m.cache_format == F32 ? 4 : 2;
+        return buffer + (sequence * m.n_kv_heads + head) * m.context * m.head_dim * element;
+    }
+
+    void write_cache(uint8_t* buffer, long sequence, long head, const float* x) {
+        uint8_t* start = cached(buffer, sequence, head);
+        if (m.cache_format == F32)
+            std::memcpy(start + position * m.head_dim * 4, x, 4 * m.head_dim);
+        else
+            write_bf16(start + position * m.head_dim * 2, x, m.head_dim);
+    }
+
+    // Attention of one head of one sequence over all positions.
+    template <Format format>
+    void attend(const Layer& layer, long sequence, long head) {
+        const long width = m.head_dim, count = position + 1, row = bytes_of<format>(width);
+        const long shared = head / (m.n_heads / m.n_kv_heads);
+        const uint8_t *keys = cached(layer.keys, sequence, shared), *values = cached(layer.values, sequence, shared);
+        float* query = queries[sequence * m.n_heads + head];
+        float* weights = scores[sequence * m.n_heads + head];
+        const float scale = 1 / std::sqrt(static_cast<float>(width));
+        for (long i = 0; i < width; i++) query[i] *= scale;
+        for (long i = 0; i < count; i++) dot<format, 1>({keys + i * row, nullptr}, width, query, 0, weights + i);
+        softmax(weights, count);
+        float* result = heads[sequence] + head * width;
+        std::memset(result, 0, 4 * width);
+        for (long start = 0; start < width; start += BLOCK) add_values<format>(values + bytes_of<format>(start), weights, start, result);
+    }
+
+    // Add up a block of channels of the values, times their weights.
+    template <Format format>
+    void add_values(const uint8_t* values, const float* weights, long start, float* result) {
+        const long width = m.head_dim, wide = std::min(BLOCK, width - start), row = bytes_of<format>(width);
+        Floats sums[VECTORS] = {}, block[VECTORS];
+        uint8_t rest[bytes_of<format>(BLOCK)] = {};
+        for (long i = 0; i <= position; i++) {
+            const uint8_t* from = values + i * row;
+            if (wide < BLOCK) from = static_cast<const uint8_t*>(std::memcpy(rest, from, bytes_of<format>(wide)));
+            read_block<format>({from, nullptr}, block);
+            for (int v = 0; v < VECTORS; v++) sums[v] += block[v] * weights[i];
+        }
+        std::memcpy(result + start, sums, 4 * wide);
+    }
+
+    // The rows have room up to `padded(count)`: what is after `count` becomes zero.
+    static void softmax(float* x, long count) {
+        const long end = padded(count);
+        for (long i = count; i < end; i++) x[i] = -INFINITY;
+        Floats largest = broadcast(-INFINITY), total = {};
+        for (long i = 0; i < end; i += LANES) largest = load<Floats>(x + i) > largest ? load<Floats>(x + i) : largest;
+        float most = largest[0];
+        for (int i = 1; i < LANES; i++) most = std::max(most, float{largest[i]});
+        for (long i = 0; i < end; i += LANES) {
+            const Floats power = exponential(load<Floats>(x + i) - most);
+            store(x + i, power);
+            total += power;
+        }
+        const float scale = 1 / sum(total);
+        for (long i = 0; i < end; i++) x[i] *= scale;
+    }
+
+    void mlp(const Layer& layer) {
+        normalise(layer.mlp_norm);
+        // A chunk has the same rows of both matrices, so that their product needs no phase of its own.
+        const long at_once = (rows_at_once(layer.gate) + LANES - 1) / LANES * LANES;
+        with_format(layer.gate.format, [&]<Format format>() {
+            team.share((m.ffn_dim + at_once - 1) / at_once, [&](long chunk) {
+                const long start = chunk * at_once, end = std::min<long>(m.ffn_dim, start + at_once);
+                std::vector<float> gate(batch * at_once), up(batch * at_once), results(batch);
+                for (auto [matrix, to] : {std::pair{&layer.gate, &gate}, std::pair{&layer.up, &up}}) {
+                    for (long row = start; row < end; row++) {
+                        multiply_row<format>(*matrix, row, normed[0], normed.stride, batch, results.data());
+                        for (long n = 0; n < batch; n++) (*to)[n * at_once + row - start] = results[n];
+                    }
+                }
+                silu_times(gate.data(), up.data(), batch * at_once);
+                for (long n = 0; n < batch; n++) std::memcpy(hidden[n] + start, gate.data() + n * at_once, 4 * (end - start));
+            });
+        });
+        add_to_residual(layer.down, hidden);
+    }
+
+    void add_to_residual(const Matrix& matrix, Inputs& x) {
+        multiply(matrix, x, matrix.rows, [&](long row, const float* results) {
+            for (long n = 0; n < batch; n++) residual[n][row] += results[n];
+        });
+    }
+
+    const Model& m;
+    const long batch, position;
+    const float *cosines, *sines;
+    Team& team;
+    Inputs residual, normed, heads, hidden, queries, scores;
+};
+
+}  // namespace
+
+// Compute the logits (batch x rows of the head) of the token after `tokens`, and store the keys and values of `tokens` at
+// `position`, whose rotary angles have these cosines and sines (head_dim / 2).
+extern "C" void decode_step(const Model* model, const int64_t* tokens, int64_t position, const float* cosines,
+                            const float* sines, float* logits, int32_t threads) {
+    Team team(threads);
+    Step step(*model, position, cosines, sines, team);
+#pragma omp parallel num_threads(threads)
+    {
+#ifdef _OPENMP
+        const bool leads = omp_get_thread_num() == 0;
+#else
+        const bool leads = true;
+#endif
+        if (leads) {
+            step.run(tokens, logits);
+            team.end();
+        } else {
+            team.help();
+        }
+    }
+}

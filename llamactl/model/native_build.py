@@ -1,0 +1,137 @@
+"""Compile `native/decode.cpp` on first use, keep the library in the user's cache folder, and load it.
+
+There is one library for each source, compiler, set of flags and kind of processor: machines that share a home folder have one
+each. Where none can be made, `load_library` says why, and decoding takes PyTorch's way.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("native") / "decode.cpp"
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = ("-std=c++20", "-O3", "-fopenmp", "-shared", "-fPIC")
+NATIVE = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
+TIME_LIMIT = 300.0  # seconds: it takes two
+CPUINFO = Path("/proc/cpuinfo")
+INSTALL = "Install a C++ compiler (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++) for several times the speed."
+
+
+class BuildError(Exception):
+    """No library could be made; the message says why."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """The loaded library; None where there is none. `notice` tells people what is amiss, if anything is."""
+
+    functions: ctypes.CDLL | None
+    notice: str = ""
+
+
+@cache
+def load_library() -> Library:
+    """Load the library of this machine, compiled now if it is not in the cache folder; once per process."""
+    try:
+        command = find_compiler()
+        return _load_or_build(command, cache_folder() / f"decode-{library_key(command)}.so")
+    except (BuildError, OSError) as error:
+        return Library(None, f"Decoding by PyTorch, which is slower: {error}")
+
+
+def cache_folder() -> Path:
+    """Return the folder of compiled libraries, below XDG_CACHE_HOME or ~/.cache."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llamactl"
+    except RuntimeError:  # no home folder
+        raise BuildError("there is no home folder to keep the compiled step in. Set XDG_CACHE_HOME.") from None
+
+
+def find_compiler() -> list[str]:
+    """Return the command that compiles, from CXX or the first of the usual ones; raises BuildError."""
+    wanted = shlex.split(os.environ.get("CXX", ""))
+    command = wanted or [name for name in COMPILERS if shutil.which(name)][:1]
+    if not command or not shutil.which(command[0]):
+        raise BuildError(f"the compiler {command[0]} (CXX) is missing." if command else f"there is no compiler. {INSTALL}")
+    return [*command, *FLAGS, NATIVE]
+
+
+def library_key(command: list[str]) -> str:
+    """Return a hash of all that a library depends on: source, compiler, flags, processor; raises BuildError."""
+    version = _run([command[0], "--version"])
+    parts = (SOURCE.read_bytes(), shlex.join(command).encode(), version.encode(), describe_processor().encode())
+    return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:24]
+
+
+def describe_processor() -> str:
+    """Return the model and the instructions of the processor, as far as the system tells."""
+    lines: list[str] = []
+    with suppress(OSError):
+        lines = CPUINFO.read_text("utf-8", "replace").splitlines()
+    names = ("vendor_id", "cpu family", "model", "model name", "flags", "Features", "CPU implementer", "CPU part")
+    first = {name: next((line for line in lines if line.partition(":")[0].strip() == name), "") for name in names}
+    return "\n".join([platform.machine(), platform.processor(), *first.values()])
+
+
+def _load_or_build(command: list[str], path: Path) -> Library:
+    """Load a library from the cache folder, or compile it, into a temporary folder where the cache can't be written."""
+    if _is_sound(path):
+        with suppress(OSError):
+            return Library(ctypes.CDLL(str(path)))
+    with tempfile.TemporaryDirectory(prefix="llamactl-") as folder:
+        built = Path(folder) / path.name
+        _run([*command, str(SOURCE), "-o", str(built)])
+        notice = ""
+        try:
+            _keep(built, path)
+        except OSError as error:
+            notice = f"The decoding step is compiled anew each time: {path.parent} can't be written ({error.strerror})."
+        # The one that was just made, as another process may put its own into the cache meanwhile.
+        return Library(ctypes.CDLL(str(built)), notice)
+
+
+def _is_sound(path: Path) -> bool:
+    """Check that a library is whole, by the hash that was written after it: loading a part of one can end the process."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() == path.with_suffix(".sha256").read_text("ascii")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _keep(built: Path, path: Path) -> None:
+    """Copy a library and its hash into the cache folder, each of them at once; raises OSError."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    content = built.read_bytes()
+    for target, data in ((path, content), (path.with_suffix(".sha256"), hashlib.sha256(content).hexdigest().encode())):
+        number, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{target.name}-")
+        try:
+            with open(number, "wb") as file:
+                file.write(data)
+            os.replace(draft, target)
+        except OSError:
+            with suppress(OSError):
+                os.unlink(draft)
+            raise
+
+
+def _run(command: list[str]) -> str:
+    """Run a compiler and return its output; raises BuildError with the last line that it wrote."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=TIME_LIMIT, check=False, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"the compiler {command[0]} does not run ({type(error).__name__}).") from None
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+        raise BuildError(f"the compiler {command[0]} failed{': ' + said[0].strip() if said else ''}.")
+    return done.stdout

@@ -1,0 +1,217 @@
+"""The step of one token per sequence on a CPU, in C++ (`native/decode.cpp`): it reads the weights at the rate of the memory.
+
+It computes what `llama.py` does and nothing else: a model with other layers, or whose logits differ, is left to PyTorch.
+"""
+
+import ctypes
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from llamactl.config.schema import ModelConfig
+from llamactl.model.cache import KVCache
+from llamactl.model.llama import Attention, Block, Llama, RMSNorm, SwiGLU, rotary_table
+from llamactl.model.native_build import load_library
+from llamactl.model.quantize import Int4Linear, Int8Linear
+
+MOST_SEQUENCES = 16  # beyond, PyTorch's products of matrices are faster
+ROTARY_POSITIONS = 256  # positions whose angles are computed at once
+FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}
+TOLERANCE = 0.05  # relative error of logits; PyTorch rounds activations to bf16 where the weights have fewer bits
+TRIAL = 3  # tokens by which a model is compared
+
+
+class Matrix(ctypes.Structure):
+    """A matrix of weights in one of the formats, with its scales and bias."""
+
+    _fields_ = [  # noqa: RUF012
+        ("weights", ctypes.c_void_p), ("scales", ctypes.c_void_p), ("bias", ctypes.c_void_p),
+        ("rows", ctypes.c_int64), ("columns", ctypes.c_int64), ("format", ctypes.c_int64),
+    ]  # fmt: skip
+
+
+class Layer(ctypes.Structure):
+    """The weights of a block, and its buffers of the cache."""
+
+    _fields_ = [  # noqa: RUF012
+        *((name, Matrix) for name in ("query", "key", "value", "output", "gate", "up", "down")),
+        *((name, ctypes.c_void_p) for name in ("attention_norm", "query_norm", "key_norm", "mlp_norm", "keys", "values")),
+    ]  # fmt: skip
+
+
+class Model(ctypes.Structure):
+    """All that a step reads."""
+
+    _fields_ = [  # noqa: RUF012
+        ("embedding", Matrix), ("head", Matrix), ("norm", ctypes.c_void_p), ("layers", ctypes.POINTER(Layer)),
+        *((name, ctypes.c_int64) for name in (
+            "n_layers", "dim", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "context", "batch", "cache_format", "vocab_size"
+        )),
+        ("epsilon", ctypes.c_float),
+    ]  # fmt: skip
+
+
+class NotNative(Exception):
+    """A model that the native step does not compute."""
+
+
+class _Reader:
+    """Describes tensors to C++, and keeps those that had to be copied, and which were read."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self.kept: list[Tensor] = []
+        self.read: set[int] = set()
+
+    def pointer(self, tensor: Tensor) -> int:
+        """Return the address of a tensor's elements; raises NotNative for one that is not laid out row by row on the CPU."""
+        plain = type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu" and tensor.layout == torch.strided
+        if not plain or not tensor.is_contiguous():
+            raise NotNative
+        self.read.add(id(tensor))
+        self.kept.append(tensor)
+        return tensor.data_ptr()
+
+    def vector(self, tensor: Tensor | None) -> int | None:
+        """Return the address of a vector in fp32, of a copy where it has another format."""
+        if tensor is None:
+            return None
+        self.pointer(tensor)
+        return self.pointer(tensor.detach().float())
+
+    def gains(self, norm: nn.Module, eps: float) -> int | None:
+        """Return the address of a norm's gains; None for one that does nothing."""
+        if type(norm) is nn.Identity:
+            return None
+        if type(norm) is not RMSNorm or norm.eps != eps:
+            raise NotNative
+        return self.vector(norm.weight)
+
+    def matrix(self, layer: nn.Module) -> Matrix:
+        """Describe a linear layer or an embedding."""
+        if type(layer) is nn.Embedding:
+            return Matrix(self.pointer(layer.weight), None, None, *layer.weight.shape, FORMATS[layer.weight.dtype])
+        bias = self.vector(layer.bias) if isinstance(layer.bias, Tensor) else None
+        if type(layer) is nn.Linear and layer.weight.dtype in FORMATS:
+            return Matrix(self.pointer(layer.weight), None, bias, *layer.weight.shape, FORMATS[layer.weight.dtype])
+        if type(layer) is Int8Linear:
+            return Matrix(self.pointer(layer.rounded), self.pointer(layer.scales), bias, *layer.rounded.shape, 2)
+        if type(layer) is Int4Linear:
+            rows = len(layer.packed)
+            return Matrix(self.pointer(layer.packed), self.pointer(layer.scales), bias, rows, layer.in_features, 3)
+        raise NotNative
+
+    def layer(self, block: nn.Module, eps: float, keys: Tensor, values: Tensor) -> Layer:
+        """Describe a block and its buffers of the cache."""
+        if type(block) is not Block or type(block.self_attn) is not Attention or type(block.mlp) is not SwiGLU:
+            raise NotNative
+        own, mlp = block.self_attn, block.mlp
+        matrices = (own.q_proj, own.k_proj, own.v_proj, own.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+        norms = (block.input_layernorm, own.q_norm, own.k_norm, block.post_attention_layernorm)
+        return Layer(
+            *map(self.matrix, matrices),
+            *(self.gains(norm, eps) for norm in norms),
+            self.pointer(keys),
+            self.pointer(values),
+        )
+
+    def model(self, model: Llama, cache: KVCache, vocab_size: int) -> Model:
+        """Describe a model and a cache; raises NotNative unless each tensor of the model has its place."""
+        config, dtype = model.config, cache.layers[0].keys.dtype
+        pairs = zip(model.model.layers, cache.layers, strict=True)
+        layers = [self.layer(block, config.norm_eps, held.keys, held.values) for block, held in pairs]
+        embedding, head = self.matrix(model.model.embed_tokens), self.matrix(model.lm_head)
+        norm = self.gains(model.model.norm, config.norm_eps)
+        if any(id(tensor) not in self.read for tensor in (*model.parameters(), *model.buffers())):
+            raise NotNative
+        sizes = (config.n_layers, config.dim, config.n_heads, config.n_kv_heads, config.head_dim, config.ffn_dim, config.context)
+        batch = cache.layers[0].keys.shape[0]
+        rows = (Layer * len(layers))(*layers)
+        return Model(embedding, head, norm, rows, *sizes, batch, FORMATS[dtype], vocab_size, config.norm_eps)
+
+
+class NativeStep:
+    """The step of one token per sequence for a model and a cache."""
+
+    def __init__(self, model: Llama, cache: KVCache, vocab_size: int) -> None:
+        """Describe the model to C++; raises NotNative for one that it does not compute."""
+        functions = load_library().functions
+        if functions is None:
+            raise NotNative
+        self._step = functions.decode_step
+        self._step.restype = None
+        self._reader = _Reader()
+        self._model = self._reader.model(model, cache, vocab_size)
+        self._cache, self._config = cache, model.config
+        self._logits = torch.empty(cache.layers[0].keys.shape[0], model.config.vocab_size)
+        self._rotary, self._first = _rotary_rows(0, self._config), 0
+
+    def __call__(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits of the next tokens, B V, and the logarithms of the sums of their exponentials, B 1.
+
+        `tokens` is B 1; its keys and values are stored in the cache. The next call changes the logits.
+        """
+        tokens, position = tokens.contiguous(), self._cache.length
+        if not self._first <= position < self._first + ROTARY_POSITIONS:
+            self._rotary, self._first = _rotary_rows(position, self._config), position
+        cos, sin = (each.data_ptr() + 4 * each.shape[1] * (position - self._first) for each in self._rotary)
+        self._step(
+            ctypes.byref(self._model),
+            ctypes.c_void_p(tokens.data_ptr()),
+            ctypes.c_int64(position),
+            ctypes.c_void_p(cos),
+            ctypes.c_void_p(sin),
+            ctypes.c_void_p(self._logits.data_ptr()),
+            ctypes.c_int32(torch.get_num_threads()),
+        )
+        self._cache.length = position + 1
+        return self._logits, self._logits.logsumexp(-1, keepdim=True)
+
+
+def _rotary_rows(start: int, config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """Compute the cosines and sines of some positions from `start` on, each of them positions x E/2."""
+    cos, sin = rotary_table(torch.arange(start, start + ROTARY_POSITIONS), config)
+    return cos.contiguous(), sin.contiguous()
+
+
+_computes: "WeakKeyDictionary[Llama, tuple[object, bool]]" = WeakKeyDictionary()
+
+
+@torch.inference_mode()
+def computes(model: Llama) -> bool:
+    """Check whether the native step computes a model: on the CPU, of the known layers, with the logits that PyTorch gets.
+
+    The first check of a model compiles the library where there is none, and takes a few steps.
+    """
+    if model.model.embed_tokens.weight.device.type != "cpu" or torch.distributed.is_initialized():
+        return False
+    known = tuple(map(type, model.modules())), model.model.embed_tokens.weight.dtype
+    found = _computes.get(model)
+    if found is None or found[0] != known:
+        found = _computes[model] = known, _compare(model)
+    return found[1]
+
+
+def _compare(model: Llama) -> bool:
+    """Compare the logits of some tokens with PyTorch's."""
+    weight, vocab_size = model.model.embed_tokens.weight, model.config.vocab_size
+    usual, own = (KVCache(model.config, 1, weight.device, weight.dtype) for _ in range(2))
+    try:
+        step = NativeStep(model, own, vocab_size)
+    except NotNative:
+        return False
+    for position in range(min(TRIAL, model.config.context)):
+        token = torch.tensor([[position * 7 % vocab_size]])
+        expected, found = model(token, usual)[:, -1].float(), step(token)[0]
+        # Not >: of NaN neither holds, and what has no numbers is PyTorch's to report.
+        if not torch.linalg.norm(found - expected) <= TOLERANCE * torch.linalg.norm(expected):
+            return False
+    return True
+
+
+def native_step(model: Llama, cache: KVCache, vocab_size: int) -> NativeStep | None:
+    """Return the native step where it computes the model and is the faster one; else None."""
+    if cache.layers[0].keys.shape[0] > MOST_SEQUENCES or not computes(model):
+        return None
+    return NativeStep(model, cache, vocab_size)
