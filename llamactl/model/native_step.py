@@ -4,6 +4,7 @@ It computes what `llama.py` does and nothing else: a model with other layers, or
 """
 
 import ctypes
+import time
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,6 +20,8 @@ MOST_SEQUENCES = 16  # beyond, PyTorch's products of matrices are faster
 ROTARY_POSITIONS = 256  # positions whose angles are computed at once
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}
 TOLERANCE = 0.05  # relative error of logits; PyTorch rounds activations to bf16 where the weights have fewer bits
+MOST_SLEPT = 0.2  # of a step's time, beyond which threads are in each other's way
+PATIENCE, MOST_PATIENCE = 16, 1024  # steps with fewer threads before more are tried
 TRIAL = 3  # tokens by which a model is compared
 
 
@@ -131,6 +134,24 @@ class _Reader:
         return Model(embedding, head, norm, rows, *sizes, batch, FORMATS[dtype], vocab_size, config.norm_eps)
 
 
+class _Threads:
+    """The number of threads of a step: fewer for a while where they wait for one another, as beside busy programs."""
+
+    def __init__(self) -> None:
+        """Start with all."""
+        self.count, self._quiet, self._patience = torch.get_num_threads(), 0, PATIENCE
+
+    def report(self, slept: float, took: float) -> None:
+        """Take account of how long a step's first thread slept, and of all its time. The number of threads changes no result."""
+        self._quiet += 1
+        if slept > MOST_SLEPT * took and self.count > 1:
+            # It takes longer each time to try more again: a trial beside busy programs costs several steps.
+            self._patience = min(2 * self._patience, MOST_PATIENCE) if self._quiet <= PATIENCE else PATIENCE
+            self.count, self._quiet = max(1, self.count // 2), 0
+        elif self._quiet >= self._patience and self.count < torch.get_num_threads():
+            self.count, self._quiet = min(2 * self.count, torch.get_num_threads()), 0
+
+
 class NativeStep:
     """The step of one token per sequence for a model and a cache."""
 
@@ -139,12 +160,13 @@ class NativeStep:
         functions = load_library().functions
         if functions is None:
             raise NotNative
-        self._step = functions.decode_step
-        self._step.restype = None
+        self._step, self._threads = functions.decode_step, _Threads()
+        self._step.restype = ctypes.c_double
         self._reader = _Reader()
         self._model = self._reader.model(model, cache, vocab_size)
         self._cache, self._config = cache, model.config
         self._logits = torch.empty(cache.layers[0].keys.shape[0], model.config.vocab_size)
+        self._totals = torch.empty(len(self._logits), 1)
         self._rotary, self._first = _rotary_rows(0, self._config), 0
 
     def __call__(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,17 +178,20 @@ class NativeStep:
         if not self._first <= position < self._first + ROTARY_POSITIONS:
             self._rotary, self._first = _rotary_rows(position, self._config), position
         cos, sin = (each.data_ptr() + 4 * each.shape[1] * (position - self._first) for each in self._rotary)
-        self._step(
+        started = time.perf_counter()
+        slept = self._step(
             ctypes.byref(self._model),
             ctypes.c_void_p(tokens.data_ptr()),
             ctypes.c_int64(position),
             ctypes.c_void_p(cos),
             ctypes.c_void_p(sin),
             ctypes.c_void_p(self._logits.data_ptr()),
-            ctypes.c_int32(torch.get_num_threads()),
+            ctypes.c_void_p(self._totals.data_ptr()),
+            ctypes.c_int32(self._threads.count),
         )
+        self._threads.report(slept, time.perf_counter() - started)
         self._cache.length = position + 1
-        return self._logits, self._logits.logsumexp(-1, keepdim=True)
+        return self._logits, self._totals
 
 
 def _rotary_rows(start: int, config: ModelConfig) -> tuple[Tensor, Tensor]:

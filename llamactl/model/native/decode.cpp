@@ -10,9 +10,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -36,6 +38,7 @@ constexpr int SUMS = 4;                       // running sums of a dot product: 
 constexpr int GROUP = 32;                     // weights per scale in int4
 constexpr int TOGETHER = 4;                   // sequences whose inputs are multiplied with a weight while it is in a register
 constexpr long CHUNK = 32 * 1024;             // bytes of weights that a thread takes at a time
+constexpr long AHEAD = 4096;                  // bytes that weights are fetched before they are needed: a page
 constexpr int SPINS = 2000;                   // some 20 microseconds: longer than the work between two phases
 
 // The compiler's own vectors (GCC, Clang): they have the width of the processor's registers and a fixed order of sums.
@@ -194,8 +197,11 @@ inline void dot(Row row, long columns, const float* x, long stride, float* resul
     Floats sums[N][SUMS] = {};
     auto add_block = [&](Row from, long start) __attribute__((always_inline)) {
         Floats weights[VECTORS];
+        for (long line = 0; line < bytes_of<format>(BLOCK); line += 64) __builtin_prefetch(from.weights + AHEAD + line);
         read_block<format>(from, weights);
+#pragma GCC unroll 16
         for (int v = 0; v < VECTORS; v++)
+#pragma GCC unroll 4
             for (int n = 0; n < N; n++) sums[n][v % SUMS] += weights[v] * load<Floats>(x + n * stride + start + LANES * v);
     };
     long start = 0;
@@ -210,27 +216,28 @@ inline void dot(Row row, long columns, const float* x, long stride, float* resul
     for (int n = 0; n < N; n++) results[n] = sum((sums[n][0] + sums[n][1]) + (sums[n][2] + sums[n][3]));
 }
 
+// Products of the rows from `first` up to `end` with the inputs of all sequences: results[(row - first) * batch + sequence]. All
+// rows are multiplied with some sequences before others, so that these inputs stay in the nearest cache.
 template <Format format>
-inline void dots(Row row, long columns, const float* x, long stride, long count, float* results) {
-    long n = 0;
-    for (; n + TOGETHER <= count; n += TOGETHER) dot<format, TOGETHER>(row, columns, x + n * stride, stride, results + n);
-    const float* rest = x + n * stride;
-    if (count - n == 3) dot<format, 3>(row, columns, rest, stride, results + n);
-    if (count - n == 2) dot<format, 2>(row, columns, rest, stride, results + n);
-    if (count - n == 1) dot<format, 1>(row, columns, rest, stride, results + n);
-}
-
-// Products of one row of a matrix with the inputs of all sequences.
-template <Format format>
-inline void multiply_row(const Matrix& matrix, long row, const float* x, long stride, long batch, float* results) {
+void multiply_rows(const Matrix& matrix, long first, long end, const float* x, long stride, long batch, float* results) {
     const auto* scales = static_cast<const uint8_t*>(matrix.scales);
     const long columns = matrix.columns;
-    const Row from = {matrix.weights + row * bytes_of<format>(columns), scales + row * scale_bytes_of<format>(columns)};
-    dots<format>(from, columns, x, stride, batch, results);
-    if (format == INT8)
-        for (long n = 0; n < batch; n++) results[n] *= load<float>(scales + 4 * row);
-    if (matrix.bias)
-        for (long n = 0; n < batch; n++) results[n] += matrix.bias[row];
+    auto multiply = [&]<int N>(long sequence, std::integral_constant<int, N>) {
+        for (long row = first; row < end; row++) {
+            const Row from = {matrix.weights + row * bytes_of<format>(columns), scales + row * scale_bytes_of<format>(columns)};
+            float* to = results + (row - first) * batch + sequence;
+            dot<format, N>(from, columns, x + sequence * stride, stride, to);
+            for (int n = 0; n < N; n++) {
+                if (format == INT8) to[n] *= load<float>(scales + 4 * row);
+                if (matrix.bias) to[n] += matrix.bias[row];
+            }
+        }
+    };
+    long sequence = 0;
+    for (; sequence + TOGETHER <= batch; sequence += TOGETHER) multiply(sequence, std::integral_constant<int, TOGETHER>());
+    if (batch - sequence == 3) multiply(sequence, std::integral_constant<int, 3>());
+    if (batch - sequence == 2) multiply(sequence, std::integral_constant<int, 2>());
+    if (batch - sequence == 1) multiply(sequence, std::integral_constant<int, 1>());
 }
 
 // Choose the code for a format once for many rows.
@@ -248,75 +255,99 @@ long row_bytes(const Matrix& matrix) {
     return bytes;
 }
 
-// The threads of a step. One leads, the others help with what it shares out in chunks. A chunk is taken by whoever comes, so that
-// a thread whose core is busy with another program holds up no more than the chunk that it is at.
+// The threads of a step. One leads, the others help with what it shares out in chunks. Each thread goes through a part of its
+// own, as memory is read fastest in one stream, and then takes what others have not begun: a thread whose core is busy with another
+// program holds up no more than the chunk that it is at.
 class Team {
   public:
-    explicit Team(int threads) : threads_(threads) {}
+    explicit Team(int threads) : parts_(threads) {}
 
-    // Run `work` for each chunk of a phase and return when all are done.
+    // Run `work` for each chunk of a phase and return when all are done. Only the leader, thread 0, calls it.
     template <class Work>
     void share(long chunks, const Work& work) {
-        if (threads_ == 1 || chunks == 1) {
+        if (parts_.size() == 1 || chunks == 1) {
             for (long chunk = 0; chunk < chunks; chunk++) work(chunk);
             return;
         }
         call_ = [](const void* context, long chunk) { (*static_cast<const Work*>(context))(chunk); };
         context_ = &work;
         done_.store(0, std::memory_order_relaxed);
-        post(chunks);
-        take_chunks();
-        int done;
-        while ((done = done_.load(std::memory_order_acquire)) != chunks) wait_for_change(done_, done);
+        const uint64_t count = parts_.size();
+        for (uint64_t i = 0; i < count; i++) post(parts_[i], chunks * i / count, chunks * (i + 1) / count);
+        phase_.fetch_add(1, std::memory_order_release);
+        phase_.notify_all();
+        take_chunks(0);
+        wait_until_done(chunks);
     }
 
     // Take part in phases until the leader ends the step.
-    void help() {
+    void help(int thread) {
         while (true) {
-            const uint64_t ticket = take_chunks();
-            if (ended_.load(std::memory_order_acquire)) return;
-            wait_for_change(ticket_, ticket);
+            const int phase = phase_.load(std::memory_order_acquire);
+            take_chunks(thread);
+            if (ended_.load(std::memory_order_acquire)) break;
+            wait_for_change(phase_, phase);
         }
+        finish_one();
     }
 
-    void end() {
+    // End the step, and return the seconds that the leader slept until others were done: few, where each has a core.
+    double end(int threads) {
+        done_.store(0, std::memory_order_relaxed);
         ended_.store(true, std::memory_order_release);
-        post(0);
+        phase_.fetch_add(1, std::memory_order_release);
+        phase_.notify_all();
+        wait_until_done(threads - 1);
+        return slept_;
     }
 
   private:
-    // The ticket has the number of the phase, its chunks and the next of them in one word. Who comes late from an earlier phase
-    // takes a chunk of the present one, or none, but never one that another has taken.
+    // The next chunk of a part, its end and the number of the phase in one word. Who comes late from an earlier phase takes a chunk
+    // of the present one, or none, but never one that another has taken.
+    struct alignas(64) Part {
+        std::atomic<uint64_t> ticket{0};
+    };
+
     static constexpr int WIDTH = 24;
     static constexpr uint64_t MASK = (uint64_t{1} << WIDTH) - 1;
 
-    void post(uint64_t chunks) {
-        phase_ = (phase_ + 1) & 0xffff;
-        ticket_.store(phase_ << (2 * WIDTH) | chunks << WIDTH, std::memory_order_release);
-        ticket_.notify_all();
+    void post(Part& part, uint64_t begin, uint64_t end) {
+        const uint64_t phase = (phase_.load(std::memory_order_relaxed) + 1) & 0xffff;
+        part.ticket.store(phase << (2 * WIDTH) | end << WIDTH | begin, std::memory_order_release);
     }
 
-    // Take chunks until none is left, and return the ticket that says so.
-    uint64_t take_chunks() {
-        while (true) {
-            uint64_t ticket = ticket_.load(std::memory_order_acquire);
-            do {
-                if ((ticket & MASK) >= (ticket >> WIDTH & MASK)) return ticket;
-            } while (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel));
-            const int chunks = ticket >> WIDTH & MASK;
-            call_(context_, ticket & MASK);
-            if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == chunks) done_.notify_one();
+    void take_chunks(uint64_t first) {
+        for (uint64_t i = 0; i < parts_.size(); i++) {
+            std::atomic<uint64_t>& next = parts_[(first + i) % parts_.size()].ticket;
+            uint64_t ticket = next.load(std::memory_order_acquire);
+            while ((ticket & MASK) < (ticket >> WIDTH & MASK)) {
+                if (!next.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel)) continue;
+                call_(context_, ticket & MASK);
+                finish_one();
+                ticket = next.load(std::memory_order_acquire);
+            }
         }
     }
 
-    // Spin for a moment, which is usually enough, then sleep: on a busy machine a spinning thread keeps others from their work.
-    template <class T>
-    static void wait_for_change(const std::atomic<T>& value, T old) {
+    // Spin for a moment, which is usually enough, then sleep and return for how long: on a busy machine a spinning thread keeps others from their work.
+    static double wait_for_change(const std::atomic<int>& value, int old) {
         for (int spin = 0; spin < SPINS; spin++) {
-            if (value.load(std::memory_order_acquire) != old) return;
+            if (value.load(std::memory_order_acquire) != old) return 0;
             pause();
         }
+        const auto start = std::chrono::steady_clock::now();
         value.wait(old, std::memory_order_acquire);
+        return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    }
+
+    void finish_one() {
+        done_.fetch_add(1, std::memory_order_acq_rel);
+        done_.notify_one();
+    }
+
+    void wait_until_done(long count) {
+        int done;
+        while ((done = done_.load(std::memory_order_acquire)) != count) slept_ += wait_for_change(done_, done);
     }
 
     static void pause() {
@@ -327,13 +358,13 @@ class Team {
 #endif
     }
 
-    int threads_;
-    uint64_t phase_ = 0;
+    std::vector<Part> parts_;
     void (*call_)(const void*, long) = nullptr;
     const void* context_ = nullptr;
-    alignas(64) std::atomic<uint64_t> ticket_{0};
+    alignas(64) std::atomic<int> phase_{0};
     alignas(64) std::atomic<int> done_{0};
     std::atomic<bool> ended_{false};
+    double slept_ = 0;
 };
 
 // Inputs of products, a row of `padded(width)` floats for each sequence.
@@ -379,6 +410,41 @@ void silu_times(float* gate, const float* up, long count) {
     }
 }
 
+float largest_of(const float* x, long count) {
+    Floats largest = broadcast(-INFINITY);
+    long i = 0;
+    for (; i + LANES <= count; i += LANES) largest = load<Floats>(x + i) > largest ? load<Floats>(x + i) : largest;
+    float most = -INFINITY;
+    for (int lane = 0; lane < LANES; lane++) most = std::max(most, float{largest[lane]});
+    for (; i < count; i++) most = std::max(most, x[i]);
+    return most;
+}
+
+float log_sum_exp(const float* x, long count) {
+    const float most = largest_of(x, count);
+    Floats total = {};
+    float rest = 0;
+    long i = 0;
+    for (; i + LANES <= count; i += LANES) total += exponential(load<Floats>(x + i) - most);
+    for (; i < count; i++) rest += std::exp(x[i] - most);
+    return most + std::log(sum(total) + rest);
+}
+
+// The row has room up to `padded(count)`: what is after `count` becomes zero.
+void softmax(float* x, long count) {
+    const long end = padded(count);
+    std::fill(x + count, x + end, -INFINITY);
+    const float most = largest_of(x, count);
+    Floats total = {};
+    for (long i = 0; i < end; i += LANES) {
+        const Floats power = exponential(load<Floats>(x + i) - most);
+        store(x + i, power);
+        total += power;
+    }
+    const float scale = 1 / sum(total);
+    for (long i = 0; i < end; i++) x[i] *= scale;
+}
+
 class Step {
   public:
     Step(const Model& model, int64_t position, const float* cosines, const float* sines, Team& team)
@@ -386,7 +452,7 @@ class Step {
           residual(batch, m.dim), normed(batch, m.dim), heads(batch, m.n_heads * m.head_dim), hidden(batch, m.ffn_dim),
           queries(batch * m.n_heads, m.head_dim), scores(batch * m.n_heads, position + 1) {}
 
-    void run(const int64_t* tokens, float* logits) {
+    void run(const int64_t* tokens, float* logits, float* totals) {
         for (long n = 0; n < batch; n++) read_embedding(tokens[n], residual[n]);
         for (long i = 0; i < m.n_layers; i++) {
             attention(m.layers[i]);
@@ -397,8 +463,10 @@ class Step {
         multiply(m.head, normed, m.vocab_size, [&](long row, const float* results) {
             for (long n = 0; n < batch; n++) logits[n * rows + row] = results[n];
         });
-        for (long n = 0; n < batch; n++)
-            for (long row = m.vocab_size; row < rows; row++) logits[n * rows + row] = -INFINITY;
+        team.share(batch, [&](long n) {
+            std::fill(logits + n * rows + m.vocab_size, logits + (n + 1) * rows, -INFINITY);
+            totals[n] = log_sum_exp(logits + n * rows, m.vocab_size);
+        });
     }
 
   private:
@@ -419,12 +487,10 @@ class Step {
         with_format(matrix.format, [&]<Format format>() {
             const long at_once = rows_at_once(matrix);
             team.share((rows + at_once - 1) / at_once, [&](long chunk) {
-                std::vector<float> results(batch);
-                const long end = std::min(rows, (chunk + 1) * at_once);
-                for (long row = chunk * at_once; row < end; row++) {
-                    multiply_row<format>(matrix, row, x[0], x.stride, batch, results.data());
-                    take(row, results.data());
-                }
+                const long start = chunk * at_once, end = std::min(rows, start + at_once);
+                std::vector<float> results(batch * at_once);
+                multiply_rows<format>(matrix, start, end, x[0], x.stride, batch, results.data());
+                for (long row = start; row < end; row++) take(row, results.data() + (row - start) * batch);
             });
         });
     }
@@ -448,15 +514,14 @@ class Step {
             const Matrix& matrix = is_query ? layer.query : is_key ? layer.key : layer.value;
             const float* gains = is_query ? layer.query_norm : is_key ? layer.key_norm : nullptr;
             const long own = is_query ? head : (head - m.n_heads) % m.n_kv_heads;
-            std::vector<float> products(batch * width), results(batch);
+            std::vector<float> products(batch * width), one(width);
+            float* x = one.data();
             with_format(matrix.format, [&]<Format format>() {
-                for (long i = 0; i < width; i++) {
-                    multiply_row<format>(matrix, own * width + i, normed[0], normed.stride, batch, results.data());
-                    for (long n = 0; n < batch; n++) products[n * width + i] = results[n];
-                }
+                const long start = own * width;
+                multiply_rows<format>(matrix, start, start + width, normed[0], normed.stride, batch, products.data());
             });
             for (long n = 0; n < batch; n++) {
-                float* x = products.data() + n * width;
+                for (long i = 0; i < width; i++) x[i] = products[i * batch + n];
                 if (gains) rms_norm(x, gains, width, m.epsilon, x);
                 if (is_query || is_key) rotate(x, width, cosines, sines);
                 if (is_query)
@@ -512,39 +577,19 @@ class Step {
         std::memcpy(result + start, sums, 4 * wide);
     }
 
-    // The rows have room up to `padded(count)`: what is after `count` becomes zero.
-    static void softmax(float* x, long count) {
-        const long end = padded(count);
-        for (long i = count; i < end; i++) x[i] = -INFINITY;
-        Floats largest = broadcast(-INFINITY), total = {};
-        for (long i = 0; i < end; i += LANES) largest = load<Floats>(x + i) > largest ? load<Floats>(x + i) : largest;
-        float most = largest[0];
-        for (int i = 1; i < LANES; i++) most = std::max(most, float{largest[i]});
-        for (long i = 0; i < end; i += LANES) {
-            const Floats power = exponential(load<Floats>(x + i) - most);
-            store(x + i, power);
-            total += power;
-        }
-        const float scale = 1 / sum(total);
-        for (long i = 0; i < end; i++) x[i] *= scale;
-    }
-
     void mlp(const Layer& layer) {
         normalise(layer.mlp_norm);
         // A chunk has the same rows of both matrices, so that their product needs no phase of its own.
-        const long at_once = (rows_at_once(layer.gate) + LANES - 1) / LANES * LANES;
+        const long at_once = rows_at_once(layer.gate);
         with_format(layer.gate.format, [&]<Format format>() {
             team.share((m.ffn_dim + at_once - 1) / at_once, [&](long chunk) {
                 const long start = chunk * at_once, end = std::min<long>(m.ffn_dim, start + at_once);
-                std::vector<float> gate(batch * at_once), up(batch * at_once), results(batch);
-                for (auto [matrix, to] : {std::pair{&layer.gate, &gate}, std::pair{&layer.up, &up}}) {
-                    for (long row = start; row < end; row++) {
-                        multiply_row<format>(*matrix, row, normed[0], normed.stride, batch, results.data());
-                        for (long n = 0; n < batch; n++) (*to)[n * at_once + row - start] = results[n];
-                    }
-                }
-                silu_times(gate.data(), up.data(), batch * at_once);
-                for (long n = 0; n < batch; n++) std::memcpy(hidden[n] + start, gate.data() + n * at_once, 4 * (end - start));
+                std::vector<float> gate(padded(batch * at_once)), up(padded(batch * at_once));
+                multiply_rows<format>(layer.gate, start, end, normed[0], normed.stride, batch, gate.data());
+                multiply_rows<format>(layer.up, start, end, normed[0], normed.stride, batch, up.data());
+                silu_times(gate.data(), up.data(), batch * (end - start));
+                for (long row = start; row < end; row++)
+                    for (long n = 0; n < batch; n++) hidden[n][row] = gate[(row - start) * batch + n];
             });
         });
         add_to_residual(layer.down, hidden);
@@ -565,24 +610,28 @@ class Step {
 
 }  // namespace
 
-// Compute the logits (batch x rows of the head) of the token after `tokens`, and store the keys and values of `tokens` at
-// `position`, whose rotary angles have these cosines and sines (head_dim / 2).
-extern "C" void decode_step(const Model* model, const int64_t* tokens, int64_t position, const float* cosines,
-                            const float* sines, float* logits, int32_t threads) {
+// Compute the logits (batch x rows of the head) of the token after `tokens` and the logarithms of the sums of their exponentials
+// (batch), and store the keys and values of `tokens` at
+// `position`, whose rotary angles have these cosines and sines (head_dim / 2). Return the seconds that the
+// leader slept until other threads were done.
+extern "C" double decode_step(const Model* model, const int64_t* tokens, int64_t position, const float* cosines,
+                               const float* sines, float* logits, float* totals, int32_t threads) {
     Team team(threads);
     Step step(*model, position, cosines, sines, team);
+    double slept = 0;
 #pragma omp parallel num_threads(threads)
     {
 #ifdef _OPENMP
-        const bool leads = omp_get_thread_num() == 0;
+        const int thread = omp_get_thread_num(), present = omp_get_num_threads();
 #else
-        const bool leads = true;
+        const int thread = 0, present = 1;
 #endif
-        if (leads) {
-            step.run(tokens, logits);
-            team.end();
+        if (thread == 0) {
+            step.run(tokens, logits, totals);
+            slept = team.end(present);
         } else {
-            team.help();
+            team.help(thread);
         }
     }
+    return slept;
 }
