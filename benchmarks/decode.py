@@ -27,8 +27,8 @@ from llamactl.checkpoint.hf_config import hf_config
 from llamactl.config.schema import Config, build_config, preset_settings
 from llamactl.export.gguf import export_gguf
 from llamactl.inference.benchmark import benchmark_decoding, reading_rate
-from llamactl.model.llama import Llama
 from llamactl.model.convert import convert_weights
+from llamactl.model.llama import Llama
 from llamactl.runs.run_dir import RunDir
 from llamactl.tokenizer.bpe import gpt2_tokenizer
 

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,10 @@ import pytest
 
 # Before torch is imported, here and in every process of a test: threads that wait would spin, and starve the other tests.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# The native step is compiled once for all processes of the tests, not into the home folder.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    CACHE = tempfile.TemporaryDirectory(prefix="llamactl-tests-")
+    os.environ["XDG_CACHE_HOME"] = CACHE.name
 
 import torch
 

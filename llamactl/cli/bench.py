@@ -89,19 +89,19 @@ def decode(
     batches: Annotated[str, typer.Option(help="Batch sizes to time, separated by commas.")] = "1,4,16",
     prompt: Annotated[int, typer.Option(min=1, max=1_000_000, help="Tokens of each prompt.")] = 16,
     new: Annotated[int, typer.Option(min=8, max=1_000_000, help="Tokens to add.")] = 48,
-    weights: Annotated[Literal["f32", "bf16", "int8"], typer.Option(help="Format of the weights.")] = "f32",
+    weights: Annotated[Literal["f32", "bf16", "int8", "int4"], typer.Option(help="Format of the weights.")] = "f32",
     device: DeviceName = "auto",
     json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """Time decoding: time to the first token, tokens per second, and the share of the memory bandwidth."""
     from llamactl.checkpoint import io as checkpoint_io
+    from llamactl.cli.decoding import convert_for_decoding
     from llamactl.cli.ui.console import show_figures
     from llamactl.config.schema import build_config, preset_settings
     from llamactl.errors import UsageError
     from llamactl.hardware.device import choose_device
     from llamactl.inference.benchmark import benchmark_decoding, reading_rate
     from llamactl.model.llama import Llama
-    from llamactl.model.convert import convert_weights
     from llamactl.units import read_count
 
     if run and preset:
@@ -112,7 +112,7 @@ def decode(
     else:
         config = build_config([{"model": {"vocab_size": GPT2_ROWS}}, preset_settings(preset)]).model
         model = Llama(config).to(target).eval()
-    model = convert_weights(model, weights)
+    model = convert_for_decoding(model, weights)
     # Decoding small batches is bound by reading the weights, so that rate is what it is compared with.
     rate = reading_rate(target)
     results = [benchmark_decoding(model, read_count(batch), prompt, new, rate) for batch in batches.split(",")]
@@ -121,5 +121,5 @@ def decode(
         f"first token after {result.first:.2f} s"
         for result in results
     }
-    title = f"{run or preset}, {weights} weights on {target}, bandwidth {rate / 1e9:.1f} GB/s in matrix-vector products"
+    title = f"{run or preset}, {weights} weights on {target}, memory is read at {rate / 1e9:.1f} GB/s"
     show_figures(title, rows, {"rate": rate, "decoding": [asdict(result) for result in results]} if json else None)

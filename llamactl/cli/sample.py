@@ -24,7 +24,7 @@ WELL_ABOVE = 0.03  # nats per token above the best checkpoint: more than noise b
 # Headings of the groups of options in --help.
 GENERATION, SAMPLING = "Generation", "Sampling"
 PROMPT_HELP = "Texts to continue, - for stdin. Without any: read a pipe or, on a terminal, ask for one after another."
-WEIGHTS_HELP = "Format of the weights: smaller is faster; int8 is slightly less exact."
+WEIGHTS_HELP = "Format of the weights: smaller is faster and less exact: int8 slightly, int4 noticeably."
 
 
 def sample(
@@ -77,7 +77,9 @@ def sample(
     raw_prompt: Annotated[
         bool, typer.Option("--raw-prompt", help="Keep spaces at the end of the prompt.", rich_help_panel=GENERATION)
     ] = False,
-    weights: Annotated[Literal["f32", "bf16", "int8"], typer.Option(help=WEIGHTS_HELP, rich_help_panel=MACHINE)] = "f32",
+    weights: Annotated[
+        Literal["f32", "bf16", "int8", "int4"], typer.Option(help=WEIGHTS_HELP, rich_help_panel=MACHINE)
+    ] = "f32",
     device: DeviceName = "auto",
     log_probabilities: Annotated[
         bool, typer.Option("--log-probabilities", help="With --json: print those of each token.", rich_help_panel=SAID)
@@ -89,6 +91,7 @@ def sample(
     import_torch()
     from llamactl.checkpoint import io as checkpoint_io
     from llamactl.checkpoint import select as checkpoint_select
+    from llamactl.cli.decoding import convert_for_decoding
     from llamactl.cli.ui.console import progress, show_next
     from llamactl.cli.ui.prompt_loop import run_prompt_loop
     from llamactl.errors import UsageError
@@ -96,7 +99,6 @@ def sample(
     from llamactl.inference.generate import Request
     from llamactl.inference.text_arguments import check_literal
     from llamactl.model.decode import Sampler
-    from llamactl.model.convert import convert_weights
 
     if log_probabilities and not json:
         raise UsageError("--log-probabilities needs --json.", "", "Add --json, which prints them with the tokens.")
@@ -109,7 +111,7 @@ def sample(
     stops = tuple(check_literal(text, "A stop") for text in stop or ())
     request = Request(tuple(stripped), max_new_tokens, n, seed, stops, sampler)
     path, model, tokenizer, state = checkpoint_io.open_model(run, choose_device(device))
-    model = convert_weights(model, weights)
+    model = convert_for_decoding(model, weights)
     progress.print(f"{checkpoint_select.describe_model(path, state)}{describe_loss(path, state)}", style="dim")
     if better := describe_better(path, state):
         progress.print(better, style="yellow")

@@ -47,6 +47,7 @@ def serve(
         what = "There is no server."
         raise UserError(what, f"{error.name} is not installed.", f"Install it: {install_command('serve')}") from error
     from llamactl.checkpoint.select import locate_checkpoint
+    from llamactl.cli.decoding import show_native_step
     from llamactl.hardware.device import choose_device
     from llamactl.serving.app import Server
     from llamactl.serving.scheduler import Scheduler
@@ -54,7 +55,9 @@ def serve(
     local = host in LOOPBACK
     shown = token or ("" if local else secrets.token_urlsafe(16))
     folder = locate_checkpoint(model)
-    scheduler = Scheduler(choose_device(device))
+    target = choose_device(device)
+    show_native_step(target)
+    scheduler = Scheduler(target)
     scheduler.load(folder)  # a model that can't be used is told before anybody asks
     server = Server(list_models(folder), scheduler, LOOPBACK if local else (), shown)
     listener = open_port(host, port)

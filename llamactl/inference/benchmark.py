@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from torch import nn
 
-from llamactl.hardware.throughput import synchronize
+from llamactl.hardware.throughput import synchronize, time_call
 from llamactl.model.decode import Sampler, decode_tokens
 from llamactl.model.llama import Llama
-from llamactl.model.convert import pack_if_faster
 
 WARM_UP = 2  # steps
-MATRICES, ROWS, COLUMNS = 40, 2048, 768  # 252 MB in fp32: more than a CPU's cache holds
+ROWS, COLUMNS = 256, 1 << 18  # 268 MB in fp32: more than a CPU's cache holds
 
 
 @dataclass(frozen=True)
@@ -53,23 +51,9 @@ def step_bytes(model: Llama, batch: int, length: int) -> int:
 
 
 def reading_rate(device: torch.device, tries: int = 5) -> float:
-    """Measure the memory bandwidth of fp32 matrix-vector products in bytes per second: the best of `tries` rounds.
-
-    The layers are packed for oneDNN where this PyTorch can do that.
-    """
-    matrices = pack_if_faster([nn.Linear(COLUMNS, ROWS, bias=False, device=device) for _ in range(MATRICES)])
-    x = torch.randn(1, COLUMNS, device=device)
-
-    @torch.inference_mode()
-    def round_trip() -> float:
-        synchronize(device)
-        started = time.perf_counter()
-        for matrix in matrices:
-            matrix(x)
-        synchronize(device)
-        return time.perf_counter() - started
-
-    return MATRICES * ROWS * COLUMNS * 4 / min(round_trip() for _ in range(tries))
+    """Measure the bytes per second at which memory is read, by sums of rows: the best of `tries` rounds."""
+    rows = torch.ones(ROWS, COLUMNS, device=device)
+    return rows.nbytes / min(time_call(lambda: rows.sum(1), device) for _ in range(tries))
 
 
 def _timed(model: Llama, ids: list[list[int]]) -> Iterator[float]:

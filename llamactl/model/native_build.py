@@ -112,14 +112,12 @@ def _keep(built: Path, path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     content = built.read_bytes()
     for target, data in ((path, content), (path.with_suffix(".sha256"), hashlib.sha256(content).hexdigest().encode())):
-        number, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{target.name}-")
+        draft = path.parent / f".{target.name}-{os.getpid()}"
         try:
-            with open(number, "wb") as file:
-                file.write(data)
-            os.replace(draft, target)
+            draft.write_bytes(data)
+            draft.replace(target)
         except OSError:
-            with suppress(OSError):
-                os.unlink(draft)
+            draft.unlink(missing_ok=True)
             raise
 
 

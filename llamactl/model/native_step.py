@@ -28,7 +28,7 @@ TRIAL = 3  # tokens by which a model is compared
 class Matrix(ctypes.Structure):
     """A matrix of weights in one of the formats, with its scales and bias."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("weights", ctypes.c_void_p), ("scales", ctypes.c_void_p), ("bias", ctypes.c_void_p),
         ("rows", ctypes.c_int64), ("columns", ctypes.c_int64), ("format", ctypes.c_int64),
     ]  # fmt: skip
@@ -37,7 +37,7 @@ class Matrix(ctypes.Structure):
 class Layer(ctypes.Structure):
     """The weights of a block, and its buffers of the cache."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((name, Matrix) for name in ("query", "key", "value", "output", "gate", "up", "down")),
         *((name, ctypes.c_void_p) for name in ("attention_norm", "query_norm", "key_norm", "mlp_norm", "keys", "values")),
     ]  # fmt: skip
@@ -46,7 +46,7 @@ class Layer(ctypes.Structure):
 class Model(ctypes.Structure):
     """All that a step reads."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("embedding", Matrix), ("head", Matrix), ("norm", ctypes.c_void_p), ("layers", ctypes.POINTER(Layer)),
         *((name, ctypes.c_int64) for name in (
             "n_layers", "dim", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "context", "batch", "cache_format", "vocab_size"
@@ -128,7 +128,15 @@ class _Reader:
         norm = self.gains(model.model.norm, config.norm_eps)
         if any(id(tensor) not in self.read for tensor in (*model.parameters(), *model.buffers())):
             raise NotNative
-        sizes = (config.n_layers, config.dim, config.n_heads, config.n_kv_heads, config.head_dim, config.ffn_dim, config.context)
+        sizes = (
+            config.n_layers,
+            config.dim,
+            config.n_heads,
+            config.n_kv_heads,
+            config.head_dim,
+            config.ffn_dim,
+            config.context,
+        )
         batch = cache.layers[0].keys.shape[0]
         rows = (Layer * len(layers))(*layers)
         return Model(embedding, head, norm, rows, *sizes, batch, FORMATS[dtype], vocab_size, config.norm_eps)
@@ -142,7 +150,7 @@ class _Threads:
         self.count, self._quiet, self._patience = torch.get_num_threads(), 0, PATIENCE
 
     def report(self, slept: float, took: float) -> None:
-        """Take account of how long a step's first thread slept, and of all its time. The number of threads changes no result."""
+        """Take account of the seconds that a step's first thread slept, and of all its seconds."""
         self._quiet += 1
         if slept > MOST_SLEPT * took and self.count > 1:
             # It takes longer each time to try more again: a trial beside busy programs costs several steps.

@@ -23,6 +23,10 @@ class Int8Linear(nn.Module):
         self.scales: Tensor
         self.rounded: Tensor
 
+    def dequantize(self) -> Tensor:
+        """Return the weights in fp32, outputs x inputs."""
+        return self.rounded.float() * self.scales[:, None]
+
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x (... x inputs) by the transposed weights; the result is ... x outputs in the dtype of x."""
         rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
@@ -38,10 +42,10 @@ class Int4Linear(nn.Module):
     """A linear layer with int4 weights and a bf16 scale per group of 32 inputs: 4.5 bits per weight (weight-only)."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        """Quantise the weights of a linear layer to -8 ... 7 times the scale of their group, chosen for the least square error."""
+        """Quantise the weights of a linear layer to -8 ... 7 times a scale that has the least square error in its group."""
         super().__init__()
         self.bias, self.in_features = linear.bias, linear.in_features
-        weight = F.pad(linear.weight.detach().float(), (0, -linear.in_features % GROUP)).unflatten(1, (-1, GROUP))
+        weight = F.pad(linear.weight.detach().float(), (0, -linear.in_features % GROUP)).view(linear.out_features, -1, GROUP)
         parts = [_quantize_int4(rows) for rows in weight.split(4096)]  # what is kept for a search of all rows at once is large
         rounded, scales = (torch.cat(part) for part in zip(*parts, strict=True))
         # As in llama.cpp's Q4_0: the first half of a group is in the low bits of its bytes. Two's complement.
@@ -53,7 +57,7 @@ class Int4Linear(nn.Module):
 
     def dequantize(self) -> Tensor:
         """Return the weights in fp32, outputs x inputs."""
-        packed = self.packed.view(torch.int8).unflatten(1, (-1, GROUP // 2))
+        packed = self.packed.view(torch.int8).view(len(self.packed), -1, GROUP // 2)
         signed = torch.cat([(packed << 4) >> 4, packed >> 4], dim=-1)
         return (signed * self.scales.float()[:, :, None]).flatten(1)[:, : self.in_features]
 

@@ -10,9 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from llamactl.checkpoint.hf_config import hf_config
 from llamactl.config.schema import ModelConfig
 from llamactl.inference.generate import Completion, Request, TokenStream, generate_samples
+from llamactl.model.convert import convert_weights
 from llamactl.model.decode import Sampler
 from llamactl.model.llama import Llama
-from llamactl.model.convert import convert_weights
 from llamactl.tokenizer import bpe
 from llamactl.tokenizer.bpe import Tokenizer
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from llamactl.config.schema import ModelConfig
-from llamactl.model.llama import Llama
 from llamactl.model.convert import FORMATS, PackedLinear, convert_weights, pack_if_faster
+from llamactl.model.llama import Llama
 from llamactl.model.quantize import Int8Linear
 
 SHAPE = ModelConfig(n_layers=2, dim=64, n_heads=4, n_kv_heads=2, head_dim=16, ffn_dim=96, context=32, vocab_size=256)
