@@ -1,6 +1,7 @@
 """Decode one token at a time with a key/value cache, by sampling or greedily."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple
@@ -181,7 +182,8 @@ def decode_tokens(
             faster = capture_step(model, cache, vocab_size)
         one = faster if faster and tokens.shape[1] == 1 else None
         logits, total = one(tokens) if one else _step(model, tokens, cache, vocab_size)
-        picked = pick(logits, text, next(draws))
+        with faster.pause_threads() if isinstance(faster, NativeStep) else nullcontext():
+            picked = pick(logits, text, next(draws))
         yield Step(picked, (logits.gather(1, picked[:, None]) - total)[:, 0], logits)
         text = torch.cat([text, picked[:, None]], dim=1)
         tokens = picked[:, None]

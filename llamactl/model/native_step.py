@@ -5,6 +5,8 @@ It computes what `llama.py` does and nothing else: a model with other layers, or
 
 import ctypes
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
 import torch
@@ -200,6 +202,19 @@ class NativeStep:
         self._threads.report(slept, time.perf_counter() - started)
         self._cache.length = position + 1
         return self._logits, self._totals
+
+    @contextmanager
+    def pause_threads(self) -> Iterator[None]:
+        """Let PyTorch use one thread for what it does with the logits while the threads of a step were in each other's way."""
+        usual = torch.get_num_threads()
+        crowded = self._threads.count < usual
+        if crowded:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            if crowded:
+                torch.set_num_threads(usual)
 
 
 def _rotary_rows(start: int, config: ModelConfig) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,9 @@ class Int4Linear(nn.Module):
         super().__init__()
         self.bias, self.in_features = linear.bias, linear.in_features
         weight = F.pad(linear.weight.detach().float(), (0, -linear.in_features % GROUP)).view(linear.out_features, -1, GROUP)
-        parts = [_quantize_int4(rows) for rows in weight.split(4096)]  # what is kept for a search of all rows at once is large
+        parts = [
+            _quantize_int4(rows) for rows in torch.split(weight, 4096)
+        ]  # what is kept for a search of all rows at once is large
         rounded, scales = (torch.cat(part) for part in zip(*parts, strict=True))
         # As in llama.cpp's Q4_0: the first half of a group is in the low bits of its bytes. Two's complement.
         low, high = rounded.view(torch.uint8).chunk(2, dim=-1)
