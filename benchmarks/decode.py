@@ -1,10 +1,12 @@
 """How fast a model writes: llamactl beside Hugging Face's generate and llama.cpp, one shape, one run.
 
     python benchmarks/decode.py --llama-python PYTHON
+    python benchmarks/decode.py --llama-node FOLDER
 
-`150m` with GPT-2's vocabulary and random weights, greedy, prompts of 16 random tokens. Each row is a process of its own; the
-rate at which matrix-vector products read their matrices is measured in the same run. PYTHON is an interpreter that has
-llama-cpp-python; it reads the GGUF files that `llamactl export gguf` writes.
+`150m` with GPT-2's vocabulary and random weights, greedy, prompts of 16 random tokens. Each row is a process of its own, all
+rows in turn; the rate at which memory is read is measured in the same processes. "PyTorch" is what llamactl does where there is
+no compiler. PYTHON is an interpreter that has llama-cpp-python, FOLDER one with node_modules/node-llama-cpp; they read the GGUF
+files that `llamactl export gguf` writes, and one in Q4_0.
 """
 
 import argparse
@@ -25,7 +27,7 @@ from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint import io as checkpoint_io
 from llamactl.checkpoint.hf_config import hf_config
 from llamactl.config.schema import Config, build_config, preset_settings
-from llamactl.export.gguf import export_gguf
+from llamactl.export import gguf
 from llamactl.inference.benchmark import benchmark_decoding, reading_rate
 from llamactl.model.convert import convert_weights
 from llamactl.model.llama import Llama
@@ -48,6 +50,26 @@ for number, _ in enumerate(model.generate(ids, temp=0.0)):
     if number == new:
         break
 print(json.dumps(times))
+"""
+
+
+LLAMA_NODE = """
+import {getLlama} from "node-llama-cpp";
+const [path, prompt, count, warm, threads] = process.argv.slice(2).map((word, i) => i ? Number(word) : word);
+const llama = await getLlama({gpu: false, build: "never", logLevel: "error", maxThreads: threads});
+const model = await llama.loadModel({modelPath: path});
+const context = await model.createContext({contextSize: prompt + count + 8, threads});
+const ids = Array.from({length: prompt}, (_, i) => (i * 3571 + 11) % 50000);
+const times = [];
+let started = performance.now();
+for await (const _ of context.getSequence().evaluate(ids, {temperature: 0, yieldEogToken: true})) {
+  const now = performance.now();
+  times.push((now - started) / 1e3);
+  started = now;
+  if (times.length > count) break;
+}
+console.log(JSON.stringify(times));
+process.exit(0);
 """
 
 
@@ -93,17 +115,36 @@ def hugging_face(kind: str, batch: int, path: Path, new: int) -> float:
     return batch * new / statistics.median(rounds)
 
 
+KINDS = ("f32", "bf16", "int8", "int4")
 WHO: dict[str, tuple[Callable[[str, int, Path, int], float], str]] = {
-    "llamactl, f32": (llamactl, "f32"),
-    "llamactl, bf16": (llamactl, "bf16"),
-    "llamactl, int8": (llamactl, "int8"),
+    **{f"llamactl, {kind}": (llamactl, kind) for kind in KINDS},
+    **{f"PyTorch, {kind}": (llamactl, kind) for kind in KINDS},
     "Hugging Face generate, f32": (hugging_face, "f32"),
 }
+GGUF = ("f32", "bf16", "q8_0", "q4_0")
 
 
-def apart(words: list[str]) -> str:
+def exported(path: Path, folder: Path) -> dict[str, Path]:
+    """Write the GGUF files; Q4_0, which `export gguf` does not offer, is as far from the weights as 4 bits are."""
+    gguf.TOLERANCES["q4_0"] = 0.2
+    return {kind: gguf.export_gguf(path, folder, kind) for kind in GGUF}
+
+
+def llama_command(options: argparse.Namespace, folder: Path) -> list[str]:
+    """The command that times llama.cpp; empty without one."""
+    if options.llama_python:
+        return [options.llama_python, "-c", LLAMA_CPP]
+    if not options.llama_node:
+        return []
+    script = options.llama_node / "benchmark-decode.mjs"  # node looks for packages beside the script
+    script.write_text(LLAMA_NODE)
+    return ["node", str(script)]
+
+
+def apart(words: list[str], **variables: str) -> str:
     """What another process prints last."""
-    done = subprocess.run(words, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", **variables}
+    done = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
     return done.stdout.strip().splitlines()[-1]
 
 
@@ -111,6 +152,8 @@ def main() -> None:
     """Measure all rows and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llama-python", default="", help="a Python that has llama-cpp-python")
+    parser.add_argument("--llama-node", type=Path, help="a folder with node_modules/node-llama-cpp")
+    parser.add_argument("--rows", nargs="+", default=list(WHO), choices=list(WHO), metavar="ROW")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--new", type=int, default=48)
     parser.add_argument("--repeat", type=int, default=3)
@@ -122,22 +165,23 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         path = made(Path(folder))
-        files = {kind: export_gguf(path, Path(folder), kind) for kind in ("f32", "q8_0")} if options.llama_python else {}
+        command = llama_command(options, Path(folder))
+        files = exported(path, Path(folder)) if command else {}
         found: dict[tuple[str, int], list[float]] = {}
         rates = []
         for _ in range(options.repeat):
-            for name in WHO:
+            for name in options.rows:
                 for batch in options.batches:
                     words = [sys.executable, __file__, "--row", name, str(batch), str(path), "--new", str(options.new)]
-                    speed, rate = json.loads(apart(words))
+                    speed, rate = json.loads(apart(words, **({"CXX": "false"} if name.startswith("PyTorch") else {})))
                     found.setdefault((name, batch), []).append(speed)
                     rates.append(rate)
             for kind, file in files.items():
                 numbers = map(str, (PROMPT, options.new, WARM, torch.get_num_threads()))
-                times = json.loads(apart([options.llama_python, "-c", LLAMA_CPP, str(file), *numbers]))
+                times = json.loads(apart([*command, str(file), *numbers]))
                 found.setdefault((f"llama.cpp, {kind}", 1), []).append(1 / statistics.median(times[WARM:]))
     rate = statistics.median(rates)
-    print(f"matrix-vector products read {rate / 1e9:.1f} GB/s, median; medians of {options.repeat} runs, tokens/s\n")
+    print(f"memory is read at {rate / 1e9:.1f} GB/s, median; medians of {options.repeat} runs, tokens/s\n")
     print("| | " + " | ".join(f"batch {batch}" for batch in options.batches) + " |\n|---|" + "---:|" * len(options.batches))
     for name in dict.fromkeys(name for name, _ in found):
         cells = [f"{statistics.median(each):.1f}" if (each := found.get((name, batch))) else "" for batch in options.batches]
