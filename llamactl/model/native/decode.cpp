@@ -1,7 +1,7 @@
-// One step of decoding on a CPU: the next token of up to some sequences, with one read of the weights.
+// One step of decoding on a CPU: the next tokens of some sequences, with one read of the weights.
 //
-// A step reads each weight once and does little with it, so its time is that of reading memory. PyTorch reads them slower, in a
-// call per layer and thread barriers that spin. Here one parallel region computes the whole step.
+// A step does little with each weight, so its time is that of reading memory. PyTorch reads it at less than the full rate, and its
+// threads wait for each other after every product. Here one parallel region computes the whole step.
 //
 // Reproducible: each sum has one order, that of `dot`, whatever the number of threads or sequences. A row of a matrix, and
 // a head of attention, belongs to one thread. Products and sums are fp32 in each format of the weights.
@@ -15,7 +15,6 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
 #ifdef _OPENMP
@@ -179,14 +178,21 @@ inline void read_block(Row row, Floats (&weights)[VECTORS]) {
     }
 }
 
+constexpr long groups_of(long columns) { return (columns + GROUP - 1) / GROUP; }
+
 template <Format format>
 constexpr long bytes_of(long columns) {
-    return format == F32 ? 4 * columns : format == BF16 ? 2 * columns : format == INT8 ? columns : (columns + 31) / 32 * 16;
+    return format == F32 ? 4 * columns : format == BF16 ? 2 * columns : format == INT8 ? columns : groups_of(columns) * (GROUP / 2);
 }
 
 template <Format format>
 constexpr long scale_bytes_of(long columns) {
-    return format == INT4 ? (columns + 31) / 32 * 2 : 0;
+    return format == INT4 ? groups_of(columns) * 2 : 0;
+}
+
+// Fetch a line of memory into the cache; beyond the end of a matrix this does nothing.
+inline void prefetch(const uint8_t* from, long offset) {
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) + offset));
 }
 
 long padded(long columns) { return (columns + BLOCK - 1) / BLOCK * BLOCK; }
@@ -197,7 +203,6 @@ inline void dot(Row row, long columns, const float* x, long stride, float* resul
     Floats sums[N][SUMS] = {};
     auto add_block = [&](Row from, long start) __attribute__((always_inline)) {
         Floats weights[VECTORS];
-        for (long line = 0; line < bytes_of<format>(BLOCK); line += 64) __builtin_prefetch(from.weights + AHEAD + line);
         read_block<format>(from, weights);
 #pragma GCC unroll 16
         for (int v = 0; v < VECTORS; v++)
@@ -205,8 +210,11 @@ inline void dot(Row row, long columns, const float* x, long stride, float* resul
             for (int n = 0; n < N; n++) sums[n][v % SUMS] += weights[v] * load<Floats>(x + n * stride + start + LANES * v);
     };
     long start = 0;
-    for (; start + BLOCK <= columns; start += BLOCK)
-        add_block({row.weights + bytes_of<format>(start), row.scales + scale_bytes_of<format>(start)}, start);
+    for (; start + BLOCK <= columns; start += BLOCK) {
+        const uint8_t* weights = row.weights + bytes_of<format>(start);
+        for (long line = 0; line < bytes_of<format>(BLOCK); line += 64) prefetch(weights, AHEAD + line);
+        add_block({weights, row.scales + scale_bytes_of<format>(start)}, start);
+    }
     if (start < columns) {  // the rest of the row, with zeros after it
         uint8_t rest[bytes_of<format>(BLOCK)] = {}, scales[4] = {};
         std::memcpy(rest, row.weights + bytes_of<format>(start), bytes_of<format>(columns - start));
