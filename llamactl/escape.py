@@ -1,6 +1,7 @@
 """Escape text of a corpus or a model, so that it cannot control a terminal, a page or a file that shows it."""
 
 import html
+import json
 import unicodedata
 
 MARKUP = "\\`*_{}[]()#+!|~$@:"  # - and . are markup only at the beginning of a line
@@ -23,6 +24,12 @@ def escape_markdown(text: str) -> str:
     return "".join(
         f"\\{letter}" if letter in MARKUP else html.escape(letter) for letter in " ".join(escape_control_chars(text).split())
     )
+
+
+def embed_json(value: object) -> str:
+    """Serialise a value as JSON for a script element: nothing in it can end that element or a line."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    return "".join(f"\\u{ord(letter):04x}" if letter in "<>&\u2028\u2029" else letter for letter in text)
 
 
 def path_to_text(path: str) -> str:

@@ -56,6 +56,28 @@ def hf(
     show_next(f"hf upload NAME {written}", why="Share")
 
 
+@app.command(epilog="Example: llamactl export web RUN@best --checkpoints 8")
+def web(
+    run: Annotated[str, typer.Argument(help=MODEL_HELP, show_default="the newest", autocompletion=completion.checkpoints)] = "",
+    kind: Annotated[Literal["int8", "int4"], typer.Option("--type", help="Number format of the weights.")] = "int8",
+    checkpoints: Annotated[
+        int, typer.Option(min=1, max=1_000, help="Checkpoints of the run in the page, from all over it, with a slider.")
+    ] = 1,
+    out: Annotated[Path, typer.Option(help=OUT_HELP)] = Path("exports"),
+) -> None:
+    """Write one HTML page that holds the model and writes with it: no network, no server."""
+    require_run(run)
+    import_torch()
+    from llamactl.checkpoint import select as checkpoint_select
+    from llamactl.cli.ui.console import progress, show_next
+    from llamactl.export.web import export_web
+
+    written = checkpoint_select.retry_while_pruned(run, lambda path: export_web(path, out, kind, checkpoints))
+    _show_result(written)
+    progress.print("The page contains the names of the run and its dataset; check them before you share it.", style="dim")
+    show_next(f"open {written}   (any browser, also without a network)")
+
+
 def _show_result(written: Path) -> None:
     """Print the path of an export on stdout, so that it can be piped, and its size on stderr."""
     from llamactl.cli.ui.console import output, progress

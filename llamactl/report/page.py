@@ -7,7 +7,7 @@ from importlib.resources import files
 
 from llamactl import __version__
 from llamactl.config.schema import dump_toml
-from llamactl.escape import escape_control_chars
+from llamactl.escape import embed_json, escape_control_chars
 from llamactl.report.plots import COLOURS
 from llamactl.report.results import compare_with_plan, differing_settings, headline_results
 from llamactl.report.run_data import Columns, RunData, keep_extremes, spread_evenly
@@ -47,12 +47,6 @@ def _page(subjects: Sequence[RunData], most: int) -> str:
 <script type="application/json" id="data">{embed_json([_data(subject, n, most) for n, subject in enumerate(subjects)])}</script>
 <script>{_part("page.js")}</script></body></html>
 """
-
-
-def embed_json(value: object) -> str:
-    """Serialise a value as JSON for a script element: nothing in it can end that element or a line."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
-    return "".join(f"\\u{ord(letter):04x}" if letter in "<>&\u2028\u2029" else letter for letter in text)
 
 
 def _data(subject: RunData, number: int, most: int) -> dict[str, object]:

@@ -12,9 +12,9 @@ import pytest
 
 from llamactl.config.schema import build_config
 from llamactl.errors import DataError
-from llamactl.escape import escape_control_chars
+from llamactl.escape import embed_json, escape_control_chars
 from llamactl.planning.memory_estimate import MemoryEstimate
-from llamactl.report.page import LARGEST, embed_json, render_report
+from llamactl.report.page import LARGEST, render_report
 from llamactl.report.results import compare_with_plan
 from llamactl.report.run_data import RunData, keep_extremes, read_run_data, spread_evenly
 from llamactl.runs.run_dir import RunDir

@@ -1,0 +1,64 @@
+"""How good the weights of a page are: bits per byte on held-out text of the run's dataset, where that is at hand."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from llamactl.checkpoint import format as checkpoint_format
+from llamactl.config.schema import ModelConfig
+from llamactl.corpus.dataset import Dataset, DatasetDir
+from llamactl.corpus.memmap import read_tokens, shard_lengths
+from llamactl.corpus.openings import held_out_openings
+from llamactl.errors import UserError
+from llamactl.inference.evaluate import evaluate_streams
+from llamactl.model.llama import Llama, num_params
+from llamactl.runs.run_dir import RunDir
+from llamactl.tokenizer.bpe import Tokenizer
+
+WORK = 5e10  # parameters times tokens of a measurement: a second on two CPU cores
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out tokens of a dataset: its name, how one of its documents begins, and pieces from all over it."""
+
+    name: str
+    opening: str
+    pieces: tuple[np.ndarray, ...]
+    tokenizer: Tokenizer
+    byte_lengths: np.ndarray
+
+    @property
+    def tokens(self) -> int:
+        """Return the number of tokens that are measured."""
+        return sum(len(piece) - 1 for piece in self.pieces)
+
+    def bits_per_byte(self, model: Llama) -> float:
+        """Measure a model."""
+        found = evaluate_streams(model, self.tokenizer, self.pieces, rests=False, byte_lengths=self.byte_lengths)
+        return round(found.bits_per_byte, 5)
+
+
+def find_held_out(path: Path, config: ModelConfig, tokenizer: Tokenizer) -> HeldOut | None:
+    """Return held-out text of the dataset that a checkpoint was trained on; None if it is gone, or the model is another's."""
+    if checkpoint_format.is_foreign(path):
+        return None
+    with suppress(UserError, OSError):
+        dataset = DatasetDir.from_name(RunDir(path.absolute().parent.parent).config().data.name).open()
+        if dataset.tokenizer.is_same(tokenizer):
+            pieces = tuple(_pieces(dataset, config.context, int(WORK / num_params(config))))
+            openings = chain(held_out_openings(dataset, 1), [""])
+            return HeldOut(dataset.name, next(openings), pieces, tokenizer, dataset.byte_lengths) if pieces else None
+    return None
+
+
+def _pieces(dataset: Dataset, context: int, tokens: int) -> list[np.ndarray]:
+    """Read windows of about so many tokens in all from all over the held-out text, each as a piece of its own."""
+    lengths = shard_lengths(dataset.val)
+    windows = [(shard, start) for shard, size in enumerate(lengths) for start in range(0, size - context, context)]
+    count = max(1, tokens // context)
+    kept = windows if len(windows) <= count else [windows[n * len(windows) // count] for n in range(count)]
+    return [read_tokens(dataset.val, shard, start, start + context + 1) for shard, start in kept]
