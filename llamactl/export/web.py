@@ -28,7 +28,7 @@ from llamactl.errors import DataError, UsageError
 from llamactl.escape import embed_json, escape_control_chars
 from llamactl.export.publish import name_export, publish_files
 from llamactl.export.web_measure import HeldOut, find_held_out
-from llamactl.export.web_weights import SMALLEST, Change, Kind, Rounded, encode_change, parse_rounded, round_model
+from llamactl.export.web_weights import SMALLEST, Change, Kind, Rounded, encode_change, parse_change, parse_rounded, round_model
 from llamactl.model.llama import Llama, num_params, rotary_frequencies
 from llamactl.runs.run_dir import RunDir
 from llamactl.tokenizer.bpe import Tokenizer
@@ -129,7 +129,7 @@ def describe_checkpoint(
         "tokens": state.tokens,
         "loss": state.validation_loss,
         "bitsPerByte": held_out.bits_per_byte(rounded.to_model(config)) if held_out else None,
-        "sha256": hashlib.sha256(rounded.integers.tobytes()).hexdigest(),
+        "sha256": hash_integers(rounded),
     }
 
 
@@ -243,9 +243,25 @@ def check(file: Path, about: dict[str, Any], blobs: Sequence[bytes], model: Llam
     if read != blobs or found != json.loads(json.dumps(about)):
         raise DataError(f"{file} is not the model.", "It was written wrongly.")
     last = parse_rounded(found["layout"], read[1], found["type"])
+    _check_hashes(found, read, last)
     weights = model.state_dict()
     for name, stored in last.to_model(model.config).state_dict().items():
         trained = weights[name][: len(stored)]
         bound = trained.abs().amax(-1, keepdim=True) * (TOLERANCES[found["type"]] if stored.ndim == 2 else 0.0)
         if not bool(((stored - trained).abs() <= bound + SMALLEST).all()):
             raise DataError(f"{name} in {file} is not the model's.", "It was written wrongly.")
+
+
+def _check_hashes(about: dict[str, Any], blobs: Sequence[bytes], last: Rounded) -> None:
+    """Restore each checkpoint as the page does; raises DataError where its integers are not those that were measured."""
+    restored = last
+    for facts, blob in zip(about["checkpoints"], blobs[1:], strict=True):
+        if "coarse" in facts:  # all but the last of the run
+            restored = parse_change(about["layout"], blob, facts).apply(restored)
+        if hash_integers(restored) != facts["sha256"]:
+            raise DataError(f"The checkpoint of step {facts['step']:,} in the page is not the run's.", "It was written wrongly.")
+
+
+def hash_integers(model: Rounded) -> str:
+    """Return the sha256 of the integers of a model."""
+    return hashlib.sha256(model.integers.tobytes()).hexdigest()

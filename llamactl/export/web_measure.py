@@ -18,6 +18,7 @@ from llamactl.model.llama import Llama, num_params
 from llamactl.runs.run_dir import RunDir
 from llamactl.tokenizer.bpe import Tokenizer
 
+PLACES = 8  # of the held-out text
 WORK = 5e10  # parameters times tokens of a measurement: a second on two CPU cores
 
 
@@ -56,9 +57,13 @@ def find_held_out(path: Path, config: ModelConfig, tokenizer: Tokenizer) -> Held
 
 
 def _pieces(dataset: Dataset, context: int, tokens: int) -> list[np.ndarray]:
-    """Read windows of about so many tokens in all from all over the held-out text, each as a piece of its own."""
+    """Read about so many tokens in all, in whole windows, from some places all over the held-out text."""
     lengths = shard_lengths(dataset.val)
     windows = [(shard, start) for shard, size in enumerate(lengths) for start in range(0, size - context, context)]
-    count = max(1, tokens // context)
-    kept = windows if len(windows) <= count else [windows[n * len(windows) // count] for n in range(count)]
-    return [read_tokens(dataset.val, shard, start, start + context + 1) for shard, start in kept]
+    each = max(1, tokens // (PLACES * context))
+    pieces = []
+    for place in range(0, len(windows), max(each, len(windows) // PLACES)):
+        shard, start = windows[place]
+        stop = start + each * context + 1
+        pieces.append(read_tokens(dataset.val, shard, start, min(stop, start + 1 + (lengths[shard] - start - 1) // context * context)))
+    return pieces

@@ -173,6 +173,11 @@ class Change:
         return replace(self.stored, integers=integers)
 
 
+def parse_change(layout: Mapping[str, Any], content: bytes, facts: Mapping[str, Any]) -> Change:
+    """Read a change by its bytes and by what the page's JSON says of it."""
+    return Change(tuple(facts["likenesses"]), facts["coarse"], parse_rounded(layout, content, "int8"))
+
+
 def encode_change(earlier: Rounded, later: Rounded) -> Change:
     """Encode an int8 checkpoint as differences from a later one, which loses about as much as rounding to five bits."""
     likenesses = []

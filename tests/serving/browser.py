@@ -5,23 +5,25 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DEADLINE = 60.0  # seconds
+OFFLINE = ("--host-resolver-rules=MAP * ~NOTFOUND", "--proxy-server=127.0.0.1:9")  # no name and no address is reached
 
 
 class Page:
     """A page in a browser of its own; a context manager."""
 
-    def __init__(self, url: str, profile: Path, size: tuple[int, int] = (1280, 900)) -> None:
+    def __init__(self, url: str, profile: Path, size: tuple[int, int] = (1280, 900), flags: Sequence[str] = ()) -> None:
         """Start the browser and open the page."""
         self._from_us, self._to_browser = os.pipe()
         self._from_browser, self._to_us = os.pipe()
         words = [
             str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}",
-            f"--window-size={size[0]},{size[1]}", "--remote-debugging-pipe", "about:blank",
+            f"--window-size={size[0]},{size[1]}", "--remote-debugging-pipe", *flags, "about:blank",
         ]  # fmt: skip
         script = 'exec 3<&"$1" 4>&"$2"; shift 2; exec "$@"'  # Chromium reads from 3 and writes to 4
         command = ["bash", "-c", script, "bash", str(self._from_us), str(self._to_us), *words]
@@ -77,7 +79,7 @@ class Page:
 
     def press(self, key: str) -> None:
         """Press a key."""
-        codes = {"Enter": 13, "ArrowDown": 40, "Escape": 27}
+        codes = {"Enter": 13, "ArrowDown": 40, "ArrowRight": 39, "ArrowLeft": 37, "Escape": 27, "Tab": 9}
         for kind in ("keyDown", "keyUp"):
             text = {"text": "\r"} if key == "Enter" and kind == "keyDown" else {}
             self._ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key], **text)

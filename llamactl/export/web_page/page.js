@@ -29,15 +29,17 @@ function introduce() {
   const { shape } = about;
   const facts = {
     Run: about.name,
-    Shape: `${shape.layers} layers, width ${number(shape.dim)}, ${shape.heads} heads`,
+    Parameters: number(about.parameters),
+    Shape: `${shape.layers} layers, width ${number(shape.dim)}, ${shape.heads} ${shape.heads === 1 ? "head" : "heads"}`,
     Context: `${number(shape.context)} tokens`,
     Vocabulary: `${number(about.ids)} tokens`,
     "Trained on": about.dataset,
     Training: about.trained ? `${number(last.step)} steps, ${number(last.tokens)} tokens` : "",
     "Validation loss": last.loss === null ? "" : `${last.loss.toFixed(3)} nats per token`,
-    "Bits per byte": last.bitsPerByte === null ? "" : `${last.bitsPerByte.toFixed(3)} on ${number(about.heldOutTokens)} held-out tokens`,
-    "Before rounding": last.bitsPerByte === null ? "" : about.bitsPerByteBefore.toFixed(3),
-    "Stored as": about.type,
+    "Bits per byte": last.bitsPerByte === null ? "" : last.bitsPerByte.toFixed(3),
+    [`before rounding to ${about.type}`]: last.bitsPerByte === null ? "" : about.bitsPerByteBefore.toFixed(3),
+    "measured on": last.bitsPerByte === null ? "" : `${number(about.heldOutTokens)} held-out tokens`,
+    "Stored as": last.bitsPerByte === null ? about.type : "",
   };
   for (const [name, value] of Object.entries(facts)) {
     if (!value) continue;
@@ -53,7 +55,8 @@ function introduce() {
   at("passage").value = EXAMPLE;
   const count = about.checkpoints.length;
   at("history").hidden = count < 2;
-  at("moment").max = at("moment").value = count - 1;
+  at("moment").max = count - 1;
+  at("moment").value = count - 1;
   showMoment();
 }
 

@@ -48,7 +48,10 @@ class Sheet {
   add(token) {
     const bytes = this.bytesOf(token.id);
     const text = bytes.length ? this.decoder.decode(bytes, { stream: true }) : "";
-    const span = made("span", text || (bytes.length ? "" : "end"), text ? "" : bytes.length ? "part" : "end");
+    const word = text.trimStart() || text;
+    const span = made("span", text.slice(0, text.length - word.length), text ? "" : bytes.length ? "part" : "end");
+    // The space before a word is not colored: it would hang at the end of the line before.
+    span.append(made("span", word || (bytes.length ? "" : "end"), "word"));
     if (token.taken) span.classList.add("taken");
     span.setAttribute("role", "button");
     span.setAttribute("aria-haspopup", "true");
@@ -104,7 +107,7 @@ const choices = {
     Object.assign(this, { sheet, place, fixed, anchor: sheet.box.children[place + 1] });
     const token = sheet.tokens[place];
     const head = made("p");
-    head.append(made("b", percent(Math.exp(-token.nats))), ` likely, ${(token.nats / Math.LN2).toFixed(1)} bits of surprise`);
+    head.append(made("b", percent(Math.exp(-token.nats))), ` likely: ${(token.nats / Math.LN2).toFixed(1)} bits of surprise. Or:`);
     const others = token.others.filter(([id]) => id !== token.id).slice(0, 5);
     at("choices").replaceChildren(head, ...others.map(([id, share]) => this.button(id, share)));
     at("choices").setAttribute("aria-label", `Instead of ${token.text.trim() || "this token"}`);
