@@ -75,7 +75,7 @@ def web(
     written = checkpoint_select.retry_while_pruned(run, lambda path: export_web(path, out, kind, checkpoints))
     _show_result(written)
     progress.print("The page contains the names of the run and its dataset; check them before you share it.", style="dim")
-    show_next(f"open {written}   (any browser, also without a network)")
+    show_next(str(written), why="Open in any browser, also without a network")
 
 
 def _show_result(written: Path) -> None:

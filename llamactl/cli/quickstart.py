@@ -52,6 +52,7 @@ def quickstart(
         show_next(following, why="Continue")
         raise
     progress.print("\n[bold]That is your own Llama.[/] The prompt is from text that it never saw in training.", markup=True)
+    show_next(f"llamactl export web {run}", why="As one page that writes in any browser")
     show_next(f"llamactl quickstart {shlex.join(sources)} --time 1h", why="With more time")
 
 

@@ -24,7 +24,7 @@ from llamactl.checkpoint import io as checkpoint_io
 from llamactl.checkpoint.hf_config import check_published, find_architecture
 from llamactl.checkpoint.select import describe_model
 from llamactl.config.schema import ModelConfig
-from llamactl.errors import DataError, UsageError
+from llamactl.errors import DataError, UsageError, UserError
 from llamactl.escape import embed_json, escape_control_chars
 from llamactl.export.publish import name_export, publish_files
 from llamactl.export.web_measure import HeldOut, find_held_out
@@ -108,7 +108,12 @@ def encode_checkpoints(
     """Encode checkpoints, newest first, each as differences from the one after it; raises DataError for another shape."""
     stored, later = [], last
     for path in earlier:
-        model, own, state = checkpoint_io.load_model(path, torch.device("cpu"))
+        try:
+            model, own, state = checkpoint_io.load_model(path, torch.device("cpu"))
+        except (UserError, OSError):
+            if path.exists():
+                raise
+            continue  # pruned meanwhile, as the run is training
         rounded = round_model(model, own.vocab_size, "int8")
         if rounded.layout != last.layout or not own.is_same(tokenizer):
             raise DataError(f"{path} is of another shape than the last checkpoint.", "It can't be stored as a difference.")
@@ -259,7 +264,9 @@ def _check_hashes(about: dict[str, Any], blobs: Sequence[bytes], last: Rounded) 
         if "coarse" in facts:  # all but the last of the run
             restored = parse_change(about["layout"], blob, facts).apply(restored)
         if hash_integers(restored) != facts["sha256"]:
-            raise DataError(f"The checkpoint of step {facts['step']:,} in the page is not the run's.", "It was written wrongly.")
+            raise DataError(
+                f"The checkpoint of step {facts['step']:,} in the page is not the run's.", "It was written wrongly."
+            )
 
 
 def hash_integers(model: Rounded) -> str:

@@ -65,5 +65,7 @@ def _pieces(dataset: Dataset, context: int, tokens: int) -> list[np.ndarray]:
     for place in range(0, len(windows), max(each, len(windows) // PLACES)):
         shard, start = windows[place]
         stop = start + each * context + 1
-        pieces.append(read_tokens(dataset.val, shard, start, min(stop, start + 1 + (lengths[shard] - start - 1) // context * context)))
+        pieces.append(
+            read_tokens(dataset.val, shard, start, min(stop, start + 1 + (lengths[shard] - start - 1) // context * context))
+        )
     return pieces

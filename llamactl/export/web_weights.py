@@ -27,7 +27,7 @@ OUTER = {"model.embed_tokens.weight": "embedding", "lm_head.weight": "head", "mo
 
 @dataclass(frozen=True)
 class Layout:
-    """The tensors of a model in the order in which they are stored: vectors with their sizes, matrices with rows and columns."""
+    """The tensors of a model as they are stored: vectors with their sizes, matrices with rows and columns."""
 
     vectors: tuple[tuple[str, int], ...]
     matrices: tuple[tuple[str, int, int], ...]
@@ -71,7 +71,8 @@ class Rounded:
             count = -(-shape[1] // GROUP)
             factors = self.factors[before : before + shape[0] * count].reshape(shape[0], count).astype(np.float32)
             scales = np.repeat(scales * factors, GROUP, axis=1)[:, : shape[1]]
-        return integers * scales
+        product: np.ndarray = integers * scales
+        return product
 
     def to_model(self, config: ModelConfig) -> Llama:
         """Build the model that the page computes, in eval mode; its vocabulary has no padding rows."""
@@ -120,7 +121,7 @@ def round_model(model: Llama, vocab_size: int, kind: Kind) -> Rounded:
     matrices = {name: values for name, values in found.items() if values.ndim == 2}
     layout = Layout(
         tuple((name, len(values)) for name, values in vectors.items()),
-        tuple((name, *values.shape) for name, values in matrices.items()),  # type: ignore[misc]
+        tuple((name, *values.shape) for name, values in matrices.items()),
     )
     rounded = [(round_rows if kind == "int8" else round_groups)(values) for values in matrices.values()]
     scales, integers, factors = (np.concatenate([part.reshape(-1) for part in parts]) for parts in zip(*rounded, strict=True))

@@ -53,6 +53,7 @@ COMMANDS = (
     "surprise 'The union' --run a",
     "export gguf a --out OUT",
     "export hf a --out OUT",
+    "export web a --out OUT --checkpoints 2",
     "bench decode --run a --batches 1 --prompt 1 --new 8",
     "train --init-from a --run b --tokens 64 --device cpu --set train.tokens_per_step=64 --set train.sample_tokens=1",
     "verify a",

@@ -69,6 +69,7 @@ def tab(words: str) -> tuple[list[str], set[str]]:
         ("llamactl plot-loss ", ["newer", "older"]),
         ("llamactl export gguf ", ["newer", "older"]),
         ("llamactl export hf n", ["newer"]),
+        ("llamactl export web o", ["older"]),
         ("llamactl runs show ", ["newer", "older"]),
         ("llamactl runs remove ", ["newer", "older"]),
         ("llamactl bench decode --run ", ["newer", "older"]),

@@ -41,7 +41,7 @@ from tests.test_docs import ALL
         ("generate Hello", "Try: llamactl sample --help"),
         ("trian", "Did you mean train?"),
         ("runs delete a", "Try: llamactl runs remove --help"),
-        ("export onnx", "Choose from: gguf, hf."),
+        ("export onnx", "Choose from: gguf, hf, web."),
         ("doctor --nothing-like-it", "Try: llamactl doctor --help"),
     ],
 )

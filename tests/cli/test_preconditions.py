@@ -27,6 +27,7 @@ COMMANDS = {
     "plot-loss": 3,
     "export gguf": 3,
     "export hf nosuch@10": 3,
+    "export web nosuch": 3,
     "watch": 3,
     "prepare nosuch.txt": 3,
     "data show nosuch": 3,

@@ -35,6 +35,7 @@ def test_a_text_becomes_a_model_that_writes(home: Path) -> None:
     for command in ("prepare my.txt", "train --data my --time", "plot-loss", "sample"):
         assert f"$ llamactl {command}" in done.stderr
     assert "That is your own Llama" in done.stderr
+    assert "llamactl export web" in done.stderr
     assert "The" in done.stdout
     assert list(home.glob("runs/*-my/checkpoints/step-*"))
 

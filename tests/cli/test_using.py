@@ -51,7 +51,12 @@ def test_surprise_in_the_terminal_and_as_a_page(trained: Path) -> None:
 
 def test_exports_are_written_and_say_where(trained: Path) -> None:
     out = trained / "exports"
-    for words, name in (("gguf a --type q8_0", "a-step4-q8_0.gguf"), ("hf a@2", "a-step2-bf16")):
+    written = {
+        "gguf a --type q8_0": "a-step4-q8_0.gguf",
+        "hf a@2": "a-step2-bf16",
+        "web a --checkpoints 2": "a-step4-int8.html",
+    }
+    for words, name in written.items():
         done = run(f"export {words} --out", str(out))
         assert done.stdout.strip() == str(out / name)
         assert "verified against the checkpoint" in done.stderr
