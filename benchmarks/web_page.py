@@ -51,9 +51,8 @@ def main() -> None:
             same = sum(a == b for a, b in zip(found, expected, strict=True))
             print(f"equal        {same:,} of {options.tokens:,} greedy tokens, step {about['checkpoints'][number]['step']}")
         rates = sorted(count / write_in_page(page, ids, count)[1] for count in [200] * 5)
-        print(
-            f"speed        {statistics.median(rates):.0f} tokens per second (200 tokens, median of 5; {rates[0]:.0f} to {rates[-1]:.0f})"
-        )
+        spread = f"{rates[0]:.0f} to {rates[-1]:.0f}"
+        print(f"speed        {statistics.median(rates):.0f} tokens per second (200 tokens, median of 5; {spread})")
     print(f"threads      PyTorch {torch.get_num_threads()}")
 
 

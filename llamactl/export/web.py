@@ -34,6 +34,7 @@ from llamactl.runs.run_dir import RunDir
 from llamactl.tokenizer.bpe import Tokenizer
 
 LARGEST = 200_000_000  # parameters: a page of 250 MB, which writes some two tokens per second
+LONGEST = 8_192  # tokens of context: keys and values are kept for all of it
 CHUNK = 24 << 20  # characters of a text node, of which browsers allow no more than some hundred million
 PROMPT = "The "  # where no held-out text is at hand
 # Largest difference between a stored and a trained weight, as a share of the largest absolute value in its row. With int4 a
@@ -173,7 +174,7 @@ def describe_shape(config: ModelConfig, vocab_size: int) -> dict[str, Any]:
         "kvHeads": config.n_kv_heads,
         "headDim": config.head_dim,
         "ffn": config.ffn_dim,
-        "context": config.context,
+        "context": min(config.context, LONGEST),
         "vocab": vocab_size,
         "eps": config.norm_eps,
         "frequencies": rotary_frequencies(config, torch.device("cpu")).tolist(),

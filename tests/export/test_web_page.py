@@ -133,6 +133,19 @@ def test_it_branches_by_keyboard(dataset: Dataset, browser: Page, tmp_path: Path
     assert browser.run("at('spoken').textContent").startswith("It wrote: ")
 
 
+def test_a_pointer_shows_the_alternatives_and_takes_no_focus(dataset: Dataset, browser: Page, tmp_path: Path) -> None:
+    opened(browser, exported(dataset.tokenizer, tmp_path))
+    over = "new PointerEvent('pointerover', { bubbles: true, pointerType: 'mouse' })"
+    browser.run(f"{TOKENS}[4].dispatchEvent({over}); 0")
+    assert browser.run("document.querySelectorAll('#choices button').length") == 5
+    assert browser.run("at('choices').textContent").startswith(
+        browser.run(f"{TOKENS}[4].getAttribute('aria-label').split(': ').at(-1)")
+    )
+    assert not browser.run("at('choices').contains(document.activeElement)")
+    browser.run(f"{TOKENS}[4].dispatchEvent(new PointerEvent('pointerout', {{ bubbles: true }})); 0")
+    browser.wait("at('choices').hidden")
+
+
 def test_the_same_seed_writes_the_same_and_another_does_not(dataset: Dataset, browser: Page, tmp_path: Path) -> None:
     opened(browser, exported(dataset.tokenizer, tmp_path))
     texts = []

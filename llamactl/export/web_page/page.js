@@ -17,6 +17,7 @@ let playing = 0;
 
 const number = (value) => value.toLocaleString("en");
 const short = (value) => (value >= 1e9 ? `${(value / 1e9).toFixed(1)} billion` : value >= 1e6 ? `${(value / 1e6).toFixed(1)} million` : number(value));
+const compact = (value) => (value >= 1e9 ? `${(value / 1e9).toFixed(1)}B` : value >= 1e6 ? `${(value / 1e6).toFixed(1)}M` : number(value));
 const bytesOf = (id) => vocabulary.bytesOf(id);
 const sheets = { write: new Sheet(at("written"), bytesOf, branch), read: new Sheet(at("passage-read"), bytesOf, branchFromText) };
 const tab = () => (at("read").hidden ? "write" : "read");
@@ -26,22 +27,7 @@ function introduce() {
   const origin = about.trained ? `trained from scratch${about.dataset ? ` on “${about.dataset}”` : ""}, ${short(last.tokens)} tokens` : "made by another program";
   at("summary").textContent =
     `A ${about.architecture} of ${short(about.parameters)} parameters, ${origin}. It runs here, in this page: nothing that you type leaves it.`;
-  const { shape } = about;
-  const facts = {
-    Run: about.name,
-    Parameters: number(about.parameters),
-    Shape: `${shape.layers} layers, width ${number(shape.dim)}, ${shape.heads} ${shape.heads === 1 ? "head" : "heads"}`,
-    Context: `${number(shape.context)} tokens`,
-    Vocabulary: `${number(about.ids)} tokens`,
-    "Trained on": about.dataset,
-    Training: about.trained ? `${number(last.step)} steps, ${number(last.tokens)} tokens` : "",
-    "Validation loss": last.loss === null ? "" : `${last.loss.toFixed(3)} nats per token`,
-    "Bits per byte": last.bitsPerByte === null ? "" : last.bitsPerByte.toFixed(3),
-    [`before rounding to ${about.type}`]: last.bitsPerByte === null ? "" : about.bitsPerByteBefore.toFixed(3),
-    "measured on": last.bitsPerByte === null ? "" : `${number(about.heldOutTokens)} held-out tokens`,
-    "Stored as": last.bitsPerByte === null ? about.type : "",
-  };
-  for (const [name, value] of Object.entries(facts)) {
+  for (const [name, value] of Object.entries(facts(last))) {
     if (!value) continue;
     const row = made("div");
     row.append(made("dt", name), made("dd", value));
@@ -53,11 +39,29 @@ function introduce() {
   at("footer").textContent = `Made by llamactl ${about.version}. This file needs nothing else: no network, no server.`;
   at("prompt").value = about.prompt;
   at("passage").value = EXAMPLE;
-  const count = about.checkpoints.length;
-  at("history").hidden = count < 2;
-  at("moment").max = count - 1;
-  at("moment").value = count - 1;
+  at("history").hidden = about.checkpoints.length < 2;
+  at("moment").max = about.checkpoints.length - 1;
+  at("moment").value = about.checkpoints.length - 1;
   showMoment();
+}
+
+function facts({ step, tokens, loss, bitsPerByte }) {
+  const { shape, type } = about;
+  const measured = bitsPerByte !== null;
+  return {
+    Run: about.name,
+    Parameters: number(about.parameters),
+    Shape: `${shape.layers} layers, width ${number(shape.dim)}, ${shape.heads} ${shape.heads === 1 ? "head" : "heads"}`,
+    Context: `${number(shape.context)} tokens`,
+    Vocabulary: `${number(about.ids)} tokens`,
+    "Trained on": about.dataset,
+    Training: about.trained ? `${number(step)} steps, ${number(tokens)} tokens` : "",
+    "Validation loss": loss === null ? "" : `${loss.toFixed(3)} nats per token`,
+    "Bits per byte": measured ? bitsPerByte.toFixed(4) : "",
+    [`Before rounding to ${type}`]: measured ? about.bitsPerByteBefore.toFixed(4) : "",
+    "Measured on": measured ? `${number(about.heldOutTokens)} held-out tokens` : "",
+    "Stored as": measured ? "" : type,
+  };
 }
 
 // The worker, or the same code in this thread where a browser allows no worker.
@@ -75,7 +79,7 @@ function connect() {
   try {
     const worker = new Worker(URL.createObjectURL(new Blob([at("engine").textContent], { type: "text/javascript" })));
     worker.onmessage = (event) => receive(event.data);
-    worker.onerror = local;
+    worker.onerror = () => vocabulary || local();
     post = (message) => worker.postMessage(message);
     load();
   } catch {
@@ -171,6 +175,7 @@ const again = () => (tab() === "write" ? write() : read());
 
 // Take another token in place of one, and write on from there.
 function branch(place, id, share) {
+  pause();
   stop();
   const sheet = sheets.write;
   const token = sheet.tokens[place];
@@ -190,6 +195,7 @@ function branchFromText(place, id) {
 }
 
 function show(name) {
+  pause();
   stop();
   choices.close();
   for (const each of ["write", "read"]) {
@@ -203,7 +209,7 @@ function show(name) {
 // The slider: the first checkpoint on the left, the last one on the right.
 function showMoment() {
   const { step, tokens, loss, bitsPerByte } = about.checkpoints[about.checkpoints.length - 1 - Number(at("moment").value)];
-  const parts = [`step ${number(step)} of ${number(about.checkpoints[0].step)}`, `${short(tokens)} tokens`];
+  const parts = [`step ${number(step)} of ${number(about.checkpoints[0].step)}`, `${compact(tokens)} tokens`];
   if (bitsPerByte !== null) parts.push(`${bitsPerByte.toFixed(3)} bits per byte`);
   else if (loss !== null) parts.push(`loss ${loss.toFixed(3)}`);
   at("moment-shown").textContent = parts.join(" · ");
@@ -244,10 +250,12 @@ function listen() {
   on("form", "submit", submit(write));
   on("read-form", "submit", submit(read));
   on("another", "click", () => {
+    pause();
     at("seed").value = (Number(at("seed").value) + 1) % 2 ** 32;
     write(true);
   });
   on("prompt", "input", () => {
+    pause();
     stop();
     typing = setTimeout(() => write(), PATIENCE);
   });
@@ -266,9 +274,12 @@ function listen() {
     again();
   });
   on("play", "click", play);
+}
+
+function listenToTabs() {
   for (const [name, other] of [["write", "read"], ["read", "write"]]) {
-    on(`tab-${name}`, "click", () => show(name));
-    on(`tab-${name}`, "keydown", (event) => {
+    at(`tab-${name}`).addEventListener("click", () => show(name));
+    at(`tab-${name}`).addEventListener("keydown", (event) => {
       if (!["ArrowLeft", "ArrowRight"].includes(event.key)) return;
       show(other);
       at(`tab-${other}`).focus();
@@ -279,4 +290,5 @@ function listen() {
 introduce();
 choices.start();
 listen();
+listenToTabs();
 connect();

@@ -107,7 +107,7 @@ const choices = {
     Object.assign(this, { sheet, place, fixed, anchor: sheet.box.children[place + 1] });
     const token = sheet.tokens[place];
     const head = made("p");
-    head.append(made("b", percent(Math.exp(-token.nats))), ` likely: ${(token.nats / Math.LN2).toFixed(1)} bits of surprise. Or:`);
+    head.append(made("b", percent(Math.exp(-token.nats))), ` likely · ${(token.nats / Math.LN2).toFixed(1)} bits of surprise`);
     const others = token.others.filter(([id]) => id !== token.id).slice(0, 5);
     at("choices").replaceChildren(head, ...others.map(([id, share]) => this.button(id, share)));
     at("choices").setAttribute("aria-label", `Instead of ${token.text.trim() || "this token"}`);
