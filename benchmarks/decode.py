@@ -2,6 +2,7 @@
 
     python benchmarks/decode.py --llama-python PYTHON
     python benchmarks/decode.py --llama-node FOLDER
+    python benchmarks/decode.py --busy 2    # beside two processes that only count
 
 `150m` with GPT-2's vocabulary and random weights, greedy, prompts of 16 random tokens. Each row is a process of its own, all
 rows in turn; the rate at which memory is read is measured in the same processes. "PyTorch" is what llamactl does where there is
@@ -17,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +150,18 @@ def apart(words: list[str], **variables: str) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
+@contextmanager
+def busy_processes(number: int) -> Iterator[None]:
+    """Keep some processes counting."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
 def main() -> None:
     """Measure all rows and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -157,13 +171,14 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--new", type=int, default=48)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--busy", type=int, default=0)
     parser.add_argument("--row", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.row:
         (measure, kind), batch, path = WHO[options.row[0]], int(options.row[1]), Path(options.row[2])
         print(json.dumps([measure(kind, batch, path, options.new), reading_rate(torch.device("cpu"))]))
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, busy_processes(options.busy):
         path = made(Path(folder))
         command = llama_command(options, Path(folder))
         files = exported(path, Path(folder)) if command else {}

@@ -33,9 +33,9 @@ constexpr int LANES = 4;  // NEON, SSE
 
 constexpr long BLOCK = 64;                    // weights that `dot` takes at once; inputs are padded to a multiple with zeros
 constexpr int VECTORS = BLOCK / LANES;        // vectors in a block
-constexpr int SUMS = 4;                       // running sums of a dot product: one alone would wait for each addition
+constexpr int SUMS = 2;                       // running sums of a dot product: one alone would wait for each addition
 constexpr int GROUP = 32;                     // weights per scale in int4
-constexpr int TOGETHER = 4;                   // sequences whose inputs are multiplied with a weight while it is in a register
+constexpr int TOGETHER = 8;                   // sequences whose inputs are multiplied with a weight while it is in a register
 constexpr long CHUNK = 32 * 1024;             // bytes of weights that a thread takes at a time
 constexpr long AHEAD = 4096;                  // bytes that weights are fetched before they are needed: a page
 constexpr int SPINS = 2000;                   // some 20 microseconds: longer than the work between two phases
@@ -206,7 +206,7 @@ inline void dot(Row row, long columns, const float* x, long stride, float* resul
         read_block<format>(from, weights);
 #pragma GCC unroll 16
         for (int v = 0; v < VECTORS; v++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int n = 0; n < N; n++) sums[n][v % SUMS] += weights[v] * load<Floats>(x + n * stride + start + LANES * v);
     };
     long start = 0;
@@ -221,7 +221,7 @@ inline void dot(Row row, long columns, const float* x, long stride, float* resul
         if (format == INT4) std::memcpy(scales, row.scales + scale_bytes_of<format>(start), scale_bytes_of<format>(columns - start));
         add_block({rest, scales}, start);
     }
-    for (int n = 0; n < N; n++) results[n] = sum((sums[n][0] + sums[n][1]) + (sums[n][2] + sums[n][3]));
+    for (int n = 0; n < N; n++) results[n] = sum(sums[n][0] + sums[n][1]);
 }
 
 // Products of the rows from `first` up to `end` with the inputs of all sequences: results[(row - first) * batch + sequence]. All
@@ -243,6 +243,7 @@ void multiply_rows(const Matrix& matrix, long first, long end, const float* x, l
     };
     long sequence = 0;
     for (; sequence + TOGETHER <= batch; sequence += TOGETHER) multiply(sequence, std::integral_constant<int, TOGETHER>());
+    for (; sequence + 4 <= batch; sequence += 4) multiply(sequence, std::integral_constant<int, 4>());
     if (batch - sequence == 3) multiply(sequence, std::integral_constant<int, 3>());
     if (batch - sequence == 2) multiply(sequence, std::integral_constant<int, 2>());
     if (batch - sequence == 1) multiply(sequence, std::integral_constant<int, 1>());
