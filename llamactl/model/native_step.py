@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from llamactl.config.schema import ModelConfig
+from llamactl.hardware.device import multiplies_bf16
 from llamactl.model.cache import KVCache
 from llamactl.model.llama import Attention, Block, Llama, RMSNorm, SwiGLU, rotary_table
 from llamactl.model.native_build import load_library
 from llamactl.model.quantize import Int4Linear, Int8Linear
 
 MOST_SEQUENCES = 16  # beyond, PyTorch's products of matrices are faster
+MOST_IN_BF16 = 8  # the same where the processor has instructions for bf16, which only PyTorch uses
 ROTARY_POSITIONS = 256  # positions whose angles are computed at once
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}
 TOLERANCE = 0.05  # relative error of logits; PyTorch rounds activations to bf16 where the weights have fewer bits
@@ -260,6 +262,8 @@ def _compare(model: Llama) -> bool:
 
 def native_step(model: Llama, cache: KVCache, vocab_size: int) -> NativeStep | None:
     """Return the native step where it computes the model and is the faster one; else None."""
-    if cache.layers[0].keys.shape[0] > MOST_SEQUENCES or not computes(model):
+    keys = cache.layers[0].keys
+    most = MOST_IN_BF16 if keys.dtype == torch.bfloat16 and multiplies_bf16(keys.device) else MOST_SEQUENCES
+    if len(keys) > most or not computes(model):
         return None
     return NativeStep(model, cache, vocab_size)
