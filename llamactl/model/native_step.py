@@ -17,7 +17,7 @@ from llamactl.hardware.device import multiplies_bf16
 from llamactl.model.cache import KVCache
 from llamactl.model.llama import Attention, Block, Llama, RMSNorm, SwiGLU, rotary_table
 from llamactl.model.native_build import load_library
-from llamactl.model.quantize import Int4Linear, Int8Linear
+from llamactl.model.quantize import GROUP, Int4Linear, Int8Linear
 
 MOST_SEQUENCES = 16  # beyond, PyTorch's products of matrices are faster
 MOST_IN_BF16 = 8  # the same where the processor has instructions for bf16, which only PyTorch uses
@@ -95,29 +95,40 @@ class _Reader:
             raise NotNative
         return self.vector(norm.weight)
 
-    def matrix(self, layer: nn.Module) -> Matrix:
-        """Describe a linear layer or an embedding."""
-        if type(layer) is nn.Embedding:
-            return Matrix(self.pointer(layer.weight), None, None, *layer.weight.shape, FORMATS[layer.weight.dtype])
-        bias = self.vector(layer.bias) if isinstance(layer.bias, Tensor) else None
-        if type(layer) is nn.Linear and layer.weight.dtype in FORMATS:
-            return Matrix(self.pointer(layer.weight), None, bias, *layer.weight.shape, FORMATS[layer.weight.dtype])
-        if type(layer) is Int8Linear:
-            return Matrix(self.pointer(layer.rounded), self.pointer(layer.scales), bias, *layer.rounded.shape, 2)
-        if type(layer) is Int4Linear:
-            rows = len(layer.packed)
-            return Matrix(self.pointer(layer.packed), self.pointer(layer.scales), bias, rows, layer.in_features, 3)
-        raise NotNative
+    def matrix(self, layer: nn.Module, rows: int, columns: int) -> Matrix:
+        """Describe a linear layer or an embedding; raises NotNative for one of another shape or format."""
+        weights: Tensor
+        scales: Tensor | None = None
+        kept, bias = (rows, columns), getattr(layer, "bias", None)
+        if type(layer) is nn.Linear or type(layer) is nn.Embedding:
+            weights, known = layer.weight, layer.weight.dtype in (torch.float32, torch.bfloat16)
+        elif type(layer) is Int8Linear:
+            weights, scales = layer.rounded, layer.scales
+            known = weights.dtype == torch.int8 and scales.dtype == torch.float32
+        elif type(layer) is Int4Linear:
+            weights, scales, kept = layer.packed, layer.scales, (rows, -(-columns // GROUP) * GROUP // 2)
+            known = weights.dtype == torch.uint8 and scales.dtype == torch.bfloat16
+        else:
+            raise NotNative
+        if not known or weights.shape != kept:
+            raise NotNative
+        at = None if scales is None else self.pointer(scales)
+        return Matrix(self.pointer(weights), at, self.vector(bias), rows, columns, FORMATS[weights.dtype])
 
-    def layer(self, block: nn.Module, eps: float, keys: Tensor, values: Tensor) -> Layer:
+    def layer(self, block: nn.Module, config: ModelConfig, keys: Tensor, values: Tensor) -> Layer:
         """Describe a block and its buffers of the cache."""
         if type(block) is not Block or type(block.self_attn) is not Attention or type(block.mlp) is not SwiGLU:
             raise NotNative
-        own, mlp = block.self_attn, block.mlp
-        matrices = (own.q_proj, own.k_proj, own.v_proj, own.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+        own, mlp, eps = block.self_attn, block.mlp, config.norm_eps
+        query, shared = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        matrices = (
+            (own.q_proj, query, config.dim), (own.k_proj, shared, config.dim), (own.v_proj, shared, config.dim),
+            (own.o_proj, config.dim, query), (mlp.gate_proj, config.ffn_dim, config.dim),
+            (mlp.up_proj, config.ffn_dim, config.dim), (mlp.down_proj, config.dim, config.ffn_dim),
+        )  # fmt: skip
         norms = (block.input_layernorm, own.q_norm, own.k_norm, block.post_attention_layernorm)
         return Layer(
-            *map(self.matrix, matrices),
+            *(self.matrix(*each) for each in matrices),
             *(self.gains(norm, eps) for norm in norms),
             self.pointer(keys),
             self.pointer(values),
@@ -127,8 +138,9 @@ class _Reader:
         """Describe a model and a cache; raises NotNative unless each tensor of the model has its place."""
         config, dtype = model.config, cache.layers[0].keys.dtype
         pairs = zip(model.model.layers, cache.layers, strict=True)
-        layers = [self.layer(block, config.norm_eps, held.keys, held.values) for block, held in pairs]
-        embedding, head = self.matrix(model.model.embed_tokens), self.matrix(model.lm_head)
+        layers = [self.layer(block, config, held.keys, held.values) for block, held in pairs]
+        outer = (model.model.embed_tokens, model.lm_head)
+        embedding, head = (self.matrix(each, config.vocab_size, config.dim) for each in outer)
         norm = self.gains(model.model.norm, config.norm_eps)
         if any(id(tensor) not in self.read for tensor in (*model.parameters(), *model.buffers())):
             raise NotNative
@@ -187,6 +199,8 @@ class NativeStep:
         `tokens` is B 1; its keys and values are stored in the cache. The next call changes the logits.
         """
         tokens, position = tokens.contiguous(), self._cache.length
+        if position >= self._config.context:
+            raise ValueError("the cache is full")  # C++ would write behind it
         if not self._first <= position < self._first + ROTARY_POSITIONS:
             self._rotary, self._first = _rotary_rows(position, self._config), position
         cos, sin = (each.data_ptr() + 4 * each.shape[1] * (position - self._first) for each in self._rotary)

@@ -230,6 +230,24 @@ def test_another_architecture_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch
 
 
 @needs_library
+def test_other_formats_and_shapes_are_left_to_pytorch() -> None:
+    assert not computes(made().half())
+    assert not computes(convert_weights(made(), "int8").bfloat16())  # its scales, too
+    wider = made()
+    wider.get_submodule("model.layers.0.mlp").register_module("up_proj", nn.Linear(48, 81, bias=False))
+    assert not computes(wider)
+
+
+@needs_library
+def test_a_full_cache_is_refused() -> None:
+    model = made()
+    cache = KVCache(model.config, 1, torch.device("cpu"), torch.float32)
+    cache.length = model.config.context
+    with pytest.raises(ValueError, match="full"):
+        NativeStep(model, cache, 131)(torch.zeros(1, 1, dtype=torch.int64))
+
+
+@needs_library
 def test_weights_stay_where_they_are() -> None:
     model = made()
     before = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
