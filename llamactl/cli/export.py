@@ -74,8 +74,9 @@ def web(
 
     written = checkpoint_select.retry_while_pruned(run, lambda path: export_web(path, out, kind, checkpoints))
     _show_result(written)
+    # As its first prompt: the words of a private text would be published.
     progress.print(
-        "The page has the names of the run and its dataset, and how a held-out document begins; check it before you share it.",
+        "The page contains the names of the run and its dataset and how a held-out document begins; check it before you share it.",
         style="dim",
     )
     show_next(str(written), why="Open in any browser, also without a network")

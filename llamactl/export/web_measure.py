@@ -1,5 +1,6 @@
 """How good the weights of a page are: bits per byte on held-out text of the run's dataset, where that is at hand."""
 
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -16,6 +17,7 @@ from llamactl.errors import UserError
 from llamactl.inference.evaluate import evaluate_streams
 from llamactl.model.llama import Llama, num_params
 from llamactl.runs.run_dir import RunDir
+from llamactl.storage.records import look_up
 from llamactl.tokenizer.bpe import Tokenizer
 
 PLACES = 8  # of the held-out text
@@ -37,10 +39,10 @@ class HeldOut:
         """Return the number of tokens that are measured."""
         return sum(len(piece) - 1 for piece in self.pieces)
 
-    def bits_per_byte(self, model: Llama) -> float:
-        """Measure a model."""
+    def bits_per_byte(self, model: Llama) -> float | None:
+        """Measure a model; None where its losses are no numbers."""
         found = evaluate_streams(model, self.tokenizer, self.pieces, rests=False, byte_lengths=self.byte_lengths)
-        return round(found.bits_per_byte, 5)
+        return round(found.bits_per_byte, 5) if math.isfinite(found.bits_per_byte) else None
 
 
 def find_held_out(path: Path, config: ModelConfig, tokenizer: Tokenizer) -> HeldOut | None:
@@ -48,8 +50,11 @@ def find_held_out(path: Path, config: ModelConfig, tokenizer: Tokenizer) -> Held
     if checkpoint_format.is_foreign(path):
         return None
     with suppress(UserError, OSError):
-        dataset = DatasetDir.from_name(RunDir(path.absolute().parent.parent).config().data.name).open()
-        if dataset.tokenizer.is_same(tokenizer):
+        run = RunDir(path.absolute().parent.parent)
+        dataset = DatasetDir.from_name(run.config().data.name).open()
+        # Of a dataset that was made again the run may have seen what is held out now.
+        same = look_up(run.environment(), "dataset", "digest") in (None, dataset.info.digest)
+        if same and dataset.tokenizer.is_same(tokenizer):
             pieces = tuple(_pieces(dataset, config.context, int(WORK / num_params(config))))
             openings = chain(held_out_openings(dataset, 1), [""])
             return HeldOut(dataset.name, next(openings), pieces, tokenizer, dataset.byte_lengths) if pieces else None

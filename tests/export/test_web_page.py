@@ -177,6 +177,21 @@ def test_the_slider_writes_with_other_checkpoints(dataset: Dataset, browser: Pag
     assert browser.run("sheets.write.text") == last
 
 
+def test_the_run_is_played_from_its_first_checkpoint(dataset: Dataset, browser: Page, tmp_path: Path) -> None:
+    opened(browser, exported(dataset.tokenizer, tmp_path, steps=2))
+    browser.run("at('play').click()")
+    assert browser.run("[at('moment').value, at('play').textContent]") == ["0", "Pause"]
+    browser.wait("at('play').textContent === 'Play'")
+    assert browser.run("[at('moment').value, at('play').getAttribute('aria-pressed')]") == ["1", "false"]
+
+
+def test_it_writes_while_one_types(dataset: Dataset, browser: Page, tmp_path: Path) -> None:
+    opened(browser, exported(dataset.tokenizer, tmp_path))
+    browser.run("at('prompt').value = 'Our union'; at('prompt').dispatchEvent(new Event('input')); 0")
+    browser.wait(f"document.querySelector('#written .given').textContent === 'Our union' && {TOKENS}.length > 5 && {READY}")
+    assert browser.run("at('spoken').textContent") == ""  # nobody asked: a screen reader is not interrupted
+
+
 def test_nothing_becomes_markup(dataset: Dataset, browser: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = save_run(dataset.tokenizer)
     elements = "[...document.querySelectorAll('*')].map((each) => each.tagName).filter((name) => name !== 'SPAN').length"

@@ -33,17 +33,19 @@ ON_RUNS = (
     "plot-loss a --reference gpt2 --json", "report a", "report a b --out x.html", "watch a", "watch a --json", "verify runs/a",
     "config a", "config a --json", "train --resume a --tokens 5632", "export hf a", "train --init-from a --dry-run",
     "eval --run a", "sample x --run a --max-new-tokens 2", "train --data d --run a --tokens 1 --dry-run",
+    "export web a",
 )  # fmt: skip
 ON_CHECKPOINTS = (
     "sample x --run a@20 --max-new-tokens 2", "sample x --run a@best --max-new-tokens 2 --json", f"surprise x --run {LAST}",
     "surprise x --run a@10 --compare a@20", "eval --run a@20", "export hf a@20", "export gguf a@20", "verify runs/a",
+    "export web a@20 --checkpoints 2",
     "train --resume a --tokens 5632", "train --init-from a@20 --tokens 256 --run c", f"train --init-from {LAST} --dry-run",
     "runs list", "runs show a", "bench decode --run a@20 --batches 1 --new 8 --prompt 2",
 )  # fmt: skip
 ON_DATASETS = (
     "train --data d --dry-run", "train --tokens 256 --run c --config runs/b/config.toml", "verify data/d", "verify",
     "eval --data d --run a", "eval --data d --run a --split train", "plan --data d --preset tiny --no-measure",
-    "train --resume a --tokens 5632", "plot-loss a --reference gpt2", "runs diff a b",
+    "train --resume a --tokens 5632", "plot-loss a --reference gpt2", "runs diff a b", "export web a",
 )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ STEERING = set("\x1b\x9b\x90\u202e\x7f\x07\x08\r\ue000")
 COMMANDS = (
     "runs list", "runs show a", "runs show a --samples", "runs diff a b", "watch a", "plot-loss a", "verify runs/a",
     "train --resume a --tokens 5632", "sample x --run a --max-new-tokens 2", "eval --run a", "config a", "report a",
-    "export hf a",
+    "export hf a", "export web a",
 )  # fmt: skip
 ALLOWED = {0, 2, 3, 4}
 

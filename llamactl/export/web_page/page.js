@@ -47,7 +47,7 @@ function introduce() {
 
 function facts({ step, tokens, loss, bitsPerByte }) {
   const { shape, type } = about;
-  const measured = bitsPerByte !== null;
+  const measured = bitsPerByte !== null && about.bitsPerByteBefore !== null;
   return {
     Run: about.name,
     Parameters: number(about.parameters),
