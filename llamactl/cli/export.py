@@ -76,7 +76,7 @@ def web(
     _show_result(written)
     # As its first prompt: the words of a private text would be published.
     progress.print(
-        "The page contains the names of the run and its dataset and how a held-out document begins; check it before you share it.",
+        "The page contains the names of the run and its dataset and how a held-out document begins; check before you share.",
         style="dim",
     )
     show_next(str(written), why="Open in any browser, also without a network")

@@ -137,7 +137,7 @@ def test_a_pointer_shows_the_alternatives_and_takes_no_focus(dataset: Dataset, b
     opened(browser, exported(dataset.tokenizer, tmp_path))
     over = "new PointerEvent('pointerover', { bubbles: true, pointerType: 'mouse' })"
     browser.run(f"{TOKENS}[4].dispatchEvent({over}); 0")
-    assert browser.run("document.querySelectorAll('#choices button').length") == 5
+    browser.wait("document.querySelectorAll('#choices button').length === 5")
     assert browser.run("at('choices').textContent").startswith(
         browser.run(f"{TOKENS}[4].getAttribute('aria-label').split(': ').at(-1)")
     )

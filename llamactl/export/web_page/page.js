@@ -225,16 +225,20 @@ function pause() {
 
 function play() {
   if (playing) return pause();
-  if (at("moment").value === at("moment").max) at("moment").value = -1;
   at("play").textContent = "Pause";
   at("play").setAttribute("aria-pressed", "true");
-  next();
+  if (at("moment").value === at("moment").max) turnTo(0);
+  else next();
 }
 
 function next() {
-  if (at("moment").value === at("moment").max) return pause();
-  playing ||= -1;
-  at("moment").value = Number(at("moment").value) + 1;
+  if (at("moment").value === at("moment").max) pause();
+  else turnTo(Number(at("moment").value) + 1);
+}
+
+function turnTo(moment) {
+  playing ||= -1; // until the text is written, and a timer's number after it
+  at("moment").value = moment;
   showMoment();
   again();
 }

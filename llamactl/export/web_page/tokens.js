@@ -3,7 +3,8 @@
 // Everything is a text node, so nothing that a model writes or a person types can become markup.
 
 const MOST_BITS = 10; // of surprise, with the strongest color
-const LINGER = 250; // milliseconds until the alternatives close behind a pointer
+const REST = 120; // milliseconds that a pointer rests on a token until its alternatives are shown
+const LINGER = 250; // and until they close behind it
 
 const at = (id) => document.getElementById(id);
 
@@ -26,7 +27,7 @@ class Sheet {
     this.begin("");
     box.dir = "auto";
     box.addEventListener("click", (event) => this.open(event, true));
-    box.addEventListener("pointerover", (event) => event.pointerType === "mouse" && this.open(event, false));
+    box.addEventListener("pointerover", (event) => event.pointerType === "mouse" && choices.wait(() => this.open(event, false)));
     box.addEventListener("pointerout", () => choices.leave());
     box.addEventListener("keydown", (event) => this.move(event));
   }
@@ -51,7 +52,7 @@ class Sheet {
     const word = text.trimStart() || text;
     const span = made("span", text.slice(0, text.length - word.length), text ? "" : bytes.length ? "part" : "end");
     // The space before a word is not colored: it would hang at the end of the line before.
-    span.append(made("span", word || (bytes.length ? "" : "end"), "word"));
+    span.append(made("span", word, "word"));
     if (token.taken) span.classList.add("taken");
     span.setAttribute("role", "button");
     span.setAttribute("aria-haspopup", "true");
@@ -140,12 +141,19 @@ const choices = {
     card.style.left = `${scrollX + Math.max(16, Math.min(box.left, document.documentElement.clientWidth - card.offsetWidth - 16))}px`;
   },
 
+  wait(open) {
+    clearTimeout(this.coming);
+    this.coming = setTimeout(open, REST);
+  },
+
   leave() {
+    clearTimeout(this.coming);
     clearTimeout(this.leaving);
     if (!this.fixed) this.leaving = setTimeout(() => this.close(), LINGER);
   },
 
   close(refocus = false) {
+    clearTimeout(this.coming);
     clearTimeout(this.leaving);
     at("choices").hidden = true;
     this.anchor?.removeAttribute("aria-expanded");
