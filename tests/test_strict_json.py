@@ -212,6 +212,7 @@ OTHER_WRITERS = {
     "llamactl.checkpoint.safetensors_io",
     "llamactl.checkpoint.format",
     "llamactl.report.page",
+    "llamactl.escape",
 }
 
 

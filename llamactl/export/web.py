@@ -7,7 +7,6 @@ forbids every request; the script writes text only as text. So nothing that a ru
 import base64
 import hashlib
 import html
-import json
 import re
 import zlib
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from llamactl.export.web_measure import HeldOut, find_held_out
 from llamactl.export.web_weights import SMALLEST, Change, Kind, Rounded, encode_change, parse_change, parse_rounded, round_model
 from llamactl.model.llama import Llama, num_params, rotary_frequencies
 from llamactl.runs.run_dir import RunDir
+from llamactl.storage.records import parse_json, to_json
 from llamactl.tokenizer.bpe import Tokenizer
 
 LARGEST = 200_000_000  # parameters: a page of 250 MB, which writes some two tokens per second
@@ -238,7 +238,7 @@ def read_page(text: str) -> tuple[dict[str, Any], list[bytes]]:
     try:
         blobs = [zlib.decompress(base64.b64decode(chunks[number])) for number in range(len(chunks))]
         (about,) = ABOUT.findall(text)
-        return json.loads(about), blobs
+        return parse_json(about), blobs
     except (ValueError, KeyError, zlib.error) as error:
         raise DataError("This is not a page of a model.", "Its data can't be read.") from error
 
@@ -246,7 +246,7 @@ def read_page(text: str) -> tuple[dict[str, Any], list[bytes]]:
 def check(file: Path, about: dict[str, Any], blobs: Sequence[bytes], model: Llama) -> None:
     """Read the file back; raises DataError unless all is as it was, and each weight within half a step of the model's."""
     found, read = read_page(file.read_text("utf-8"))
-    if read != blobs or found != json.loads(json.dumps(about)):
+    if read != blobs or found != parse_json(to_json(about)):
         raise DataError(f"{file} is not the model.", "It was written wrongly.")
     last = parse_rounded(found["layout"], read[1], found["type"])
     _check_hashes(found, read, last)
