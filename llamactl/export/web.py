@@ -26,7 +26,7 @@ from llamactl.config.schema import ModelConfig
 from llamactl.errors import DataError, UsageError, UserError
 from llamactl.escape import embed_json, escape_control_chars
 from llamactl.export.publish import name_export, publish_files
-from llamactl.export.web_measure import HeldOut, find_held_out
+from llamactl.export.web_measure import HeldOut, dataset_name, find_held_out
 from llamactl.export.web_weights import SMALLEST, Change, Kind, Rounded, encode_change, parse_change, parse_rounded, round_model
 from llamactl.model.llama import Llama, num_params, rotary_frequencies
 from llamactl.runs.run_dir import RunDir
@@ -93,7 +93,9 @@ def earlier_checkpoints(path: Path, step: int, count: int, kind: Kind) -> list[P
     if count == 1:
         return []
     if kind != "int8":
-        raise UsageError("Several checkpoints need --type int8.", "Their differences are those of its integers.")
+        raise UsageError(
+            "Several checkpoints need --type int8.", "Their differences are those of its integers.", "Leave one out."
+        )
     run = RunDir(path.absolute().parent.parent)
     steps = [] if checkpoint_format.is_foreign(path) else [each for each in run.steps() if each < step]
     if not steps:
@@ -151,7 +153,7 @@ def describe(
         "architecture": find_architecture(config).name.removesuffix("ForCausalLM"),
         "parameters": num_params(config.model_copy(update={"vocab_size": tokenizer.vocab_size})),
         "trained": not foreign,
-        "dataset": escape_control_chars(held_out.name) if held_out else "",
+        "dataset": escape_control_chars(dataset_name(path)),
         "heldOutTokens": held_out.tokens if held_out else 0,
         "bitsPerByteBefore": held_out.bits_per_byte(model) if held_out else None,
         "prompt": escape_control_chars(held_out.opening if held_out and held_out.opening else PROMPT),

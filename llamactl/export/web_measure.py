@@ -26,9 +26,8 @@ WORK = 5e10  # parameters times tokens of a measurement: a second on two CPU cor
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out tokens of a dataset: its name, how one of its documents begins, and pieces from all over it."""
+    """Held-out tokens of a dataset: how one of its documents begins, and pieces from all over it."""
 
-    name: str
     opening: str
     pieces: tuple[np.ndarray, ...]
     tokenizer: Tokenizer
@@ -45,19 +44,25 @@ class HeldOut:
         return round(found.bits_per_byte, 5) if math.isfinite(found.bits_per_byte) else None
 
 
+def dataset_name(path: Path) -> str:
+    """Return the name of the dataset that a checkpoint was trained on; empty where that is not known."""
+    with suppress(UserError, OSError):
+        return "" if checkpoint_format.is_foreign(path) else RunDir(path.absolute().parent.parent).config().data.name
+    return ""
+
+
 def find_held_out(path: Path, config: ModelConfig, tokenizer: Tokenizer) -> HeldOut | None:
     """Return held-out text of the dataset that a checkpoint was trained on; None if it is gone, or the model is another's."""
-    if checkpoint_format.is_foreign(path):
+    if not dataset_name(path):
         return None
     with suppress(UserError, OSError):
-        run = RunDir(path.absolute().parent.parent)
-        dataset = DatasetDir.from_name(run.config().data.name).open()
+        dataset = DatasetDir.from_name(dataset_name(path)).open()
         # Of a dataset that was made again the run may have seen what is held out now.
-        same = look_up(run.environment(), "dataset", "digest") in (None, dataset.info.digest)
+        same = look_up(RunDir(path.absolute().parent.parent).environment(), "dataset", "digest") in (None, dataset.info.digest)
         if same and dataset.tokenizer.is_same(tokenizer):
             pieces = tuple(_pieces(dataset, config.context, int(WORK / num_params(config))))
             openings = chain(held_out_openings(dataset, 1), [""])
-            return HeldOut(dataset.name, next(openings), pieces, tokenizer, dataset.byte_lengths) if pieces else None
+            return HeldOut(next(openings), pieces, tokenizer, dataset.byte_lengths) if pieces else None
     return None
 
 
