@@ -125,14 +125,12 @@ def sample(
 
 def describe_loss(path: "Path", state: "State") -> str:
     """Describe the validation loss of a checkpoint: on the whole split where that was measured; empty if it is unknown."""
-    from llamactl.runs.metrics_log import last_rows
     from llamactl.runs.run_dir import RunDir
+    from llamactl.runs.summary import read_evaluation
     from llamactl.storage.records import look_up
     from llamactl.units import show_loss
 
-    run = RunDir(path.absolute().parents[1])
-    evaluation = last_rows(run.metrics_path, ("evaluation",), run.path).get("evaluation", {})
-    if evaluation.get("step") == state.step and evaluation.get("loss") is not None:
+    if evaluation := read_evaluation(RunDir(path.absolute().parents[1]), state.step):
         return f", validation loss {show_loss(evaluation['loss'], evaluation.get('loss_error'))}"
     if state.validation_loss is None:
         return ""

@@ -17,6 +17,7 @@ from llamactl.escape import escape_markdown
 from llamactl.export.publish import name_export, publish_folder
 from llamactl.model.llama import Llama, num_params
 from llamactl.runs.run_dir import RunDir
+from llamactl.runs.summary import read_evaluation
 from llamactl.storage.records import read_file
 from llamactl.tokenizer.bpe import Tokenizer
 
@@ -82,11 +83,11 @@ def card(path: Path, config: ModelConfig, state: State, kind: str, pictured: boo
 
     Names are escaped so that they are not Markdown.
     """
-    settings, command = _made(RunDir(path.absolute().parent.parent))
+    run = RunDir(path.absolute().parent.parent)
+    settings, command = _made(run)
     origin = "converted by" if checkpoint_format.is_foreign(path) else "trained from scratch with"
     architecture = find_architecture(config).name.removesuffix("ForCausalLM")
     picture = "\n![The loss of its training](loss.png)\n" if pictured else ""
-    loss = "not measured" if state.validation_loss is None else f"{state.validation_loss:.4f} nats per token"
     trained = f"{escape_markdown(settings.data.name)}, {state.tokens:,} tokens" if settings else f"{state.tokens:,} tokens"
     shaped = f"{config.n_layers} layers, width {config.dim}, {config.n_heads} heads, {config.n_kv_heads} key/value heads"
     return f"""---
@@ -105,7 +106,7 @@ A {architecture} of {num_params(config):,} parameters, {origin} llamactl.
 | context | {config.context:,} tokens |
 | vocabulary | {config.vocab_size:,} ids |
 | trained on | {trained}, {state.step:,} steps, {state.seconds / 3600:.2f} hours |
-| validation loss | {loss} |
+| validation loss | {_loss(run, state)} |
 | stored as | {kind} |
 | made by | {escape_markdown(command) or "unknown"} |
 {picture}
@@ -118,6 +119,12 @@ model, tokenizer = AutoModelForCausalLM.from_pretrained("."), AutoTokenizer.from
 It continues a text and has learned nothing else: no questions, no instructions, no refusals. It repeats what its corpus
 says, true or not. Documents began with `<|endoftext|>` in training; begin a prompt with it too.
 """
+
+
+def _loss(run: RunDir, state: State) -> str:
+    """Return the validation loss in words: that of the whole held-out split where it was measured."""
+    loss = read_evaluation(run, state.step).get("loss", state.validation_loss)
+    return "not measured" if loss is None else f"{loss:.4f} nats per token"
 
 
 def _made(run: RunDir) -> tuple[Config | None, str]:

@@ -30,6 +30,7 @@ from llamactl.export.web_measure import HeldOut, dataset_name, find_held_out
 from llamactl.export.web_weights import SMALLEST, Change, Kind, Rounded, encode_change, parse_change, parse_rounded, round_model
 from llamactl.model.llama import Llama, num_params, rotary_frequencies
 from llamactl.runs.run_dir import RunDir
+from llamactl.runs.summary import read_evaluation
 from llamactl.storage.records import parse_json, to_json
 from llamactl.tokenizer.bpe import Tokenizer
 
@@ -63,7 +64,7 @@ def export_web(path: Path, into: Path, kind: Kind = "int8", checkpoints: int = 1
     earlier = earlier_checkpoints(path, state.step, checkpoints, kind)
     held_out = find_held_out(path, model.config, tokenizer)
     last = round_model(model, tokenizer.vocab_size, kind)
-    stored = [Stored(describe_checkpoint(state, held_out, last, model.config), last.to_bytes())]
+    stored = [Stored(describe_checkpoint(path, state, held_out, last, model.config), last.to_bytes())]
     stored += list(encode_checkpoints(earlier, last, tokenizer, held_out))
     about = describe(path, state, model, tokenizer, kind, held_out)
     about |= {"layout": {"vectors": last.layout.vectors, "matrices": last.layout.matrices}}
@@ -122,20 +123,21 @@ def encode_checkpoints(
             raise DataError(f"{path} is of another shape than the last checkpoint.", "It can't be stored as a difference.")
         change: Change = encode_change(rounded, later)
         later = change.apply(later)
-        facts = describe_checkpoint(state, held_out, later, model.config)
+        facts = describe_checkpoint(path, state, held_out, later, model.config)
         facts |= {"coarse": change.coarse, "likenesses": change.likenesses}
         stored.append(Stored(facts, change.stored.to_bytes()))
     return stored
 
 
 def describe_checkpoint(
-    state: checkpoint_format.State, held_out: HeldOut | None, rounded: Rounded, config: ModelConfig
+    path: Path, state: checkpoint_format.State, held_out: HeldOut | None, rounded: Rounded, config: ModelConfig
 ) -> dict[str, Any]:
     """Return what the page says of a checkpoint; bits per byte are those of the weights in the page."""
+    evaluation = read_evaluation(RunDir(path.absolute().parent.parent), state.step)
     return {
         "step": state.step,
         "tokens": state.tokens,
-        "loss": state.validation_loss,
+        "loss": evaluation.get("loss", state.validation_loss),
         "bitsPerByte": held_out.bits_per_byte(rounded.to_model(config)) if held_out else None,
         "sha256": hash_integers(rounded),
     }

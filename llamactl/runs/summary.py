@@ -86,6 +86,15 @@ def newest_validation(rows: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     return evaluation if evaluation.get("step", -1) >= validation.get("step", 0) else validation
 
 
+def read_evaluation(run: RunDir, step: int) -> dict[str, Any]:
+    """Return the row of the evaluation of a step on the whole held-out split; empty without one, or without a readable log."""
+    with suppress(UserError):
+        row = last_rows(run.metrics_path, ("evaluation",), run.path).get("evaluation", {})
+        if row.get("step") == step and row.get("loss") is not None:
+            return row
+    return {}
+
+
 def summarize_all() -> list[Summary]:
     """Summarise all runs, newest first, except those that are removed meanwhile."""
     found = []

@@ -10,6 +10,8 @@ import pytest
 from llamactl.config.schema import Config
 from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World
+from llamactl.export.huggingface import export_hf
+from llamactl.export.web import export_web, read_page
 from llamactl.metrics.evaluation import evaluate_at_the_end
 from llamactl.metrics.monitor import record_events
 from llamactl.runs.run_dir import RunDir
@@ -43,6 +45,11 @@ def test_the_loss_names_what_it_was_measured_on(trained: RunDir) -> None:
     evaluation = trained.rows()[-1]
     assert evaluation["kind"] == "evaluation"
     assert f"at step {last}, validation loss {evaluation['loss']:.3f} ± {evaluation['loss_error']:.3f}" in said()
+    # Exports name the same one, in the model card and in the page.
+    card = export_hf(trained.checkpoint(last), trained.path / "out", "bf16") / "README.md"
+    assert f"| validation loss | {evaluation['loss']:.4f} nats per token |" in card.read_text()
+    about, _ = read_page(export_web(trained.checkpoint(last), trained.path / "out", "int8", 1).read_text())
+    assert about["checkpoints"][-1]["loss"] == evaluation["loss"]
     assert f"at step {first}, validation loss" in said("--run", f"a@{first}")
     assert "on 64 held-out tokens" in said("--run", f"a@{first}")
 
