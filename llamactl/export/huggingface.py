@@ -49,7 +49,7 @@ def export_hf(path: Path, into: Path, kind: str) -> Path:
         picture = _picture(run)
         if picture:
             draft.write("loss.png", [picture])
-        draft.write("README.md", [card(path, config, state, kind, bool(picture)).encode()])
+        draft.write("README.md", [card(path, config, tokenizer, state, kind, bool(picture)).encode()])
         check(draft.path, model, dtype, tokenizer)
     return folder
 
@@ -78,7 +78,7 @@ def check(folder: Path, model: Llama, dtype: torch.dtype, tokenizer: Tokenizer) 
         raise DataError(f"{folder} is not the model: its logits differ by {difference:.3g}.", "It was written wrongly.")
 
 
-def card(path: Path, config: ModelConfig, state: State, kind: str, pictured: bool = False) -> str:
+def card(path: Path, config: ModelConfig, tokenizer: Tokenizer, state: State, kind: str, pictured: bool) -> str:
     """Return the model card, README.md: what the model is, its loss, how it was trained and its limits.
 
     Names are escaped so that they are not Markdown.
@@ -116,9 +116,23 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model, tokenizer = AutoModelForCausalLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")
 ```
 
-It continues a text and has learned nothing else: no questions, no instructions, no refusals. It repeats what its corpus
-says, true or not. Documents began with `<|endoftext|>` in training; begin a prompt with it too.
+{_describe_use(tokenizer, settings)}
 """
+
+
+def _describe_use(tokenizer: Tokenizer, settings: Config | None) -> str:
+    """Say what a model can do and how a prompt begins, as far as that is known."""
+    opening = ""
+    if tokenizer.start:
+        opening = f"Documents began with `{tokenizer.name_of(tokenizer.start[0])}` in training; begin a prompt with it too."
+    if tokenizer.chat_template:
+        return f"The model that it comes from has a chat template, which is in tokenizer_config.json. {opening}".rstrip()
+    if settings is None or settings.train.init_from:
+        return f"It repeats what its corpus says, true or not. {opening}".rstrip()
+    return (
+        "It continues a text and has learned nothing else: no questions, no instructions, no refusals. It repeats what its\n"
+        f"corpus says, true or not. {opening}"
+    )
 
 
 def _loss(run: RunDir, state: State) -> str:
