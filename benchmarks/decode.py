@@ -92,7 +92,7 @@ def made(folder: Path) -> Path:
 def llamactl(kind: str, batch: int, path: Path, new: int) -> float:
     """Tokens a second."""
     model, _, _ = checkpoint_io.load_model(path, torch.device("cpu"))
-    return benchmark_decoding(convert_weights(model, kind), batch, PROMPT, new, rate=1.0).tokens_per_second
+    return benchmark_decoding(convert_weights(model, kind), batch, PROMPT, new).tokens_per_second
 
 
 @torch.inference_mode()

@@ -93,7 +93,7 @@ def decode(
     device: DeviceName = "auto",
     json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
-    """Time decoding: time to the first token, tokens per second, and the share of the memory bandwidth."""
+    """Time decoding: time to the first token, tokens per second, and the rate at which memory is read."""
     from llamactl.checkpoint import io as checkpoint_io
     from llamactl.cli.decoding import convert_for_decoding
     from llamactl.cli.ui.console import show_figures
@@ -115,11 +115,11 @@ def decode(
     model = convert_for_decoding(model, weights)
     # Decoding small batches is bound by reading the weights, so that rate is what it is compared with.
     rate = reading_rate(target)
-    results = [benchmark_decoding(model, read_count(batch), prompt, new, rate) for batch in batches.split(",")]
+    results = [benchmark_decoding(model, read_count(batch), prompt, new) for batch in batches.split(",")]
     rows = {
-        f"batch {result.batch}": f"{result.tokens_per_second:,.1f} tokens/s, {result.share:.0%} of the bandwidth, "
+        f"batch {result.batch}": f"{result.tokens_per_second:,.1f} tokens/s, {result.read_rate / 1e9:.1f} GB/s read, "
         f"first token after {result.first:.2f} s"
         for result in results
     }
-    title = f"{run or preset}, {weights} weights on {target}, memory is read at {rate / 1e9:.1f} GB/s"
+    title = f"{run or preset}, {weights} weights on {target}, sums of rows read {rate / 1e9:.1f} GB/s"
     show_figures(title, rows, {"rate": rate, "decoding": [asdict(result) for result in results]} if json else None)

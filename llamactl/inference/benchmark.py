@@ -20,24 +20,21 @@ ROWS, COLUMNS = 256, 1 << 18  # 268 MB in fp32: more than a CPU's cache holds
 class Decoded:
     """The speed of decoding at one batch size: seconds to the first token, and tokens per second of all sequences.
 
-    `share` is the rate at which a step reads weights and cache, as a share of the measured memory bandwidth.
+    `read_rate` is that at which a step reads weights and cache, in bytes per second.
     """
 
     batch: int
     first: float
     tokens_per_second: float
-    share: float
+    read_rate: float
 
 
-def benchmark_decoding(model: Llama, batch: int, prompt: int, new: int, rate: float) -> Decoded:
-    """Decode `new` tokens greedily from random prompts of `prompt` tokens, and time each step.
-
-    `rate` is the memory bandwidth in bytes per second, as from `reading_rate`.
-    """
+def benchmark_decoding(model: Llama, batch: int, prompt: int, new: int) -> Decoded:
+    """Decode `new` tokens greedily from random prompts of `prompt` tokens, and time each step."""
     ids = torch.randint(0, model.config.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(0)).tolist()
     times = list(islice(_timed(model, ids), new))
     step = statistics.median(times[1 + WARM_UP :])
-    return Decoded(batch, times[0], batch / step, step_bytes(model, batch, prompt + new // 2) / step / rate)
+    return Decoded(batch, times[0], batch / step, step_bytes(model, batch, prompt + new // 2) / step)
 
 
 def step_bytes(model: Llama, batch: int, length: int) -> int:
@@ -51,7 +48,10 @@ def step_bytes(model: Llama, batch: int, length: int) -> int:
 
 
 def reading_rate(device: torch.device, tries: int = 5) -> float:
-    """Measure the bytes per second at which memory is read, by sums of rows: the best of `tries` rounds."""
+    """Measure the bytes per second at which PyTorch reads memory, by sums of rows: the best of `tries` rounds.
+
+    The native step, which fetches ahead, may read faster.
+    """
     rows = torch.ones(ROWS, COLUMNS, device=device)
     return rows.nbytes / min(time_call(lambda: rows.sum(1), device) for _ in range(tries))
 
