@@ -18,12 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from busy import busy_processes
 
 from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint import io as checkpoint_io
@@ -148,18 +148,6 @@ def apart(words: list[str], **variables: str) -> str:
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", **variables}
     done = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
     return done.stdout.strip().splitlines()[-1]
-
-
-@contextmanager
-def busy_processes(number: int) -> Iterator[None]:
-    """Keep some processes counting."""
-    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
 
 
 def main() -> None:

@@ -193,20 +193,20 @@ def _make_all(source: Source, jobs: list[Job], engine: Engine) -> Iterator[Event
     """Make the pieces of each source up to its share of the tokens, then seal the dataset; usually there is one source."""
     limit, made = Fraction(jobs[0].most), dict[int, Receipt]()
     for component in mixture.order_by_scarcity(source):
-        local = [replace(jobs[piece], most=floor(limit * component.weight)) for piece in component.numbers]
+        local = [replace(jobs[piece], most=floor(limit * component.weight)) for piece in component.piece_numbers]
         with closing(_make_pieces(local, engine)) as events:
             for event in events:
                 made[event.piece] = event.receipt
                 yield event
         if not event.receipt.cut:
-            tokens = sum(made[piece].tokens for piece in component.numbers)
+            tokens = sum(made[piece].tokens for piece in component.piece_numbers)
             if source.mixed and not tokens:
                 why = "Its documents are empty, left out, or repeat those of other sources."
                 raise DataError(f"There is no text in {component.name}.", why, "Leave it and its weight out.")
             limit = min(limit, tokens / component.weight)
     kept: list[Receipt] = []
     for component in source.components:
-        receipts = [made[piece] for piece in component.numbers if piece in made]
+        receipts = [made[piece] for piece in component.piece_numbers if piece in made]
         kept += _cut_receipts(jobs[component.first_piece :], receipts, floor(limit * component.weight))
     yield Sealed(seal_dataset(jobs, kept), kept=False)
 

@@ -74,7 +74,7 @@ class Source:
         return ",".join(str(component.weight) for component in self.mixed)
 
     @property
-    def numbers(self) -> range:
+    def piece_numbers(self) -> range:
         """Return the numbers of the pieces of a source, or of a component in its mixture."""
         return range(self.first_piece, len(self.pieces))
 
@@ -90,7 +90,7 @@ class Source:
 
     def for_piece(self, piece: int) -> "Source":
         """Keep the parts of one piece, of a mixture its component's: a worker needs no others, and there may be very many."""
-        source = next(component for component in self.components if piece in component.numbers)
+        source = next(component for component in self.components if piece in component.piece_numbers)
         return replace(source, pieces=tuple(parts if number == piece else () for number, parts in enumerate(source.pieces)))
 
     def documents(self, piece: int, text_column: str) -> corpus_parts.Documents:

@@ -66,7 +66,7 @@ def export_web(path: Path, into: Path, kind: Kind = "int8", checkpoints: int = 1
     last = round_model(model, tokenizer.vocab_size, kind)
     stored = [Stored(describe_checkpoint(path, state, held_out, last, model.config), last.to_bytes())]
     stored += list(encode_checkpoints(earlier, last, tokenizer, held_out))
-    about = describe(path, state, model, tokenizer, kind, held_out)
+    about = describe_page(path, state, model, tokenizer, kind, held_out)
     about |= {"layout": {"vectors": last.layout.vectors, "matrices": last.layout.matrices}}
     about |= {"checkpoints": [each.facts for each in stored]}
     blobs = [spell_tokens(tokenizer), *(each.content for each in stored)]
@@ -143,7 +143,7 @@ def describe_checkpoint(
     }
 
 
-def describe(
+def describe_page(
     path: Path, state: checkpoint_format.State, model: Llama, tokenizer: Tokenizer, kind: Kind, held_out: HeldOut | None
 ) -> dict[str, Any]:
     """Return what the page says of the model, and what its engine has to know; all text is safe to show."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from llamactl.model.llama import Llama
-from llamactl.model.native_step import computes
+from llamactl.model.native_step import runs_natively
 from llamactl.model.quantize import Int4Linear, Int8Linear
 
 FORMATS = ("f32", "bf16", "int8", "int4")
@@ -41,7 +41,7 @@ def convert_weights(model: Llama, kind: str) -> Llama:
         model = model.to(torch.bfloat16)
     if kind in QUANTIZED:
         _replace_linear(model, QUANTIZED[kind])
-    elif not computes(model):  # the native step reads the weights as they are
+    elif not runs_natively(model):  # the native step reads the weights as they are
         _replace_linear(model, lambda linear: pack_if_faster([linear])[0])
     return model
 

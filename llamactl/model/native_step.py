@@ -239,11 +239,11 @@ def _rotary_rows(start: int, config: ModelConfig) -> tuple[Tensor, Tensor]:
     return cos.contiguous(), sin.contiguous()
 
 
-_computes: "WeakKeyDictionary[Llama, tuple[object, bool]]" = WeakKeyDictionary()
+_compared: "WeakKeyDictionary[Llama, tuple[object, bool]]" = WeakKeyDictionary()
 
 
 @torch.inference_mode()
-def computes(model: Llama) -> bool:
+def runs_natively(model: Llama) -> bool:
     """Check whether the native step computes a model: on the CPU, of the known layers, with the logits that PyTorch gets.
 
     The first check of a model compiles the library where there is none, and takes a few steps.
@@ -251,9 +251,9 @@ def computes(model: Llama) -> bool:
     if model.model.embed_tokens.weight.device.type != "cpu" or torch.distributed.is_initialized():
         return False
     known = tuple(map(type, model.modules())), model.model.embed_tokens.weight.dtype
-    found = _computes.get(model)
+    found = _compared.get(model)
     if found is None or found[0] != known:
-        found = _computes[model] = known, _compare(model)
+        found = _compared[model] = known, _compare(model)
     return found[1]
 
 
@@ -278,6 +278,6 @@ def native_step(model: Llama, cache: KVCache, vocab_size: int) -> NativeStep | N
     """Return the native step where it computes the model and is the faster one; else None."""
     keys = cache.layers[0].keys
     most = MOST_IN_BF16 if keys.dtype == torch.bfloat16 and multiplies_bf16(keys.device) else MOST_SEQUENCES
-    if len(keys) > most or not computes(model):
+    if len(keys) > most or not runs_natively(model):
         return None
     return NativeStep(model, cache, vocab_size)

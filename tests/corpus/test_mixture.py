@@ -53,7 +53,7 @@ def make(folder: Path, source: Source, weights: str, workers: int = 1, **setting
 
 
 def tokens_of_each(info: DatasetInfo, source: Source) -> list[int]:
-    return [sum(shard.tokens for shard in info.shards if shard.piece in part.numbers) for part in source.mixed]
+    return [sum(shard.tokens for shard in info.shards if shard.piece in part.piece_numbers) for part in source.mixed]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_both_splits_are_mixed(texts: Path) -> None:
     source = open_mixture([str(texts / "a"), str(texts / "b")], "1,2", Reading())
     info = make(texts / "data", source, source.weights)
     for part, share in zip(source.mixed, (1 / 3, 2 / 3), strict=True):
-        held_out = sum(s.tokens for s in info.shards if s.split == "val" and s.piece in part.numbers)
+        held_out = sum(s.tokens for s in info.shards if s.split == "val" and s.piece in part.piece_numbers)
         assert held_out == pytest.approx(info.total("val", "tokens") * share, rel=0.3)
         assert info.total("val", "tokens") == pytest.approx(13_500, rel=0.25)
 

@@ -21,7 +21,7 @@ from llamactl.model.convert import FORMATS, PackedLinear, convert_weights
 from llamactl.model.decode import Sampler, decode_tokens
 from llamactl.model.llama import Llama, SwiGLU
 from llamactl.model.native_build import Library, load_library
-from llamactl.model.native_step import MOST_SEQUENCES, NativeStep, computes
+from llamactl.model.native_step import MOST_SEQUENCES, NativeStep, runs_natively
 from llamactl.model.quantize import Int4Linear, Int8Linear
 
 needs_library = pytest.mark.skipif(load_library().functions is None, reason=load_library().notice)
@@ -170,7 +170,7 @@ def test_greedy_text_is_that_of_hugging_face_on_50_prompts() -> None:
     other.eval()
     other.load_state_dict(model.state_dict())
     other.generation_config.eos_token_id = None
-    assert computes(model)
+    assert runs_natively(model)
     for number in range(50):
         prompt = torch.randint(0, 300, (1, 1 + number % 20))
         more: Any = {"max_new_tokens": 24, "min_new_tokens": 24, "do_sample": False, "pad_token_id": 0}
@@ -211,31 +211,31 @@ class Scaled(nn.Linear):
 
 @needs_library
 def test_another_architecture_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert computes(made())
+    assert runs_natively(made())
     layer, added, nan = made(), made(), made()
     layer.get_submodule("model.layers.1.mlp").register_module("up_proj", Scaled(48, 80, bias=False))
     # It does nothing yet, as many additions when training begins.
     added.get_submodule("model.layers.0.mlp").register_parameter("gate", nn.Parameter(torch.zeros(1)))
     with torch.no_grad():
         nan.model.norm.weight.fill_(torch.nan)
-    assert not computes(layer)
-    assert not computes(added)
-    assert not computes(nan)
+    assert not runs_natively(layer)
+    assert not runs_natively(added)
+    assert not runs_natively(nan)
     # The file model/llama.py itself was edited.
     usual = SwiGLU.forward
     monkeypatch.setattr(SwiGLU, "forward", lambda self, x: usual(self, x).relu())
     edited = made()
-    assert not computes(edited)
+    assert not runs_natively(edited)
     assert decode(edited, [[1, 2]], 3)
 
 
 @needs_library
 def test_other_formats_and_shapes_are_left_to_pytorch() -> None:
-    assert not computes(made().half())
-    assert not computes(convert_weights(made(), "int8").bfloat16())  # its scales, too
+    assert not runs_natively(made().half())
+    assert not runs_natively(convert_weights(made(), "int8").bfloat16())  # its scales, too
     wider = made()
     wider.get_submodule("model.layers.0.mlp").register_module("up_proj", nn.Linear(48, 81, bias=False))
-    assert not computes(wider)
+    assert not runs_natively(wider)
 
 
 @needs_library
@@ -281,7 +281,7 @@ def no_library(said: str) -> None:
     assert said in library.notice
     assert "\n" not in library.notice
     model = convert_weights(made(), "f32")
-    assert not computes(model)
+    assert not runs_natively(model)
     assert isinstance(model.lm_head, PackedLinear | nn.Linear)
     assert len(decode(model, [[1, 2, 3]], 4)[0]) == 4
 
@@ -310,7 +310,7 @@ def test_a_cache_that_can_not_be_written(machine: Path) -> None:
     library = load_library()
     assert library.functions is not None
     assert str(machine) in library.notice
-    assert computes(made())
+    assert runs_natively(made())
 
 
 @needs_library

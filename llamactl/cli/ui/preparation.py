@@ -87,7 +87,7 @@ def describe_mixture(info: DatasetInfo, source: Source) -> str:
     """Describe how many tokens of each component a dataset has; empty where it is no mixture."""
     texts = []
     for component in source.mixed:
-        tokens = sum(shard.tokens for shard in info.shards if shard.piece in component.numbers)
+        tokens = sum(shard.tokens for shard in info.shards if shard.piece in component.piece_numbers)
         share = tokens / sum(shard.tokens for shard in info.shards)
         texts.append(f"{component.name} {share:.1%} ({show_count(tokens)} tokens)")
     return ", ".join(texts)
