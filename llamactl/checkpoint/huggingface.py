@@ -60,7 +60,7 @@ def say_opening(tokenizer: Tokenizer) -> str:
 def read_chat_template(folder: Path) -> str:
     """Return the Jinja template by which a model's conversations become text, as transformers finds it; empty without one.
 
-    It is passed on as text and never run here. Raises DataError for a file that can't be read.
+    `tokenizer/chat.py` runs it, in a sandbox. Raises DataError for a file that can't be read.
     """
     path = folder / CHAT_TEMPLATE
     if path.exists():

@@ -36,11 +36,13 @@ class Tokenizer:
     def __init__(self, description: str) -> None:
         """Parse the text of a tokenizer.json; raises DataError when it can't be used."""
         self.description = description
-        self.chat_template = ""  # of the model that it comes from: Jinja, passed on and never run
+        self.chat_template = ""  # of the model that it comes from: Jinja, which `chat.encode_chat` runs in a sandbox
         self.library: LibraryTokenizer | None = None
         try:
             tree = parse_json(description)
-            self._names = {token["id"]: token["content"] for token in tree.get("added_tokens", [])}
+            added = tree.get("added_tokens", [])
+            self._names = {token["id"]: token["content"] for token in added}
+            self.controls = {token["content"]: token["id"] for token in added if token.get("special")}
             if is_plain(tree):
                 spelled = plain_vocabulary(tree)
                 parts = Parts([*spelled, b""], len(spelled), (len(spelled),))
@@ -87,6 +89,14 @@ class Tokenizer:
         if self.library:
             return self.library.encode(text)
         ids: np.ndarray = self._encoding.encode_to_numpy(text, disallowed_special=())
+        return ids
+
+    def encode_with_controls(self, text: str) -> list[int]:
+        """Encode a text of our own making, in which the names of control tokens stand for those tokens."""
+        text.encode("utf-8")
+        if self.library:
+            return self.library.encode_with_controls(text)
+        ids: list[int] = self._encoding.encode(text, allowed_special="all")
         return ids
 
     def encode_opening(self, text: str) -> list[int]:

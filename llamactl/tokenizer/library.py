@@ -5,6 +5,7 @@ Mistral), WordPiece.
 """
 
 import re
+from copy import deepcopy
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -43,15 +44,21 @@ class LibraryTokenizer:
             self._tokenizer = Tokenizer.from_str(description)
         except Exception as error:  # the library raises nothing more precise
             raise ValueError(f"the library tokenizers can't read it ({error})") from error
-        self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._with_controls = deepcopy(self._tokenizer)
+        self._tokenizer.encode_special_tokens = True
         self.parts = self._read_parts(tree)
 
     def encode(self, text: str) -> np.ndarray:
         """Encode a text as uint32 ids, without the tokens that begin or end one."""
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         return np.array(self._without_controls(text, ids), dtype=np.uint32)
+
+    def encode_with_controls(self, text: str) -> list[int]:
+        """Encode a text in which the names of control tokens stand for those tokens."""
+        ids: list[int] = self._with_controls.encode(text, add_special_tokens=False).ids
+        return ids
 
     def find_id(self, token: str) -> int | None:
         """Return the id of a token; None for one that there is not."""
