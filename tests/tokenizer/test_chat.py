@@ -34,29 +34,8 @@ KINDS: dict[str, Callable[[list[str]], tokenizers.Tokenizer]] = {
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
     """Some text to learn vocabularies from."""
-    words = [
-        *[
-            "the",
-            "cat",
-            "sat",
-            "on",
-            "a",
-            "mat",
-            "and",
-            "said",
-            "hello",
-            "to",
-            "whoever",
-            "came",
-            "by;",
-            "naïve",
-            "日本",
-            "été",
-            "1234",
-        ],
-        "\n\n",
-        "",
-    ]
+    sentence = "the cat sat on a mat and said hello to whoever came by; naïve 日本 été 1234"
+    words = [*sentence.split(), "\n\n", ""]
     choice = random.Random(0)
     return [" ".join(choice.choices(words, k=30)) for _ in range(200)]
 
