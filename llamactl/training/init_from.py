@@ -53,7 +53,7 @@ def pin_init_from(config: Config, dataset: Dataset) -> Config:
     def check(path: Path) -> dict[str, str]:
         state = checkpoint_format.read_verified_state(path)
         _check(config, dataset, path, state)
-        return {"init_from": _permanent_name(path, state.step), "init_sha256": state.weights_digest}
+        return {"init_from": permanent_name(path, state.step), "init_sha256": state.weights_digest}
 
     # The other run may be training now, and prune the checkpoint while it is read.
     pinned = checkpoint_select.retry_while_pruned(config.train.init_from, check)
@@ -131,7 +131,7 @@ def _preset(path: Path) -> str:
     )
 
 
-def _permanent_name(path: Path, step: int) -> str:
+def permanent_name(path: Path, step: int) -> str:
     """Return RUN@STEP for a checkpoint below the home folder, which may be moved, else the absolute path."""
     absolute = path.resolve()
     run = RunDir(absolute.parent.parent)

@@ -18,6 +18,7 @@ from llamactl.distributed.parallelize import unsharded_root
 from llamactl.model.decode import Sampler, decode_tokens
 from llamactl.model.llama import Llama
 from llamactl.model.objective import NextToken
+from llamactl.tokenizer.chat import TURN_END, Message, encode_chat
 from llamactl.training.compile import disable_compile
 from llamactl.training.gradients import to_device
 
@@ -85,10 +86,14 @@ def sample_prompts(objective: NextToken, dataset: Dataset, config: Config, world
 
 
 def sample_prompt(model: Llama, prompt: str, seed: int, dataset: Dataset, config: Config) -> str:
-    """Sample up to `train.sample_tokens` tokens after a prompt; return their text, up to the end of the document."""
+    """Sample up to `train.sample_tokens` tokens after a prompt; return their text, up to the end of the document.
+
+    A model that learns to answer gets the prompt as a question, and its text ends with its turn.
+    """
     tokenizer = dataset.tokenizer
-    tokens = [tokenizer.encode_opening(prompt)]
+    answers = config.data.loss_on == "assistant" and tokenizer.chat_template
+    question: list[Message] = [{"role": "user", "content": prompt}]
+    tokens = [encode_chat(tokenizer, question, generation_prompt=True) if answers else tokenizer.encode_opening(prompt)]
+    ends = {tokenizer.end, tokenizer.controls[TURN_END] if answers else tokenizer.end}
     decoding = (step.tokens.item() for step in decode_tokens(model, tokens, tokenizer.vocab_size, Sampler(), [seed]))
-    return tokenizer.decode(
-        map(int, takewhile(lambda token: token != tokenizer.end, islice(decoding, config.train.sample_tokens)))
-    )
+    return tokenizer.decode(map(int, takewhile(lambda token: token not in ends, islice(decoding, config.train.sample_tokens))))
