@@ -1,6 +1,6 @@
 """llamactl finetune: train a model to answer, on conversations."""
 
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,7 +22,10 @@ from llamactl.cli.run_training import TrainingRequest, run_training
 from llamactl.cli.train import BITS_HELP, YES_HELP, yield_to_others
 
 if TYPE_CHECKING:
+    from llamactl.corpus.chat_dataset import Mix
     from llamactl.corpus.dataset import Dataset
+    from llamactl.corpus.dataset_info import Recipe
+    from llamactl.corpus.rows import RowSource
     from llamactl.training.finetune import BaseModel
 
 DATA = "Conversations"
@@ -85,6 +88,7 @@ def finetune(
     ] = False,
 ) -> None:
     """Fine-tune a model on conversations, so that it answers."""
+    from llamactl.corpus.rows import open_rows
     from llamactl.distributed.launch import read_launch
     from llamactl.errors import UsageError
     from llamactl.units import read_time
@@ -92,18 +96,23 @@ def finetune(
     if tokens and time:
         raise UsageError("--time and --tokens exclude each other.", "Both are the budget.", "Leave one of them out.")
     require_run(model)
+    source = open_rows(conversations)
+    name = run or source.name_with(model)
     seconds, budget = read_time(time) if time else 0.0, 0.0 if tokens or time else epochs
     typed = typed_settings(tokens, device, precision, "", settings or [])
     typed += [{"train": {"parallel": parallel}}] if parallel else []
     typed += [{"train": {"deterministic": True}}] if deterministic else []
 
     def choose() -> TrainingRequest:
+        from llamactl.escape import path_to_text
         from llamactl.runs.run_dir import RunDir
-        from llamactl.training.finetune import check_same_run, finetuning_settings
+        from llamactl.training.finetune import check_same_run, find_text, finetuning_settings, row_recipe
         from llamactl.training.init_from import config_from_checkpoint
 
-        base, rows, usual_name = make_rows(conversations, model, data or run, val_fraction, Text(mix, mix_from), context)
-        folder = RunDir.from_name(run or usual_name)
+        base = read_model(model, context)
+        folder, text = RunDir.from_name(name), find_text(base, mix, mix_from)
+        recipe = row_recipe(path_to_text(" ".join(conversations)), source, base, text, val_fraction)
+        rows = make_rows(source, recipe, base, text, data or name)
         chosen = [*finetuning_settings(base, rows, budget), *typed]
         if folder.config_path.exists() and not dry_run:
             check_same_run(folder, base, rows)
@@ -111,7 +120,7 @@ def finetune(
         return TrainingRequest(config_from_checkpoint(base.name, chosen), folder, False, seconds)
 
     if read_launch().size == 1:
-        yield_to_others(None)
+        yield_to_others(name)
         import_torch()
         run_training(choose(), dry_run, json, [], yes)
         return
@@ -122,35 +131,24 @@ def finetune(
         run_training(broadcast_from_rank0(choose), dry_run, json, [], yes)
 
 
-class Text(NamedTuple):
-    """What was typed about the text to mix in: its share of the rows, and its dataset."""
-
-    share: float | None
-    dataset: str
-
-
-def make_rows(
-    conversations: list[str], model: str, name: str, val_fraction: float, text: Text, context: int | None
-) -> "tuple[BaseModel, Dataset, str]":
-    """Make the dataset of rows for a model, unless it is complete; return the model, the rows and the usual name of the run.
-
-    Raises DataError, UsageError.
-    """
+def read_model(model: str, context: int | None) -> "BaseModel":
+    """Read what fine-tuning needs to know of MODEL; raises DataError, NoNetwork."""
     from llamactl.checkpoint.select import retry_while_pruned
-    from llamactl.cli.ui.conversations import show_packing
     from llamactl.cli.ui.preparation import show_notes
-    from llamactl.corpus.chat_dataset import prepare_conversations
-    from llamactl.corpus.dataset import DatasetDir
-    from llamactl.corpus.rows import open_rows
-    from llamactl.escape import path_to_text
-    from llamactl.training.finetune import find_text, name_run, read_base_model, row_recipe
+    from llamactl.training.finetune import read_base_model
 
     base = retry_while_pruned(model, lambda path: read_base_model(path, context))
     if base.other_template:
         show_notes(["the model has a chat template of its own: that of llamactl, with tokens for the roles, replaces it"])
-    source, mix = open_rows(conversations), find_text(base, text.share, text.dataset)
-    usual_name = name_run(source, model)
-    folder = DatasetDir.from_name(name or usual_name)
-    recipe = row_recipe(path_to_text(" ".join(conversations)), source, base, mix, val_fraction)
-    show_packing(prepare_conversations(source, recipe, base.tokenizer, mix, folder), folder)
-    return base, folder.open(), usual_name
+    return base
+
+
+def make_rows(source: "RowSource", recipe: "Recipe", base: "BaseModel", text: "Mix | None", name: str) -> "Dataset":
+    """Make the dataset of rows for a model, unless it is complete, and open it; raises DataError."""
+    from llamactl.cli.ui.conversations import show_packing
+    from llamactl.corpus.chat_dataset import prepare_conversations
+    from llamactl.corpus.dataset import DatasetDir
+
+    folder = DatasetDir.from_name(name)
+    show_packing(prepare_conversations(source, recipe, base.tokenizer, text, folder), folder)
+    return folder.open()

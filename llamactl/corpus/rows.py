@@ -40,6 +40,10 @@ class RowSource:
             if part.stamp and readers.file_stamp(Path(part.location)) != part.stamp:
                 raise DataError(f"{part.location} has changed while it was read.", "", "Run the same command again.")
 
+    def name_with(self, model: str) -> str:
+        """Name what is made of these rows for a model, given as MODEL."""
+        return make_name(f"{self.name}-{Path(model.partition('@')[0].removeprefix('hf:')).name}") or "chat"
+
 
 def open_rows(words: list[str]) -> RowSource:
     """Plan to read files, folders and globs of rows, or hf:ORG/NAME[:CONFIG]; raises DataError, NoNetwork."""

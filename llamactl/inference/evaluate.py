@@ -123,6 +123,11 @@ def evaluate_streams(
         positions[:, : inputs.shape[1]] += losses.sum(0).numpy(), counted.sum(0).double().numpy()
     if not tokens.below:
         raise DataError("There is nothing to measure.", "The text has no characters, or the split has less than one window.")
+    return _summarize(tokens, text, positions)
+
+
+def _summarize(tokens: Ratio, text: Ratio, positions: np.ndarray) -> Evaluation:
+    """Build the result from the sums; `positions` are nats and tokens at each position of a window, 2 T."""
     by_position = positions[0] / positions[1].clip(min=1)
     return Evaluation(
         documents=tokens.documents,

@@ -15,7 +15,6 @@ from llamactl.corpus.rows import RowSource, describe_inputs
 from llamactl.corpus.sources import default_val_fraction
 from llamactl.errors import DataError, UsageError
 from llamactl.runs.run_dir import RunDir
-from llamactl.storage.home import make_name
 from llamactl.tokenizer.bpe import Tokenizer, read_tokenizer
 from llamactl.tokenizer.roles import add_roles
 from llamactl.training.init_from import permanent_name
@@ -112,9 +111,3 @@ def check_same_run(folder: RunDir, base: BaseModel, rows: Dataset) -> None:
     if differs:
         fix = f"Choose another --run, or resume it: llamactl train --resume {folder.path.name}"
         raise UsageError(f"The run {folder.path.name} already exists.", f"It is another one ({'; '.join(differs)}).", fix)
-
-
-def name_run(source: RowSource, model: str) -> str:
-    """Name a run, and its rows, after the conversations and the model."""
-    last = Path(model.partition("@")[0].removeprefix("hf:")).name
-    return make_name(f"{source.name}-{last}") or "chat"
