@@ -128,10 +128,10 @@ def prepare(path: Path, tokenizer: Tokenizer, width: int = 64, mix: Mix | None =
 
 KINDS: dict[str, Callable[[list[str]], Tokenizer]] = {
     "bytes": lambda texts: byte_tokenizer(),
-    **{
-        made.__name__: lambda texts, made=made: Tokenizer(made(texts).to_str())
-        for made in (llama3, qwen2, sentencepiece, smollm)
-    },
+    "llama3": lambda texts: Tokenizer(llama3(texts).to_str()),
+    "qwen2": lambda texts: Tokenizer(qwen2(texts).to_str()),
+    "sentencepiece": lambda texts: Tokenizer(sentencepiece(texts).to_str()),
+    "smollm": lambda texts: Tokenizer(smollm(texts).to_str()),
     "end first": lambda texts: Tokenizer(end_first(texts).to_str()),
 }
 

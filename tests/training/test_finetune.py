@@ -43,7 +43,7 @@ from tests.training.conftest import Configured
 
 RATE = 1e11
 SHAPE = ModelConfig(n_layers=2, dim=32, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=64, context=64, vocab_size=640)
-TRAIN: Tree = {"train": TINY["train"] | {"tokens": 4096, "prompts": ("auto",), "save_every": 4, "eval_every": 8}}
+TRAIN: Tree = {"train": {**TINY["train"], "tokens": 4096, "prompts": ("auto",), "save_every": 4, "eval_every": 8}}
 
 
 @pytest.fixture
