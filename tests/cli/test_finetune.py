@@ -135,7 +135,7 @@ def test_the_command_killed_at_random_moments_ends_with_the_same_bits(home: Path
     """Also while it makes its rows: the same command is all that is typed."""
 
     def command(name: str) -> str:
-        return " ".join(("finetune", chat, "--from", base, "--run", name, "--epochs", "4", *FAST))
+        return " ".join(("finetune", chat, "--from", base, "--run", name, "--epochs", "12", *FAST))
 
     log, chance = home / "log.txt", random.Random(5)
     started = time.monotonic()
@@ -143,7 +143,7 @@ def test_the_command_killed_at_random_moments_ends_with_the_same_bits(home: Path
     took, killed = time.monotonic() - started, 0
     for _ in range(6):
         pid = typed(command("killed"), log, os.setsid)
-        time.sleep(chance.uniform(0, took))
+        time.sleep(chance.uniform(0, took / 3))
         os.kill(pid, signal.SIGKILL)
         killed += status(pid) == -signal.SIGKILL
     assert status(typed(command("killed"), log, os.setsid)) == 0, log.read_text()

@@ -37,13 +37,17 @@ from llamactl.training.gradients import accumulate_gradients
 from llamactl.training.init_from import add_rows, config_from_checkpoint, pin_init_from
 from llamactl.training.trainer import Trainer, train_run
 from llamactl.training.validation import validate_model
-from tests.conftest import TINY
 from tests.corpus.test_conversations import prepare, talk, write
 from tests.training.conftest import Configured
 
 RATE = 1e11
 SHAPE = ModelConfig(n_layers=2, dim=32, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=64, context=64, vocab_size=640)
-TRAIN: Tree = {"train": {**TINY["train"], "tokens": 4096, "prompts": ("auto",), "save_every": 4, "eval_every": 8}}
+TRAIN: Tree = {
+    "train": {
+        "tokens": 4096, "tokens_per_step": 256, "precision": "fp32", "device": "cpu", "sample_tokens": 4, "save_every": 4,
+        "eval_every": 8,
+    }
+}  # fmt: skip
 
 
 @pytest.fixture
