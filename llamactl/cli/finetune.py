@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 DATA = "Conversations"
 
-CONVERSATIONS_HELP = "Files, folders or globs of .jsonl or .json, also packed, or hf:ORG/NAME[:CONFIG]."
+CONVERSATIONS_HELP = "Files, folders or globs of .jsonl, .json (also packed) or .parquet, or hf:ORG/NAME[:CONFIG]."
 FROM_HELP = "The model to start from: RUN, RUN@STEP, RUN@best, a folder, or hf:ORG/NAME."
 NAME_HELP = "Name of the run; the same command resumes it."
-MIX_HELP = "Share of rows that are text of the dataset MODEL was trained on, so that it forgets less."
+MIX_HELP = "Share of the rows that are text MODEL was trained on, so that it forgets less."
 MIX_FROM_HELP = "Take that text from this dataset under data/."
 VAL_HELP = "Share of the conversations for validation; 0: by their size."
 CONTEXT_HELP = "Tokens of a row, and of the model's context."
@@ -58,14 +58,15 @@ def finetune(
     ] = "",
     time: Annotated[str, typer.Option(help="Instead of --epochs: 10m, 2h.", show_default=False, rich_help_panel=RUN)] = "",
     mix: Annotated[
-        float | None, typer.Option(min=0, max=0.9, help=MIX_HELP, show_default="0, or 0.2", rich_help_panel=DATA)
+        float | None,
+        typer.Option(min=0, max=0.9, help=MIX_HELP, show_default="0.2 where there is such text", rich_help_panel=DATA),
     ] = None,
     mix_from: Annotated[
         str,
         typer.Option(
             metavar="DATASET",
             help=MIX_FROM_HELP,
-            show_default="MODEL's",
+            show_default="that of MODEL's run",
             rich_help_panel=DATA,
             autocompletion=completion.datasets,
         ),

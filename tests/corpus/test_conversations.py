@@ -321,6 +321,24 @@ def test_an_array_and_a_packed_file_are_read(tmp_path: Path) -> None:
     assert list(open_rows([str(tmp_path / "chat.json")])) == list(open_rows([str(tmp_path / "packed.jsonl.gz")])) == rows
 
 
+def test_parquet_is_read_with_the_columns_that_conversations_have(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    messages = [[ASKED, {"role": "assistant", "content": f"It is {n}."}] for n in range(5)]
+    table = pa.table({"id": list(range(5)), "messages": messages, "system": [None] * 5})
+    parquet.write_table(table, tmp_path / "chat.parquet", row_group_size=2)
+    found = [read_conversation(row) for row in open_rows([str(tmp_path / "chat.parquet")])]
+    assert found == messages
+    parquet.write_table(pa.table({"id": [1]}), tmp_path / "other.parquet")
+    with pytest.raises(DataError, match="no column of conversations"):
+        list(open_rows([str(tmp_path / "other.parquet")]))
+    torn = (tmp_path / "chat.parquet").read_bytes()
+    (tmp_path / "torn.parquet").write_bytes(torn[:4] + b"\0" * (len(torn) // 4) + torn[4 + len(torn) // 4 :])
+    with pytest.raises(DataError, match="can't be read"):
+        list(open_rows([str(tmp_path / "torn.parquet")]))
+
+
 def test_text_is_mixed_in_as_whole_windows(tmp_path: Path, dataset: Dataset) -> None:
     tokenizer, choice = add_roles(dataset.tokenizer), random.Random(3)
     path = write(tmp_path / "chat.jsonl", [{"messages": talk(choice, words=4)} for _ in range(200)])
