@@ -46,11 +46,14 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], generation_pr
 
 
 def find_turn_end(tokenizer: Tokenizer) -> int | None:
-    """Return the control token with which the chat template ends what the assistant says; None without such a one."""
+    """Return the control token with which the chat template ends an answer; None without such a one, or a template."""
     if not tokenizer.chat_template:
         return None
     said = "\ue000answer\ue000"
-    text = _render(tokenizer, [{"role": "user", "content": "question"}, {"role": "assistant", "content": said}], False)
+    try:
+        text = _render(tokenizer, [{"role": "user", "content": "question"}, {"role": "assistant", "content": said}], False)
+    except DataError:  # whoever asks for a conversation is told
+        return None
     after = text.rpartition(said)[2].lstrip()
     name = max((name for name in tokenizer.controls if after.startswith(name)), key=len, default=None)
     return None if name is None else tokenizer.controls[name]
