@@ -16,7 +16,8 @@ from llamactl.inference.surprisal import spell_token
 from llamactl.model.continuous import Continuation, ContinuousBatch
 from llamactl.model.decode import Sampler, Step
 from llamactl.model.llama import Llama
-from llamactl.serving.protocol import BadRequest, Delta, TokenDetail
+from llamactl.serving.answers import Delta, TokenDetail
+from llamactl.serving.protocol import BadRequest
 from llamactl.tokenizer.bpe import Tokenizer
 
 MOST_ACTIVE = 64  # texts that are generated at once; each has a row of the key/value cache
