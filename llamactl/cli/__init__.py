@@ -14,6 +14,7 @@ import typer
 from llamactl import __version__
 from llamactl.cli import (
     bench,
+    chat,
     config,
     data,
     doctor,
@@ -64,6 +65,7 @@ for command, name, example in (
     (plot_loss.plot_loss, "plot-loss", "llamactl plot-loss --x time --out loss.svg"),
     (report.report, "report", "llamactl report a b --out report.html"),
     (sample.sample, "sample", 'llamactl sample "California is " --n 3'),
+    (chat.chat, "chat", "llamactl chat RUN@best"),
     (serve.serve, "serve", "llamactl serve RUN@best"),
     (evaluate.evaluate, "eval", "llamactl eval my.txt --run RUN@best"),
     (surprise.surprise, "surprise", 'llamactl surprise "The people of the United States" --out surprise.html'),

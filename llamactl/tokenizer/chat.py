@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from llamactl.errors import DataError
+from llamactl.errors import DataError, UsageError
 from llamactl.storage.records import to_json
 from llamactl.tokenizer.bpe import Tokenizer
 
@@ -46,11 +46,14 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], generation_pr
 
 
 def find_turn_end(tokenizer: Tokenizer) -> int | None:
-    """Return the control token with which the chat template ends what the assistant says; None without such a one."""
+    """Return the control token with which the chat template ends an answer; None without such a one, or a template."""
     if not tokenizer.chat_template:
         return None
     said = "\ue000answer\ue000"
-    text = _render(tokenizer, [{"role": "user", "content": "question"}, {"role": "assistant", "content": said}], False)
+    try:
+        text = _render(tokenizer, [{"role": "user", "content": "question"}, {"role": "assistant", "content": said}], False)
+    except DataError:  # whoever asks for a conversation is told
+        return None
     after = text.rpartition(said)[2].lstrip()
     name = max((name for name in tokenizer.controls if after.startswith(name)), key=len, default=None)
     return None if name is None else tokenizer.controls[name]
@@ -59,17 +62,21 @@ def find_turn_end(tokenizer: Tokenizer) -> int | None:
 def fit_chat(tokenizer: Tokenizer, messages: Sequence[Message], room: int) -> tuple[list[int], int]:
     """Return the ids of a conversation for an answer to it, at most `room` of them, and how many messages were left out.
 
-    The oldest turns are left out, as pairs of a question and what followed it; the system's words and the last question stay.
+    The oldest turns are left out, each a question with what followed it; the system's words and the last question stay. Raises
+    UsageError where those alone are too long, DataError where the template can't be used.
     """
     opening = [each for each in messages[:1] if each["role"] == "system"]
     turns = list(messages[len(opening) :])
-    left_out = 0
-    while len(ids := encode_chat(tokenizer, [*opening, *turns], generation_prompt=True)) > room and len(turns) > 1:
-        second = next((place for place, each in enumerate(turns) if place and each["role"] == "user"), len(turns))
-        if second == len(turns):
+    questions = [place for place, each in enumerate(turns) if each["role"] == "user" and place] + [len(turns)]
+    for left_out in (0, *questions):
+        kept = turns[left_out:]
+        if not kept and turns:
             break
-        turns, left_out = turns[second:], left_out + second
-    return ids, left_out
+        ids = encode_chat(tokenizer, [*opening, *kept], generation_prompt=True)
+        if len(ids) <= room:
+            return ids, left_out
+    why = f"It has {len(ids):,} tokens, and the model reads {room:,} before it answers."
+    raise UsageError("This message is too long.", why, "Say it in fewer words.")
 
 
 def _unused_character(messages: Sequence[Message]) -> str:

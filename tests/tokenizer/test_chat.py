@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from llamactl.errors import DataError
+from llamactl.errors import DataError, UsageError
 from llamactl.tokenizer.bpe import Tokenizer, byte_tokenizer
 from llamactl.tokenizer.chat import CHAT_TEMPLATE, ROLE_TOKENS, encode_chat, find_turn_end, fit_chat
 from tests.tokenizer.test_library import byte_level, llama3, metaspace, sentencepiece, unigram
@@ -139,9 +139,10 @@ def test_whole_turns_are_left_out_of_a_conversation_that_is_too_long() -> None:
     assert left_out == 2
     assert ids == encode_chat(tokenizer, [messages[0], *messages[3:]], generation_prompt=True)
     # The last question stays, however long it is.
-    ids, left_out = fit_chat(tokenizer, messages, 3)
-    assert left_out == 20
-    assert ids == encode_chat(tokenizer, [messages[0], messages[-1]], generation_prompt=True)
+    shortest = encode_chat(tokenizer, [messages[0], messages[-1]], generation_prompt=True)
+    assert fit_chat(tokenizer, messages, len(shortest)) == (shortest, 20)
+    with pytest.raises(UsageError, match="too long"):
+        fit_chat(tokenizer, messages, len(shortest) - 1)
 
 
 @pytest.mark.parametrize(
