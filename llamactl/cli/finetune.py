@@ -1,6 +1,6 @@
 """llamactl finetune: train a model to answer, on conversations."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -89,6 +89,7 @@ def finetune(
     ] = False,
 ) -> None:
     """Fine-tune a model on conversations, so that it answers."""
+    from llamactl.config.schema import build_config
     from llamactl.corpus.rows import open_rows
     from llamactl.distributed.launch import read_launch
     from llamactl.errors import UsageError
@@ -103,22 +104,20 @@ def finetune(
     typed = typed_settings(tokens, device, precision, "", settings or [])
     typed += [{"train": {"parallel": parallel}}] if parallel else []
     typed += [{"train": {"deterministic": True}}] if deterministic else []
+    build_config(typed)  # a mistake is told before rows are made
 
     def choose() -> TrainingRequest:
         from llamactl.escape import path_to_text
-        from llamactl.runs.run_dir import RunDir
-        from llamactl.training.finetune import check_same_run, find_text, finetuning_settings, row_recipe
-        from llamactl.training.init_from import config_from_checkpoint
+        from llamactl.training.finetune import find_text, finetuning_settings, row_recipe
 
         base = read_model(model, context)
-        folder, text = RunDir.from_name(name), find_text(base, mix, mix_from)
+        text = find_text(base, mix, mix_from)
         recipe = row_recipe(path_to_text(" ".join(conversations)), source, base, text, val_fraction)
         rows = make_rows(source, recipe, base, text, data or name)
         chosen = [*finetuning_settings(base, rows, budget), *typed]
-        if folder.config_path.exists() and not dry_run:
-            check_same_run(folder, base, rows)
-            return TrainingRequest(config_of_resumed_run(folder, chosen), folder, True)
-        return TrainingRequest(config_from_checkpoint(base.name, chosen), folder, False, seconds)
+        request = start_or_resume(name, base, rows, chosen, dry_run)
+        # A resumed run keeps the budget that the time bought.
+        return request if request.again else request._replace(seconds=seconds)
 
     if read_launch().size == 1:
         yield_to_others(name)
@@ -153,3 +152,18 @@ def make_rows(source: "RowSource", recipe: "Recipe", base: "BaseModel", text: "M
     folder = DatasetDir.from_name(name)
     show_packing(prepare_conversations(source, recipe, base.tokenizer, text, folder), folder)
     return folder.open()
+
+
+def start_or_resume(
+    name: str, base: "BaseModel", rows: "Dataset", settings: list[dict[str, Any]], dry_run: bool
+) -> TrainingRequest:
+    """Build the request to fine-tune a model on rows, or to resume the run that does so; raises UsageError for another run."""
+    from llamactl.runs.run_dir import RunDir
+    from llamactl.training.finetune import check_same_run
+    from llamactl.training.init_from import config_from_checkpoint
+
+    folder = RunDir.from_name(name)
+    if folder.config_path.exists() and not dry_run:
+        check_same_run(folder, base, rows)
+        return TrainingRequest(config_of_resumed_run(folder, settings), folder, True)
+    return TrainingRequest(config_from_checkpoint(base.name, settings), folder, False)
