@@ -193,7 +193,7 @@ def test_only_replies_and_their_ends_are_targets(kind: str, tmp_path: Path, docu
     talks = [talk(choice, words=5) for _ in range(200)]
     prepare(write(tmp_path / "chat.jsonl", [{"messages": each} for each in talks]), tokenizer, width=512)
     dataset = DatasetDir.from_name("chat").open()
-    rule = window_rule(dataset, settings_for(dataset, DataConfig()))
+    rule = window_rule(dataset, settings_for(dataset, DataConfig()), 512)
     windows = Windows(dataset.train, 512, rule)
     assert len(windows) == dataset.info.total("train", "tokens") // 512
     batch = windows.batch(np.arange(len(windows)))
@@ -350,7 +350,7 @@ def test_text_is_mixed_in_as_whole_windows(tmp_path: Path, dataset: Dataset) -> 
     mixed = rows[-packed.text_rows :].tolist()
     assert len({tuple(row) for row in mixed} & text) > 0
     # All of a window of text counts, but for what follows it.
-    windows = Windows(made.train, 128, window_rule(made, settings_for(made, DataConfig())))
+    windows = Windows(made.train, 128, window_rule(made, settings_for(made, DataConfig()), 128))
     targets = windows.batch(np.arange(len(windows))).targets[-packed.text_rows :]
     assert (targets[:, :-1] >= 0).all()
     assert (targets[:, -1] == IGNORED).all()
@@ -359,7 +359,7 @@ def test_text_is_mixed_in_as_whole_windows(tmp_path: Path, dataset: Dataset) -> 
 
 def test_a_loss_on_replies_needs_a_dataset_that_has_them(dataset: Dataset) -> None:
     with pytest.raises(UsageError, match="has no replies"):
-        window_rule(dataset, DataConfig(loss_on="assistant"))
+        window_rule(dataset, DataConfig(loss_on="assistant"), 64)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -378,4 +378,4 @@ def test_each_conversation_is_in_one_row_and_none_is_cut(seed: int) -> None:
 def test_the_docs_name_every_reason() -> None:
     page = (Path(__file__).parents[2] / "docs" / "chat.md").read_text("utf-8")
     reasons = {reason for _, reason in LEFT_OUT.values()} | {"a row above 16 MiB", "not JSON", "longer than the context"}
-    assert reasons <= set(re.findall(r"`([^`]+)`", page))
+    assert reasons <= set(re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", page, flags=re.S)))
