@@ -8,37 +8,15 @@ import openai
 import pytest
 import torch
 
-from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint import io as checkpoint_io
-from llamactl.checkpoint.format import State
-from llamactl.config.schema import OptimConfig
-from llamactl.corpus.dataset import Dataset
 from llamactl.inference.chat import Chat
 from llamactl.inference.generate import Request
 from llamactl.model.decode import Sampler
-from llamactl.model.llama import Llama
-from llamactl.optim.build import build_adamw
 from llamactl.runs.run_dir import RunDir
-from llamactl.tokenizer.roles import add_roles
 from tests.serving.conftest import SHAPE, serving
 from tests.serving.test_completions import client_of, post
 
 QUESTION: list[Any] = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "The people?"}]
-
-
-@pytest.fixture
-def chat_run(run: RunDir, dataset: Dataset) -> RunDir:
-    """The run whose newest checkpoint was fine-tuned on conversations; random weights are as good."""
-    tokenizer = add_roles(dataset.tokenizer)
-    torch.manual_seed(3)
-    shape = SHAPE.model_copy(update={"vocab_size": 640})
-    model = Llama(shape)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.2)
-    taken = checkpoint_format.take_snapshot(model, build_adamw(model, OptimConfig(lr=0.1)))
-    state = State(step=3, tokens=3, seconds=1.0, skipped=0)
-    checkpoint_io.save_checkpoint(run.checkpoint(3), taken, shape, tokenizer, state)
-    return run
 
 
 @pytest.fixture
