@@ -16,7 +16,7 @@ IDLE = "document.getElementById('stop').hidden"
 
 def test_it_writes_and_branches_by_keyboard(run: RunDir, tmp_path: Path) -> None:
     with serving(run.checkpoint(2)) as address, Page(f"{address}/#The%20people", tmp_path) as page:
-        page.wait(f"{TOKENS}.length > 50 && {IDLE}")
+        page.wait(f"{TOKENS}.length > 12 && {IDLE}")
         assert page.run("document.querySelector('#text .given').textContent") == "The people"
         assert page.run("document.getElementById('name').textContent") == "served"
         assert page.run(f"[...{TOKENS}].every(token => /^[\\d.e-]+ %$/.test(token.title))")
@@ -53,7 +53,7 @@ def test_nothing_that_is_written_becomes_markup(run: RunDir, tmp_path: Path) -> 
 
 def test_it_fits_a_phone(run: RunDir, tmp_path: Path) -> None:
     with serving(run.checkpoint(2)) as address, Page(f"{address}/#The%20people", tmp_path, (390, 844)) as page:
-        page.wait(f"{TOKENS}.length > 50")
+        page.wait(f"{TOKENS}.length > 12")
         assert page.run("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
