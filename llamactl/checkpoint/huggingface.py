@@ -1,12 +1,10 @@
 """Files that make a folder of weights a Hugging Face model: config.json, tokenizer and generation settings."""
 
 import json
-from contextlib import suppress
 from pathlib import Path
 
 from llamactl.checkpoint.hf_config import hf_config
 from llamactl.config.schema import ModelConfig
-from llamactl.errors import DataError
 from llamactl.storage.records import parse_json, read_object, read_text, to_json
 from llamactl.tokenizer.bpe import Tokenizer
 from llamactl.tokenizer.chat import find_turn_end
@@ -21,7 +19,7 @@ def description_files(config: ModelConfig, tokenizer: Tokenizer, dtype: str = "f
     ids = {"bos_token_id": begin, "eos_token_id": end}
     # Batches of prompts are filled up with the end-of-text token, in front, so that all continue at their end.
     # An answer ends its turn, a text ends with the end-of-text token.
-    stops = [end, turn] if (turn := _turn_end(tokenizer)) not in (None, end) else end
+    stops = [end, turn] if (turn := find_turn_end(tokenizer)) not in (None, end) else end
     generation = {
         **ids,
         "eos_token_id": stops,
@@ -51,13 +49,6 @@ def description_files(config: ModelConfig, tokenizer: Tokenizer, dtype: str = "f
     }
     texts = {name: to_json(tree, indent=2) + "\n" for name, tree in trees.items()}
     return {**texts, "tokenizer.json": say_opening(tokenizer)}
-
-
-def _turn_end(tokenizer: Tokenizer) -> int | None:
-    """Return the token that ends an answer; None where the chat template names none, or is one that can't be run."""
-    with suppress(DataError):
-        return find_turn_end(tokenizer)
-    return None
 
 
 def say_opening(tokenizer: Tokenizer) -> str:

@@ -1,6 +1,6 @@
 """Talk to a model that was fine-tuned on conversations, by its chat template."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -40,7 +40,7 @@ class Chat:
         """Start a new conversation under the same system message."""
         self.messages[:] = [each for each in self.messages[:1] if each["role"] == "system"]
 
-    def answer(self, said: str) -> Iterator[str]:
+    def answer(self, said: str) -> Generator[str, None, None]:
         """Say something and yield the pieces of the answer; both are then part of the conversation, also when it is cut short.
 
         Raises UsageError where what was said does not fit into the context, DataError where the scores are not numbers.
