@@ -102,8 +102,7 @@ def finetune(
     name = run or source.name_with(model)
     seconds, budget = read_time(time) if time else 0.0, 0.0 if tokens or time else epochs
     typed = typed_settings(tokens, device, precision, "", settings or [])
-    typed += [{"train": {"parallel": parallel}}] if parallel else []
-    typed += [{"train": {"deterministic": True}}] if deterministic else []
+    typed += [{"train": {key: value}} for key, value in (("parallel", parallel), ("deterministic", deterministic)) if value]
     build_config(typed)  # a mistake is told before rows are made
 
     def choose() -> TrainingRequest:

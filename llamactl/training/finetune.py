@@ -92,7 +92,7 @@ def row_recipe(words: str, source: RowSource, base: BaseModel, mix: Mix | None, 
     return Recipe(
         source=words,
         inputs=describe_inputs(source),
-        tokenizer=base.tokenizer.digest,
+        tokenizer=f"sha256:{base.tokenizer.digest[:16]}",
         val_fraction=val_fraction or usual,
         row_tokens=base.context,
         mixed_with=f"{mix.text.info.digest} {mix.share}" if mix else "",

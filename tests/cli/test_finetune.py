@@ -123,6 +123,17 @@ def test_mistakes_are_told_with_their_exit_code(words: tuple[str, ...], code: in
     assert not RunDir.from_name("chat-base").config_path.exists()
 
 
+def test_a_time_buys_a_budget_that_a_resumed_run_keeps(base: str, chat: str) -> None:
+    words = ("finetune", chat, "--from", base, "--run", "ft", "--time", "30s", *FAST)
+    answer = type_in(*words)
+    assert answer.code == 0, answer.err
+    run = RunDir.from_name("ft")
+    tokens = run.config().train.tokens
+    assert 0 < tokens <= 4 * DatasetDir.from_name("ft").info().total("train", "tokens")
+    assert "already finished" in type_in(*words).err
+    assert run.config().train.tokens == tokens
+
+
 def test_a_dry_run_prints_the_plan_alone(base: str, chat: str) -> None:
     answer = type_in("finetune", chat, "--from", base, "--dry-run", *FAST)
     assert answer.code == 0
