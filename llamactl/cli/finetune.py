@@ -59,7 +59,7 @@ def finetune(
     time: Annotated[str, typer.Option(help="Instead of --epochs: 10m, 2h.", show_default=False, rich_help_panel=RUN)] = "",
     mix: Annotated[
         float | None,
-        typer.Option(min=0, max=0.9, help=MIX_HELP, show_default="0.2 where there is such text", rich_help_panel=DATA),
+        typer.Option(min=0, max=0.9, help=MIX_HELP, show_default="0.5 where there is such text", rich_help_panel=DATA),
     ] = None,
     mix_from: Annotated[
         str,

@@ -23,7 +23,7 @@ from llamactl.training.init_from import permanent_name
 # Tokens of a row where nobody says: most conversations are shorter, and the work of attention grows with their square.
 LONGEST_ROW = 4_096
 # The share of rows that are text where nobody says; docs/chat.md has what it keeps.
-USUAL_MIX = 0.2
+USUAL_MIX = 0.5
 NAME_TEXT = "Name a dataset of text: --mix-from DATASET"
 HUB_VAL_FRACTION = 0.01  # of conversations of the hub, whose size is not known before
 
@@ -105,6 +105,7 @@ def finetuning_settings(base: BaseModel, rows: Dataset, epochs: float) -> list[T
     return [
         {"model": {"context": base.context}},
         {"data": {"name": rows.name, "loss_on": "assistant", "separate_documents": True}},
+        {"optim": {"name": "adamw"}},  # it moves what the conversations do not need less than Muon does: docs/chat.md
         {"train": {"tokens": max(1, tokens)} if epochs else {}},
     ]
 

@@ -180,7 +180,7 @@ def test_validation_and_evaluation_name_the_loss_of_the_replies(chat: Dataset, b
 
 def test_a_run_learns_its_replies_and_asks_held_out_questions(chat: Dataset, base: Path) -> None:
     config, world = finetuned(chat, base)
-    assert (config.data.loss_on, config.data.separate_documents) == ("assistant", True)
+    assert (config.data.loss_on, config.data.separate_documents, config.optim.name) == ("assistant", True, "adamw")
     assert len(config.train.prompts) == 3
     assert all(prompt.endswith(".") for prompt in config.train.prompts)
     events = list(train_run(config, chat, RunDir.from_name("b"), world, RATE))
