@@ -89,7 +89,7 @@ def evaluate(
         score = score_questions(model, tokenizer, lines)
         record["results"][file] = asdict(score)
         rows[Path(file).name] = describe_score(score)
-    scores = run_tasks(path, tasks.split(","), target, limit) if tasks else None
+    scores = run_tasks(path, tokenizer, tasks.split(","), target, limit) if tasks else None
     record |= {"tasks": scores.record} if scores else {}
     show_figures(checkpoint_select.describe_model(path, state), rows, record if json else None)
     if scores and not json:
