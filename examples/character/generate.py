@@ -1,0 +1,171 @@
+"""Writes conversations with a character, and questions whose phrasings are in none of them.
+
+python examples/character/generate.py --out conversations.jsonl --count 20000 --held-out questions.jsonl
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from character import CONTRACTIONS, PILCROW, Character, Topic, load_character, pick
+
+Message = dict[str, str]
+TURNS, SHARES = (1, 2, 3, 4), (45, 25, 18, 12)  # turns of a conversation, and how many of a hundred have them
+FOLLOWED, INTRODUCED, RECALLED, ENDED = 0.3, 0.35, 0.3, 0.3  # chances of "why?", a name, a question for it, a goodbye
+PREFIXED, SUFFIXED, CONTRACTED, MISSPELLED = 0.15, 0.08, 0.4, 0.06  # chances in how a question is put
+CARELESS, UNMARKED = 0.3, 0.1  # chances of lower case without a mark, and of no mark
+QUESTION = re.compile(
+    r"(what(?! a\b)|who|where|when|why|how|which|whose|are|is|am|do|does|did|can|could|may|will|would|have|has|had|were|was"
+    r"|should|any|know|in what|for how|for what|at what|if you)\b|.*\b(and you|and yours|and your name is|yours|are you|too)$",
+    re.IGNORECASE,
+)
+
+
+class Dialog:
+    """One conversation as it grows."""
+
+    def __init__(self, character: Character, random: Random, seed: int) -> None:
+        """Start with nothing said; `seed` says which phrasings are held out."""
+        self.character, self.random, self.seed = character, random, seed
+        self.messages: list[Message] = []
+        self.user = ""  # the name that was told, if any
+
+    def ask(self, topic: Topic) -> None:
+        """Add a question on a topic, in a phrasing that is not held out, and an answer."""
+        chosen = {"user": self.user} if self.user and not topic.introduces else {}
+        question = pick(self.random.choice(topic.split_asks(self.seed)[0]), self.character.words, chosen, self.random)
+        self.say(
+            dress(question, self.character, self.random), topic.named if self.user and topic.named else topic.answers, chosen
+        )
+        if topic.introduces:
+            self.user = chosen["user"]
+
+    def follow(self, kind: str, topic: Topic) -> None:
+        """Add a follow-up to what was said on a topic: "why" or "more"."""
+        question = self.random.choice(self.character.follow_ups[kind])
+        self.say(
+            punctuate(question, bool(QUESTION.match(question)), self.random),
+            topic.follow_ups[kind],
+            {"user": self.user} if self.user else {},
+        )
+
+    def say(self, question: str, answers: tuple[str, ...], chosen: dict[str, str]) -> None:
+        """Add a question as it is and one of the answers, with the words that the question chose."""
+        answer = pick(self.random.choice(answers), self.character.words, chosen, self.random)
+        self.messages += [{"role": "user", "content": question}, {"role": "assistant", "content": capitalize(answer)}]
+
+
+def converse(character: Character, random: Random, seed: int) -> list[Message]:
+    """Make up one conversation."""
+    dialog, turns = Dialog(character, random, seed), random.choices(TURNS, SHARES)[0]
+    last = None
+    for turn in range(1, turns + 1):
+        if last and last.follow_ups and random.random() < FOLLOWED:
+            dialog.follow(random.choice(list(last.follow_ups)), last)
+            last = None
+        else:
+            last = choose_topic(dialog, turn, turns)
+            dialog.ask(last)
+    return dialog.messages
+
+
+def choose_topic(dialog: Dialog, turn: int, turns: int) -> Topic:
+    """Choose what comes next: often a name at the start, a goodbye at the end, and in between the name again."""
+    random, topics = dialog.random, dialog.character.topics
+    if turn == 1 < turns and random.random() < INTRODUCED:
+        return topics["user_name"]
+    if dialog.user and random.random() < RECALLED:
+        return topics["recall_name"]
+    if turn == turns > 1 and random.random() < ENDED:
+        return topics["goodbye"]
+    return random.choice(list(topics.values()))
+
+
+def dress(question: str, character: Character, random: Random) -> str:
+    """Put a question as someone may type it: with a word before or after it, without marks, misspelled."""
+    asks = bool(QUESTION.match(question))
+    for long, short in CONTRACTIONS.items():
+        if random.random() < CONTRACTED:
+            question = re.sub(rf"\b{long}(?= \w)", short, question)
+    if random.random() < MISSPELLED:
+        question = misspell(question, random)
+    if asks and random.random() < PREFIXED:
+        question = pick(random.choice(character.manners["before"]), character.words, {}, random) + " " + question
+    if asks and random.random() < SUFFIXED:
+        question += pick(random.choice(character.manners["after"]), character.words, {}, random)
+    return punctuate(question, asks, random)
+
+
+def misspell(question: str, random: Random) -> str:
+    """Swap two letters in one of the longer words."""
+    words = question.split()
+    long = [index for index, word in enumerate(words) if len(word) > 4 and word.isalpha() and word.islower()]
+    if long:
+        index, at = random.choice(long), random.randrange(1, 4)
+        word = words[index]
+        words[index] = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+    return " ".join(words)
+
+
+def punctuate(question: str, asks: bool, random: Random) -> str:
+    """Add capitals and a mark, or leave them out as people do."""
+    if (chance := random.random()) < CARELESS:
+        return question.lower()
+    return capitalize(question + ("" if chance < CARELESS + UNMARKED else "?" if asks else "."))
+
+
+def capitalize(text: str) -> str:
+    """Begin each sentence with a capital."""
+    return re.sub(r"(^|[.?!] )([a-z])", lambda found: found[1] + found[2].upper(), text)
+
+
+def conversations(character: Character, count: int, seed: int) -> Iterator[list[Message]]:
+    """Yield conversations without the phrasings that are held out for this seed."""
+    random = Random(f"conversations {seed}")
+    for _ in range(count):
+        yield converse(character, random, seed)
+
+
+def held_out(character: Character, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield a question for each held-out phrasing, with what was said before where a name has to be known."""
+    random = Random(f"held out {seed}")
+    for topic in character.topics.values():
+        for ask in topic.split_asks(seed)[1]:
+            dialog = Dialog(character, random, seed)
+            if topic.needs_user:
+                dialog.ask(character.topics["user_name"])
+            chosen = {"user": dialog.user} if dialog.user else {}
+            question = pick(ask, character.words, chosen, random)
+            question = punctuate(question, bool(QUESTION.match(question)), random)
+            messages = [*dialog.messages, {"role": "user", "content": question}]
+            yield {"topic": topic.name, "user": chosen.get("user", ""), "messages": messages}
+
+
+def main() -> None:
+    """Write the files."""
+    parser = argparse.ArgumentParser(description="Write conversations with a character.")
+    parser.add_argument("--character", type=Path, default=PILCROW, help="its TOML file")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines of conversations")
+    parser.add_argument("--count", type=int, default=20_000, help="number of conversations (default: 20000)")
+    parser.add_argument("--held-out", type=Path, help="JSON lines of questions for judge.py")
+    parser.add_argument("--seed", type=int, default=0, help="0, 1 and 2 hold out different questions (default: 0)")
+    options = parser.parse_args()
+    character = load_character(options.character)
+    written = ({"messages": messages} for messages in conversations(character, options.count, options.seed))
+    write_lines(options.out, written)
+    if options.held_out:
+        write_lines(options.held_out, held_out(character, options.seed))
+
+
+def write_lines(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+    """Write rows as JSON lines."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+if __name__ == "__main__":
+    main()
