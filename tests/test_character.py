@@ -80,9 +80,9 @@ def test_facts_are_those_of_the_character(written: list[list[Message]]) -> None:
     text = " ".join(said(written, "assistant"))
     assert set(re.findall(r"(\w+) summers", text, re.I)) == {"four", "Four"}
     assert set(re.findall(r"(\w+ hundred and \w+) books", text.lower())) == {"two hundred and twelve"}
-    assert set(re.findall(r"([A-Z]\w+)[,?]? (?:the|is a|is our|is the) toad\b", text)) == {"Odo"}
-    assert set(re.findall(r"(\w+) the moth", text)) == {"Wick"}
-    assert set(re.findall(r"(\w+) the bumblebee", text)) == {"Bess"}
+    assert set(re.findall(r"([A-Z]\w+),? (?:the|is a|is our) toad\b", text)) == {"Odo"}
+    assert set(re.findall(r"([A-Z]\w+),? (?:the|is a|is our) moth", text)) == {"Wick"}
+    assert set(re.findall(r"([A-Z]\w+),? (?:the|is a|is our) bumblebee", text)) == {"Bess"}
     assert set(re.findall(r"(?:I am|My name is) ([A-Z]\w+)", text)) == {"Pilcrow"}
     assert set(re.findall(r"an old (\w+ can)", text)) == {"watering can"}
 

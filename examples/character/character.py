@@ -29,6 +29,7 @@ class Topic:
     asks: tuple[str, ...]
     answers: tuple[str, ...]
     keywords: tuple[str, ...]
+    about: tuple[str, ...] = ()
     named: tuple[str, ...] = ()
     why: tuple[str, ...] = ()
     more: tuple[str, ...] = ()
@@ -58,6 +59,7 @@ class Character:
 
     words: Mapping[str, Sequence[str]]
     manners: Mapping[str, Sequence[str]]
+    frames: Sequence[str]
     follow_ups: Mapping[str, Sequence[str]]
     topics: Mapping[str, Topic]
 
@@ -67,7 +69,7 @@ def load_character(path: Path = PILCROW) -> Character:
     content = tomllib.loads(path.read_text("utf-8"))
     words = {name: [fact] for name, fact in content["facts"].items()} | content["words"]
     topics = {name: _read_topic(name, fields) for name, fields in content["topics"].items()}
-    character = Character(words, content["manners"], content["follow_ups"], topics)
+    character = Character(words, content["manners"], content["frames"]["about"], content["follow_ups"], topics)
     _check_asks(character)
     return character
 
@@ -82,7 +84,8 @@ def _check_asks(character: Character) -> None:
     for topic in character.topics.values():
         if len(topic.asks) <= FOLDS * HELD_OUT:
             raise ValueError(f"Topic {topic.name} needs more than {FOLDS * HELD_OUT} asks.")
-        for ask in topic.asks:
+        framed = [frame.replace("{about}", about) for frame in character.frames for about in topic.about]
+        for ask in [*topic.asks, *framed]:
             for question in {normalize(text, character) for text in expansions(ask, character.words)}:
                 if known.setdefault(question, ask) != ask:
                     raise ValueError(f"{topic.name}: {question!r} comes from {ask!r} and from {known[question]!r}.")

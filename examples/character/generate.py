@@ -17,6 +17,7 @@ Message = dict[str, str]
 TURNS, SHARES = (1, 2, 3, 4), (45, 25, 18, 12)  # turns of a conversation, and how many of a hundred have them
 FOLLOWED, INTRODUCED, RECALLED, ENDED = 0.3, 0.35, 0.3, 0.3  # chances of "why?", a name, a question for it, a goodbye
 PREFIXED, SUFFIXED, CONTRACTED, MISSPELLED = 0.15, 0.08, 0.4, 0.06  # chances in how a question is put
+FRAMED = 0.3  # chance that a question is one of the frames that all topics share
 CARELESS, UNMARKED = 0.3, 0.1  # chances of lower case without a mark, and of no mark
 QUESTION = re.compile(
     r"(what(?! a\b)|who|where|when|why|how|which|whose|are|is|am|do|does|did|can|could|may|will|would|have|has|had|were|was"
@@ -37,7 +38,10 @@ class Dialog:
     def ask(self, topic: Topic) -> None:
         """Add a question on a topic, in a phrasing that is not held out, and an answer."""
         chosen = {"user": self.user} if self.user and not topic.introduces else {}
-        question = pick(self.random.choice(topic.split_asks(self.seed)[0]), self.character.words, chosen, self.random)
+        template = self.random.choice(topic.split_asks(self.seed)[0])
+        if topic.about and self.random.random() < FRAMED:
+            template = self.random.choice(self.character.frames).replace("{about}", self.random.choice(topic.about))
+        question = pick(template, self.character.words, chosen, self.random)
         self.say(
             dress(question, self.character, self.random), topic.named if self.user and topic.named else topic.answers, chosen
         )
