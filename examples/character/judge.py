@@ -55,8 +55,18 @@ def judge_all(questions: Iterable[str], answers: Iterable[str], character: Chara
     return verdicts
 
 
+def report(verdicts: list[Verdict], at_least: float, everything: bool = False) -> int:
+    """Print the answers that are off topic, or all, and how many are on topic; returns 1 where those are too few."""
+    for verdict in verdicts:
+        if verdict.fault or everything:
+            print(f"{verdict.fault or 'on topic'}  [{verdict.topic}]\n  {verdict.question}\n  {verdict.answer}")
+    good = sum(not verdict.fault for verdict in verdicts)
+    print(f"{good} of {len(verdicts)} on topic")
+    return int(good < at_least * len(verdicts))
+
+
 def main() -> int:
-    """Print the answers that are off topic, and how many are not."""
+    """Judge the answers in a file."""
     parser = argparse.ArgumentParser(description="Judge answers to held-out questions.")
     parser.add_argument("questions", type=Path, help="JSON lines, from generate.py --held-out")
     parser.add_argument("answers", type=Path, help='JSON lines {"answer": TEXT} in the same order')
@@ -65,13 +75,7 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="print the answers that are on topic as well")
     options = parser.parse_args()
     lines = [path.read_text("utf-8").splitlines() for path in (options.questions, options.answers)]
-    verdicts = judge_all(lines[0], lines[1], load_character(options.character))
-    for verdict in verdicts:
-        if verdict.fault or options.all:
-            print(f"{verdict.fault or 'on topic'}  [{verdict.topic}]\n  {verdict.question}\n  {verdict.answer}")
-    good = sum(not verdict.fault for verdict in verdicts)
-    print(f"{good} of {len(verdicts)} on topic")
-    return int(good < options.at_least * len(verdicts))
+    return report(judge_all(lines[0], lines[1], load_character(options.character)), options.at_least, options.all)
 
 
 if __name__ == "__main__":
