@@ -40,11 +40,6 @@ class Topic:
         """Whether the name of the user is told here."""
         return "{user}" in self.keywords and not self.needs_user
 
-    @property
-    def follow_ups(self) -> dict[str, tuple[str, ...]]:
-        """What can be said next, by kind of follow-up."""
-        return {kind: answers for kind, answers in (("why", self.why), ("more", self.more)) if answers}
-
     def split_asks(self, seed: int) -> tuple[list[str], list[str]]:
         """Split the phrasings into those for training and the held-out ones, which differ for seeds 0, 1 and 2."""
         order = sorted(self.asks)
@@ -60,7 +55,7 @@ class Character:
     words: Mapping[str, Sequence[str]]
     manners: Mapping[str, Sequence[str]]
     frames: Sequence[str]
-    follow_ups: Mapping[str, Sequence[str]]
+    follow_ups: Mapping[str, Mapping[str, Sequence[str]]]
     topics: Mapping[str, Topic]
 
 

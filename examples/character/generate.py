@@ -6,7 +6,7 @@ python examples/character/generate.py --out conversations.jsonl --count 20000 --
 import argparse
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -48,16 +48,15 @@ class Dialog:
         if topic.introduces:
             self.user = chosen["user"]
 
-    def follow(self, kind: str, topic: Topic) -> None:
-        """Add a follow-up to what was said on a topic: "why" or "more"."""
-        question = self.random.choice(self.character.follow_ups[kind])
-        self.say(
-            punctuate(question, bool(QUESTION.match(question)), self.random),
-            topic.follow_ups[kind],
-            {"user": self.user} if self.user else {},
-        )
+    def follow(self, topic: Topic) -> None:
+        """Add a follow-up to what was said on a topic."""
+        kind, general = self.random.choice(list(self.character.follow_ups.items()))
+        answers = {"why": topic.why, "more": topic.more}[kind] or general["answers"]
+        question = self.random.choice(general["asks"])
+        chosen = {"user": self.user} if self.user else {}
+        self.say(punctuate(question, bool(QUESTION.match(question)), self.random), answers, chosen)
 
-    def say(self, question: str, answers: tuple[str, ...], chosen: dict[str, str]) -> None:
+    def say(self, question: str, answers: Sequence[str], chosen: dict[str, str]) -> None:
         """Add a question as it is and one of the answers, with the words that the question chose."""
         answer = pick(self.random.choice(answers), self.character.words, chosen, self.random)
         self.messages += [{"role": "user", "content": question}, {"role": "assistant", "content": capitalize(answer)}]
@@ -68,8 +67,8 @@ def converse(character: Character, random: Random, seed: int) -> list[Message]:
     dialog, turns = Dialog(character, random, seed), random.choices(TURNS, SHARES)[0]
     last = None
     for turn in range(1, turns + 1):
-        if last and last.follow_ups and random.random() < FOLLOWED:
-            dialog.follow(random.choice(list(last.follow_ups)), last)
+        if last and random.random() < FOLLOWED:
+            dialog.follow(last)
             last = None
         else:
             last = choose_topic(dialog, turn, turns)
