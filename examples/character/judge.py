@@ -9,13 +9,13 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from character import PILCROW, Character, Topic, load_character
 
-WORDS = range(3, 61)  # an answer of fewer or more words is none
+LENGTHS = range(3, 61)  # an answer of fewer or more words is none
 OTHER_TOPICS = 6  # an answer that would do for more topics than these is none
 
 
@@ -30,19 +30,19 @@ class Verdict(NamedTuple):
 
 def judge(topic: Topic, answer: str, character: Character, user: str = "") -> str:
     """Say what is wrong with an answer; returns "" if it is on topic."""
-    if len(answer.split()) not in WORDS:
+    words = {**character.words, "user": [user] if user else []}
+    if len(answer.split()) not in LENGTHS:
         return f"{len(answer.split())} words"
-    if missing := [group for group in topic.keywords if not has_any(group, answer, user)]:
-        return "none of: " + ", ".join(missing[0].format(user=user).split("|")[:4])
-    suits = [other for other in character.topics.values() if all(has_any(group, answer, user) for group in other.keywords)]
+    if missing := [group for group in topic.keywords if not has_any(group, answer, words)]:
+        return f"lacks {missing[0]}"
+    suits = [other for other in character.topics.values() if all(has_any(group, answer, words) for group in other.keywords)]
     return f"suits {len(suits)} topics" if len(suits) > OTHER_TOPICS else ""
 
 
-def has_any(group: str, answer: str, user: str) -> bool:
-    """Whether one of the words of `w1|w2|w3` is in an answer, as a whole word."""
-    if group == "{user}":
-        return bool(user) and re.search(rf"\b{re.escape(user)}\b", answer, re.IGNORECASE) is not None
-    return re.search(rf"\b(?:{group})(?:s|es)?\b", answer, re.IGNORECASE) is not None
+def has_any(group: str, answer: str, words: Mapping[str, Sequence[str]]) -> bool:
+    """Whether one of `w1|w2|{words}` is in an answer, as a word of its own or in the plural."""
+    alternatives = re.sub(r"\{(\w+)\}", lambda found: "|".join(words[found[1]]), group)
+    return bool(alternatives) and bool(re.search(rf"\b(?:{alternatives})(?:s|es)?\b", answer, re.IGNORECASE))
 
 
 def judge_all(questions: Iterable[str], answers: Iterable[str], character: Character) -> list[Verdict]:
