@@ -169,8 +169,12 @@ def test_judge_refuses_answers_to_other_topics() -> None:
 
 def gamed(character: Character) -> list[str]:
     """Answers that say nothing, something general, or the words of many topics."""
-    keywords = [group.split("|")[0] for topic in character.topics.values() for group in topic.keywords if "{" not in group]
-    lists = [" ".join(keywords[start : start + 50]) for start in range(0, len(keywords), 25)]
+    keywords = [group.split("|")[0] for topic in character.topics.values() for group in topic.keywords]
+    lists = [
+        " ".join(pick(word, character.words, {}, Random(0)) for word in keywords[start : start + size])
+        for size in (10, 20, 40)
+        for start in range(0, len(keywords) - size, 5)
+    ]
     return ["", " ", ".", "Yes.", "I like that very much.", "No hurry, my friend.", "That is a good question.", *lists]
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from character import PILCROW, Character, Topic, load_character
 
 LENGTHS = range(3, 61)  # an answer of fewer or more words is none
-OTHER_TOPICS = 6  # an answer that would do for more topics than these is none
+MOST_TOPICS = 3  # an answer that would do for more topics is a list of words
 
 
 class Verdict(NamedTuple):
@@ -36,7 +36,7 @@ def judge(topic: Topic, answer: str, character: Character, user: str = "") -> st
     if missing := [group for group in topic.keywords if not has_any(group, answer, words)]:
         return f"lacks {missing[0]}"
     suits = [other for other in character.topics.values() if all(has_any(group, answer, words) for group in other.keywords)]
-    return f"suits {len(suits)} topics" if len(suits) > OTHER_TOPICS else ""
+    return f"suits {len(suits)} topics" if len(suits) > MOST_TOPICS else ""
 
 
 def has_any(group: str, answer: str, words: Mapping[str, Sequence[str]]) -> bool:
