@@ -88,17 +88,18 @@ def test_facts_are_those_of_the_character(written: list[list[Message]]) -> None:
 
 
 def test_a_name_that_was_told_is_the_one_that_is_used(written: list[list[Message]]) -> None:
-    names, used = set(PILCROW_SNAIL.words["user"]), 0
+    used: list[str] = []
     for messages in written:
-        known = ""
-        texts = [message["content"] for message in messages]
-        for question, answer in zip(texts[::2], texts[1::2], strict=True):
-            told = [name for name in names if re.search(rf"\b{name}\b", question, re.I)]
-            known = told[-1] if told else known
-            spoken = names & set(re.findall(r"\w+", answer))
-            assert spoken <= {known}, messages
-            used += bool(spoken)
-    assert used > COUNT / 20
+        told = ""
+        for question, answer in zip(messages[::2], messages[1::2], strict=True):
+            told += question["content"].lower() + "\n"
+            for name in re.findall(
+                r"(?:ou are|Your name is|Good night,|You are welcome,|^I am sorry,) ([A-Z]\w*)", answer["content"]
+            ):
+                assert re.search(rf"\b{name.lower()}\b", told), messages
+                used.append(name)
+    assert len(used) > COUNT / 20
+    assert len({*used} - {*PILCROW_SNAIL.words["user"]}) > COUNT / 60
 
 
 def test_held_out_phrasings_never_occur_in_training(seed: int, written: list[list[Message]]) -> None:
@@ -106,11 +107,14 @@ def test_held_out_phrasings_never_occur_in_training(seed: int, written: list[lis
     questions = list(held_out(character, seed))
     assert len(questions) == 2 * len(character.topics) >= 50
     phrasings = [ask for topic in character.topics.values() for ask in topic.split_asks(seed)[1]]
-    forbidden = {normalize(text, character) for ask in phrasings for text in expansions(ask, character.words)}
-    assert {normalize(question["messages"][-1]["content"], character) for question in questions} <= forbidden
+    words = {**character.words, "user": ["XXX"]}
+    texts = {normalize(text, character) for ask in phrasings for text in expansions(ask, words)}
+    forbidden = re.compile("|".join(re.escape(text).replace("xxx", r"(?!what|who)\w+") for text in texts))
+    for question in questions:
+        assert forbidden.fullmatch(normalize(question["messages"][-1]["content"], character))
     earlier = [message for question in questions for message in question["messages"][:-1] if message["role"] == "user"]
-    asked = said(written, "user") + [message["content"] for message in earlier]
-    assert not forbidden & {normalize(question, character) for question in asked}
+    for asked in said(written, "user") + [message["content"] for message in earlier]:
+        assert not forbidden.fullmatch(normalize(asked, character))
 
 
 def test_the_three_sets_of_questions_have_no_phrasing_in_common() -> None:

@@ -18,6 +18,12 @@ TURNS, SHARES = (1, 2, 3, 4), (45, 25, 18, 12)  # turns of a conversation, and h
 FOLLOWED, INTRODUCED, RECALLED, ENDED = 0.3, 0.35, 0.3, 0.3  # chances of "why?", a name, a question for it, a goodbye
 PREFIXED, SUFFIXED, CONTRACTED, MISSPELLED = 0.15, 0.08, 0.4, 0.06  # chances in how a question is put
 FRAMED = 0.3  # chance that a question is one of the frames that all topics share
+INVENTED = 0.5  # chance that a name is none of the character's list
+ONSETS, VOWELS, CODAS = (
+    "bcdfghjklmnpqrstvwxyz",
+    ["a", "e", "i", "o", "u", "ei", "ia", "ou"],
+    ["", "", "h", "l", "n", "nt", "r", "s", "t"],
+)
 CARELESS, UNMARKED = 0.3, 0.1  # chances of lower case without a mark, and of no mark
 QUESTION = re.compile(
     r"(what(?! a\b)|who|where|when|why|how|which|whose|are|is|am|do|does|did|can|could|may|will|would|have|has|had|were|was"
@@ -37,7 +43,7 @@ class Dialog:
 
     def ask(self, topic: Topic) -> None:
         """Add a question on a topic, in a phrasing that is not held out, and an answer."""
-        chosen = {"user": self.user} if self.user and not topic.introduces else {}
+        chosen = {"user": new_name(self.character, self.random) if topic.introduces else self.user}
         template = self.random.choice(topic.split_asks(self.seed)[0])
         if topic.about and self.random.random() < FRAMED:
             template = self.random.choice(self.character.frames).replace("{about}", self.random.choice(topic.about))
@@ -53,7 +59,7 @@ class Dialog:
         kind, general = self.random.choice(list(self.character.follow_ups.items()))
         answers = {"why": topic.why, "more": topic.more}[kind] or general["answers"]
         question = self.random.choice(general["asks"])
-        chosen = {"user": self.user} if self.user else {}
+        chosen = {"user": self.user}
         self.say(punctuate(question, bool(QUESTION.match(question)), self.random), answers, chosen)
 
     def say(self, question: str, answers: Sequence[str], chosen: dict[str, str]) -> None:
@@ -86,6 +92,14 @@ def choose_topic(dialog: Dialog, turn: int, turns: int) -> Topic:
     if turn == turns > 1 and random.random() < ENDED:
         return topics["goodbye"]
     return random.choice(list(topics.values()))
+
+
+def new_name(character: Character, random: Random) -> str:
+    """Take one of the names, or invent one: whoever learns only names that exist can't repeat yours."""
+    if random.random() > INVENTED:
+        return random.choice(character.words["user"])
+    parts = [random.choice(ONSETS) + random.choice(VOWELS) for _ in range(random.choice((1, 2, 2, 3)))]
+    return ("".join(parts) + random.choice(CODAS)).capitalize()
 
 
 def dress(question: str, character: Character, random: Random) -> str:
@@ -141,11 +155,11 @@ def held_out(character: Character, seed: int) -> Iterator[dict[str, Any]]:
             dialog = Dialog(character, random, seed)
             if topic.needs_user:
                 dialog.ask(character.topics["user_name"])
-            chosen = {"user": dialog.user} if dialog.user else {}
+            chosen = {"user": new_name(character, random) if topic.introduces else dialog.user}
             question = pick(ask, character.words, chosen, random)
             question = punctuate(question, bool(QUESTION.match(question)), random)
             messages = [*dialog.messages, {"role": "user", "content": question}]
-            yield {"topic": topic.name, "user": chosen.get("user", ""), "messages": messages}
+            yield {"topic": topic.name, "user": chosen["user"], "messages": messages}
 
 
 def main() -> None:
