@@ -60,7 +60,7 @@ class Dialog:
         answers = {"why": topic.why, "more": topic.more}[kind] or general["answers"]
         question = self.random.choice(general["asks"])
         chosen = {"user": self.user}
-        self.say(punctuate(question, bool(QUESTION.match(question)), self.random), answers, chosen)
+        self.say(punctuate(question, kind == "why" or bool(QUESTION.match(question)), self.random), answers, chosen)
 
     def say(self, question: str, answers: Sequence[str], chosen: dict[str, str]) -> None:
         """Add a question as it is and one of the answers, with the words that the question chose."""
