@@ -45,7 +45,7 @@ class Tokenizer:
             self.controls = {token["content"]: token["id"] for token in added if token.get("special")}
             if is_plain(tree):
                 spelled = plain_vocabulary(tree)
-                parts = Parts([*spelled, b""], len(spelled), (len(spelled),))
+                parts = Parts([*spelled, *(b"" for _ in added)], len(spelled), (len(spelled),))
             else:
                 self.library = LibraryTokenizer(description, tree)
                 parts = self.library.parts
@@ -67,6 +67,12 @@ class Tokenizer:
     def is_same(self, other: "Tokenizer") -> bool:
         """Check whether another tokenizer has the same ids for every text, whatever it puts before and after one."""
         return self._definition == other._definition
+
+    def extends(self, other: "Tokenizer") -> bool:
+        """Check whether this is another tokenizer, perhaps with more control tokens: whatever that one encodes has its ids."""
+        mine, theirs = dict(self._definition), dict(other._definition)
+        added = [[(token["id"], token["content"]) for token in each.pop("added_tokens", [])] for each in (mine, theirs)]
+        return mine == theirs and added[0][: len(added[1])] == added[1]
 
     @cached_property
     def _definition(self) -> dict[str, Any]:
@@ -128,9 +134,7 @@ class Tokenizer:
 
         # tiktoken merges the pair with the lowest rank first, and its rank is its id: hence the checks in is_plain.
         ranks = {token: rank for rank, token in enumerate(self._bytes[: self.end])}
-        return tiktoken.Encoding(
-            "llamactl", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: self.end}
-        )
+        return tiktoken.Encoding("llamactl", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=self.controls)
 
 
 def read_tokenizer(path: Path, root: Path | None = None) -> Tokenizer:

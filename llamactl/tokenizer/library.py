@@ -100,6 +100,18 @@ class LibraryTokenizer:
         return tuple(full[: places[0]]) if places else ()
 
 
+def opening_rule(name: str, number: int) -> dict[str, Any]:
+    """Return the post-processor of a tokenizer.json by which each text begins with a control token."""
+    begin = {"SpecialToken": {"id": name, "type_id": 0}}
+    first, second = ({"Sequence": {"id": text, "type_id": place}} for place, text in enumerate("AB"))
+    return {
+        "type": "TemplateProcessing",
+        "single": [begin, first],
+        "pair": [begin, first, begin, second],
+        "special_tokens": {name: {"id": name, "ids": [number], "tokens": [name]}},
+    }
+
+
 def _bytes_of(token: str, tree: dict[str, Any]) -> bytes:
     """Return the bytes of text that a token stands for."""
     model, mentioned = tree["model"], _component_types(tree)
