@@ -196,19 +196,20 @@ def test_judge_wants_the_name_that_was_told() -> None:
 
 @pytest.mark.parametrize(("wrong", "status"), [(0, 0), (9, 0), (10, 1)])
 def test_exit_status_says_whether_enough_are_on_topic(tmp_path: Path, wrong: int, status: int) -> None:
-    questions, answers = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+    path = tmp_path / "answers.jsonl"
     rows = list(held_out(PILCROW_SNAIL, 0))
-    right = [answers_to(row["topic"], 1)[0][0].replace(answers_to(row["topic"], 1)[0][1], row["user"]) for row in rows]
-    questions.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    given = ["I could not say."] * wrong + right[wrong:]
-    answers.write_text("".join(json.dumps({"answer": answer}) + "\n" for answer in given), "utf-8")
-    words = [sys.executable, str(FOLDER / "judge.py"), str(questions), str(answers)]
+    for number, row in enumerate(rows):
+        answer, user = answers_to(row["topic"], 1)[0]
+        right = answer.replace(user, row["user"])
+        row["messages"].append({"role": "assistant", "content": "I could not say." if number < wrong else right})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    words = [sys.executable, str(FOLDER / "judge.py"), str(path)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stdout + done.stderr
     assert f"{len(rows) - wrong} of {len(rows)} on topic" in done.stdout
 
 
 def test_each_question_needs_an_answer() -> None:
-    question = json.dumps(next(held_out(PILCROW_SNAIL, 0)))
-    with pytest.raises(ValueError, match="zip"):
-        judge_all([question], [], PILCROW_SNAIL)
+    question = json.dumps(list(held_out(PILCROW_SNAIL, 0))[-1])
+    with pytest.raises(ValueError, match="No answer"):
+        list(judge_all([question], PILCROW_SNAIL))

@@ -6,7 +6,7 @@ python examples/character/generate.py --out conversations.jsonl --count 20000 --
 import argparse
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -172,13 +172,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="0, 1 and 2 hold out different questions (default: 0)")
     options = parser.parse_args()
     character = load_character(options.character)
-    written = ({"messages": messages} for messages in conversations(character, options.count, options.seed))
-    write_lines(options.out, written)
+    write_conversations(options.out, conversations(character, options.count, options.seed))
     if options.held_out:
         write_lines(options.held_out, held_out(character, options.seed))
 
 
-def write_lines(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+def write_conversations(path: Path, written: Iterable[list[Message]]) -> None:
+    """Write conversations as llamactl finetune reads them."""
+    write_lines(path, ({"messages": messages} for messages in written))
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write rows as JSON lines."""
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

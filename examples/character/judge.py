@@ -1,15 +1,16 @@
 """Judges answers to held-out questions: an answer is on topic if it has the words of its topic, and is no list of all words.
 
-python examples/character/judge.py questions.jsonl answers.jsonl --at-least 0.9
+llamactl chat pilcrow --answer questions.jsonl --temperature 0 > answers.jsonl
+python examples/character/judge.py answers.jsonl --at-least 0.9
 
-Each line of ANSWERS is {"answer": TEXT}, in the order of the questions. Exits with 1 where too few are on topic.
+Exits with 1 where too few are on topic.
 """
 
 import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,14 +46,14 @@ def has_any(group: str, answer: str, words: Mapping[str, Sequence[str]]) -> bool
     return bool(alternatives) and bool(re.search(rf"\b(?:{alternatives})(?:s|es)?\b", answer, re.IGNORECASE))
 
 
-def judge_all(questions: Iterable[str], answers: Iterable[str], character: Character) -> list[Verdict]:
-    """Judge lines of JSON. Raises ValueError where there are more of one than of the other."""
-    verdicts = []
-    for question, answered in zip(map(json.loads, questions), map(json.loads, answers), strict=True):
-        topic, answer = character.topics[question["topic"]], answered["answer"].strip()
-        fault = judge(topic, answer, character, question["user"])
-        verdicts.append(Verdict(topic.name, question["messages"][-1]["content"], answer, fault))
-    return verdicts
+def judge_all(lines: Iterable[str], character: Character) -> Iterator[Verdict]:
+    """Judge lines of JSON: what `generate.py --held-out` wrote, with an answer as the last message of each."""
+    for row in map(json.loads, lines):
+        topic, (question, answer) = character.topics[row["topic"]], row["messages"][-2:]
+        if answer["role"] != "assistant":
+            raise ValueError(f"No answer to {answer['content']!r}")
+        fault = judge(topic, answer["content"], character, row["user"])
+        yield Verdict(topic.name, question["content"], answer["content"], fault)
 
 
 def report(verdicts: list[Verdict], at_least: float, everything: bool = False) -> int:
@@ -68,14 +69,13 @@ def report(verdicts: list[Verdict], at_least: float, everything: bool = False) -
 def main() -> int:
     """Judge the answers in a file."""
     parser = argparse.ArgumentParser(description="Judge answers to held-out questions.")
-    parser.add_argument("questions", type=Path, help="JSON lines, from generate.py --held-out")
-    parser.add_argument("answers", type=Path, help='JSON lines {"answer": TEXT} in the same order')
+    parser.add_argument("answers", type=Path, help="JSON lines, as llamactl chat --answer prints them")
     parser.add_argument("--character", type=Path, default=PILCROW, help="its TOML file")
     parser.add_argument("--at-least", type=float, default=0.9, help="share that must be on topic (default: 0.9)")
     parser.add_argument("--all", action="store_true", help="print the answers that are on topic as well")
     options = parser.parse_args()
-    lines = [path.read_text("utf-8").splitlines() for path in (options.questions, options.answers)]
-    return report(judge_all(lines[0], lines[1], load_character(options.character)), options.at_least, options.all)
+    verdicts = judge_all(options.answers.read_text("utf-8").splitlines(), load_character(options.character))
+    return report(list(verdicts), options.at_least, options.all)
 
 
 if __name__ == "__main__":
