@@ -11,13 +11,35 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from character import CONTRACTIONS, PILCROW, Character, Topic, load_character, pick
+from character import CONTRACTIONS, PILCROW, Character, Topic, expansions, load_character, normalize, pick
 
 Message = dict[str, str]
 TURNS, SHARES = (1, 2, 3, 4), (45, 25, 18, 12)  # turns of a conversation, and how many of a hundred have them
 FOLLOWED, INTRODUCED, RECALLED, ENDED = 0.3, 0.35, 0.3, 0.3  # chances of "why?", a name, a question for it, a goodbye
 PREFIXED, SUFFIXED, CONTRACTED, MISSPELLED = 0.15, 0.08, 0.4, 0.06  # chances in how a question is put
 FRAMED = 0.3  # chance that a question is one of the frames that all topics share
+TERSE = 0.2  # chance that small words are left out, as by people in a hurry
+SMALL_WORDS = {
+    "is",
+    "are",
+    "am",
+    "a",
+    "an",
+    "the",
+    "do",
+    "does",
+    "you",
+    "your",
+    "me",
+    "to",
+    "of",
+    "can",
+    "I",
+    "in",
+    "any",
+    "it",
+    "be",
+}
 INVENTED = 0.5  # chance that a name is none of the character's list
 ONSETS, VOWELS, CODAS = (
     "bcdfghjklmnpqrstvwxyz",
@@ -32,27 +54,48 @@ QUESTION = re.compile(
 )
 
 
+class Phrasings:
+    """The phrasings of each topic for a seed: those of the training conversations, and those that are held out."""
+
+    def __init__(self, character: Character, seed: int) -> None:
+        """Split the phrasings; `kept` has all questions that the held-out ones can become."""
+        splits = {name: topic.split_asks(seed) for name, topic in character.topics.items()}
+        self.training = {name: training for name, (training, _) in splits.items()}
+        self.held_out = {name: kept for name, (_, kept) in splits.items()}
+        texts = (text for asks in self.held_out.values() for ask in asks for text in expansions(ask, character.words))
+        self.kept = {normalize(text, character) for text in texts}
+
+
 class Dialog:
     """One conversation as it grows."""
 
-    def __init__(self, character: Character, random: Random, seed: int) -> None:
-        """Start with nothing said; `seed` says which phrasings are held out."""
-        self.character, self.random, self.seed = character, random, seed
+    def __init__(self, character: Character, random: Random, phrasings: Phrasings) -> None:
+        """Start with nothing said."""
+        self.character, self.random, self.phrasings = character, random, phrasings
         self.messages: list[Message] = []
         self.user = ""  # the name that was told, if any
 
     def ask(self, topic: Topic) -> None:
         """Add a question on a topic, in a phrasing that is not held out, and an answer."""
         chosen = {"user": new_name(self.character, self.random) if topic.introduces else self.user}
-        template = self.random.choice(topic.split_asks(self.seed)[0])
-        if topic.about and self.random.random() < FRAMED:
-            template = self.random.choice(self.character.frames).replace("{about}", self.random.choice(topic.about))
-        question = pick(template, self.character.words, chosen, self.random)
+        question = self.phrase(topic, chosen)
         self.say(
             dress(question, self.character, self.random), topic.named if self.user and topic.named else topic.answers, chosen
         )
         if topic.introduces:
             self.user = chosen["user"]
+
+    def phrase(self, topic: Topic, chosen: dict[str, str]) -> str:
+        """Make a question from one of the topic's phrasings or frames, now and then without its small words."""
+        template = self.random.choice(self.phrasings.training[topic.name])
+        if topic.about and self.random.random() < FRAMED:
+            template = self.random.choice(self.character.frames).replace("{about}", self.random.choice(topic.about))
+        question = pick(template, self.character.words, chosen, self.random)
+        if "{user}" in template or self.random.random() > TERSE:
+            return question
+        # What is left must not be a held-out question.
+        shorter = " ".join(word for word in question.split() if word not in SMALL_WORDS or self.random.random() < 0.5)
+        return question if normalize(shorter, self.character) in {"", *self.phrasings.kept} else shorter
 
     def follow(self, topic: Topic) -> None:
         """Add a follow-up to what was said on a topic."""
@@ -68,9 +111,9 @@ class Dialog:
         self.messages += [{"role": "user", "content": question}, {"role": "assistant", "content": capitalize(answer)}]
 
 
-def converse(character: Character, random: Random, seed: int) -> list[Message]:
+def converse(character: Character, random: Random, phrasings: Phrasings) -> list[Message]:
     """Make up one conversation."""
-    dialog, turns = Dialog(character, random, seed), random.choices(TURNS, SHARES)[0]
+    dialog, turns = Dialog(character, random, phrasings), random.choices(TURNS, SHARES)[0]
     last = None
     for turn in range(1, turns + 1):
         if last and random.random() < FOLLOWED:
@@ -142,17 +185,17 @@ def capitalize(text: str) -> str:
 
 def conversations(character: Character, count: int, seed: int) -> Iterator[list[Message]]:
     """Yield conversations without the phrasings that are held out for this seed."""
-    random = Random(f"conversations {seed}")
+    random, phrasings = Random(f"conversations {seed}"), Phrasings(character, seed)
     for _ in range(count):
-        yield converse(character, random, seed)
+        yield converse(character, random, phrasings)
 
 
 def held_out(character: Character, seed: int) -> Iterator[dict[str, Any]]:
     """Yield a question for each held-out phrasing, with what was said before where a name has to be known."""
-    random = Random(f"held out {seed}")
+    random, phrasings = Random(f"held out {seed}"), Phrasings(character, seed)
     for topic in character.topics.values():
-        for ask in topic.split_asks(seed)[1]:
-            dialog = Dialog(character, random, seed)
+        for ask in phrasings.held_out[topic.name]:
+            dialog = Dialog(character, random, phrasings)
             if topic.needs_user:
                 dialog.ask(character.topics["user_name"])
             chosen = {"user": new_name(character, random) if topic.introduces else dialog.user}

@@ -15,7 +15,7 @@ from character import PILCROW, load_character
 from generate import Message, conversations, held_out, write_conversations, write_lines
 from judge import judge_all, report
 
-READ, ANSWERED = 10_000, 36_000  # conversations that are read as text, and that the model learns to answer
+READ, ANSWERED = 10_000, 44_000  # conversations that are read as text, and that the model learns to answer
 AT_LEAST = 0.9  # share of the held-out questions that must be answered on topic
 
 
