@@ -16,6 +16,7 @@ CONTRACTIONS = {
     "what is": "what's", "who is": "who's", "where is": "where's", "I am": "I'm", "you are": "you're", "it is": "it's",
     "do not": "don't",
 }  # fmt: skip
+ABBREVIATIONS = {"you": "u", "are": "r", "your": "ur", "please": "pls", "favorite": "fav", "tomorrow": "tmrw"}
 
 # A sequence is spoken in order: plain text, {words}, and choices between sequences.
 Node = str | tuple["Sequence[Node]", ...]
@@ -88,9 +89,11 @@ def _check_asks(character: Character) -> None:
 
 def normalize(question: str, character: Character) -> str:
     """Strip all that may be added to a phrasing: capitals, marks, contractions, and words before and after it."""
-    text = question.lower().rstrip("?. ")
+    text = question.lower().rstrip("?.! ")
     for long, short in CONTRACTIONS.items():
-        text = re.sub(rf"\b{short.lower()}\b", long.lower(), text)
+        text = re.sub(rf"\b{short.lower()}\b".replace("'", "'?"), long.lower(), text)
+    for word, letters in ABBREVIATIONS.items():
+        text = re.sub(rf"\b{letters}\b", word, text)
     for before in (text for manner in character.manners["before"] for text in expansions(manner, character.words)):
         text = text.removeprefix(before.lower() + " ")
     for after in (text for manner in character.manners["after"] for text in expansions(manner, character.words)):

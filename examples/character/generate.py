@@ -11,42 +11,22 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from character import CONTRACTIONS, PILCROW, Character, Topic, expansions, load_character, normalize, pick
+from character import ABBREVIATIONS, CONTRACTIONS, PILCROW, Character, Topic, expansions, load_character, normalize, pick
 
 Message = dict[str, str]
 TURNS, SHARES = (1, 2, 3, 4), (45, 25, 18, 12)  # turns of a conversation, and how many of a hundred have them
-FOLLOWED, INTRODUCED, RECALLED, ENDED = 0.3, 0.35, 0.3, 0.3  # chances of "why?", a name, a question for it, a goodbye
+FOLLOWED, INTRODUCED, RECALLED, ENDED = 0.25, 0.5, 0.4, 0.3  # chances of "why?", a name, a question for it, a goodbye
 PREFIXED, SUFFIXED, CONTRACTED, MISSPELLED = 0.15, 0.08, 0.4, 0.06  # chances in how a question is put
 FRAMED = 0.3  # chance that a question is one of the frames that all topics share
 TERSE = 0.2  # chance that small words are left out, as by people in a hurry
-SMALL_WORDS = {
-    "is",
-    "are",
-    "am",
-    "a",
-    "an",
-    "the",
-    "do",
-    "does",
-    "you",
-    "your",
-    "me",
-    "to",
-    "of",
-    "can",
-    "I",
-    "in",
-    "any",
-    "it",
-    "be",
-}
-INVENTED = 0.5  # chance that a name is none of the character's list
+SMALL_WORDS = {"is", "are", "am", "a", "an", "the", "do", "does", "you", "your", "me", "to", "of", "can", "I", "in", "it"}
+INVENTED = 0.25  # chance that a name is none of the character's list
 ONSETS, VOWELS, CODAS = (
-    "bcdfghjklmnpqrstvwxyz",
-    ["a", "e", "i", "o", "u", "ei", "ia", "ou"],
+    "bcdfghjklmnprstvwxyz",
+    ["a", "e", "i", "o", "u", "ei", "ia"],
     ["", "", "h", "l", "n", "nt", "r", "s", "t"],
 )
-CARELESS, UNMARKED = 0.3, 0.1  # chances of lower case without a mark, and of no mark
+CARELESS, UNMARKED, HASTY = 0.3, 0.1, 0.08  # chances of lower case without a mark, of no mark, and of abbreviations
 QUESTION = re.compile(
     r"(what(?! a\b)|who|where|when|why|how|which|whose|are|is|am|do|does|did|can|could|may|will|would|have|has|had|were|was"
     r"|should|any|know|in what|for how|for what|at what|if you)\b|.*\b(and you|and yours|and your name is|yours|are you|too)$",
@@ -172,10 +152,12 @@ def misspell(question: str, random: Random) -> str:
 
 
 def punctuate(question: str, asks: bool, random: Random) -> str:
-    """Add capitals and a mark, or leave them out as people do."""
-    if (chance := random.random()) < CARELESS:
+    """Add capitals and a mark, or leave them out as people do, and apostrophes and letters as well."""
+    if (chance := random.random()) < HASTY:
+        question = re.sub(r"\b\w+\b", lambda word: ABBREVIATIONS.get(word[0], word[0]), question.replace("'", ""))
+    if chance < CARELESS:
         return question.lower()
-    return capitalize(question + ("" if chance < CARELESS + UNMARKED else "?" if asks else "."))
+    return capitalize(question + ("" if chance < CARELESS + UNMARKED else "?" if asks else random.choice("..!")))
 
 
 def capitalize(text: str) -> str:
