@@ -82,6 +82,7 @@ def check_run(run: "RunDir") -> Iterator[tuple[str, str]]:
     from llamactl.checkpoint import format as checkpoint_format
     from llamactl.checkpoint import select as checkpoint_select
     from llamactl.errors import UserError
+    from llamactl.runs.scores import read_scores
     from llamactl.storage.records import check_file
 
     # A run need not have a plan or a picture, but those it has must be readable.
@@ -90,6 +91,7 @@ def check_run(run: "RunDir") -> Iterator[tuple[str, str]]:
         (run.environment_path, run.environment),
         *((log, partial(read_all, log, run.path)) for log in (run.metrics_path, run.samples_path)),
         *([(run.plan_path, run.plan)] if os.path.lexists(run.plan_path) else []),
+        *([(run.scores_path, partial(read_scores, run))] if os.path.lexists(run.scores_path) else []),
         *([(run.loss_path, partial(check_file, run.loss_path, run.path))] if os.path.lexists(run.loss_path) else []),
     ]
     for path, reading in readings:
