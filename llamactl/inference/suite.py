@@ -20,7 +20,7 @@ from llamactl.inference.lexicon import Lexicon
 from llamactl.inference.likelihoods import score_choices
 from llamactl.inference.suite_items import LEAST_WORDS, Item, build_items
 from llamactl.model.llama import Llama
-from llamactl.runs.scores import TestScore
+from llamactl.runs.scores import ScoredTest
 from llamactl.tokenizer.bpe import Tokenizer
 
 HELD_OUT, TRAINED_ON = 2_000_000, 4_000_000  # bytes of text that are read, at most
@@ -60,7 +60,7 @@ def make_suite_text(documents: Iterable[str]) -> SuiteText:
 
 def run_suite(
     model: Llama, tokenizer: Tokenizer, text: SuiteText, limit: int = ITEMS
-) -> tuple[tuple[TestScore, ...], dict[str, int]]:
+) -> tuple[tuple[ScoredTest, ...], dict[str, int]]:
     """Score a model on up to `limit` questions of each test; return the scores, and the tests with too few questions.
 
     Raises DataError when no test has enough.
@@ -83,14 +83,14 @@ def run_suite(
     return tuple(_score(name, made, [right[id(item)] for item in made], counts) for name, made in groups.items()), left_out
 
 
-def _score(name: str, items: Sequence[Item], right: Sequence[float], counts: WordCounts | None) -> TestScore:
+def _score(name: str, items: Sequence[Item], right: Sequence[float], counts: WordCounts | None) -> ScoredTest:
     """Average the answers; the standard error is over passages, as the questions of one are not independent."""
     ratio = Ratio()
     ratio.add(np.array([item.passage for item in items]), np.array(right), np.ones(len(items)))
     bigram = None
     if counts:
         bigram = float(np.mean([share_of_right([counts.log_likelihood(words) for words in item.words]) for item in items]))
-    return TestScore(
+    return ScoredTest(
         name=name,
         items=len(items),
         accuracy=ratio.value,

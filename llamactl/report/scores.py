@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from llamactl.escape import escape_html
 from llamactl.report.plots import COLOURS
 from llamactl.report.run_data import RunData
-from llamactl.runs.scores import SuiteScores, TestScore
+from llamactl.runs.scores import ScoredTest, SuiteScores
 
 ABOUT = {
     "minimal pairs": "a held-out sentence is likelier than the same one with a change",
@@ -56,7 +56,7 @@ def _group(name: str, shown: Sequence[tuple[int, RunData]], alone: bool) -> str:
     return f"<h3{part}>{escape_html(name)} <small>{escape_html(ABOUT.get(name, ''))}</small></h3>{rows}"
 
 
-def _track(test: TestScore, name: str, earlier: Sequence[SuiteScores], hue: str) -> str:
+def _track(test: ScoredTest, name: str, earlier: Sequence[SuiteScores], hue: str) -> str:
     """Render the bar of a score on a scale from 0 to 100 %."""
     marks = f'<b class="fill" style="width: {test.accuracy:.2%}"></b>'
     for before in earlier:
@@ -73,5 +73,5 @@ def _track(test: TestScore, name: str, earlier: Sequence[SuiteScores], hue: str)
     return f'<div class="track" {hue}>{marks}</div>'
 
 
-def _find(scores: SuiteScores, name: str) -> TestScore | None:
+def _find(scores: SuiteScores, name: str) -> ScoredTest | None:
     return next((test for test in scores.tests if test.name == name), None)

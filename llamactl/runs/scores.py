@@ -12,7 +12,7 @@ from llamactl.storage.records import Count, Record, read_record, to_json
 Share = Field(ge=0, le=1)
 
 
-class TestScore(Record):
+class ScoredTest(Record):
     """The score of a test: the share of right answers, its standard error, and the shares that simpler means reach.
 
     `chance` is that of guessing, `bigram` that of a model of neighbouring words, None where there is none; `error` is None for
@@ -40,7 +40,7 @@ class SuiteScores(Record):
     step: Count
     data: str
     digest: str
-    tests: tuple[TestScore, ...]
+    tests: tuple[ScoredTest, ...]
     left_out: dict[str, Count] = Field({}, description="tests for which there were too few questions, and how many there were")
 
 
