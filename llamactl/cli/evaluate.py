@@ -9,12 +9,14 @@ import typer
 from llamactl.cli import completion
 from llamactl.cli.options import MODEL_HELP, SAID, DeviceName
 from llamactl.cli.preconditions import import_torch, require_run
+from llamactl.cli.suite import show_suite
 
 if TYPE_CHECKING:
     from llamactl.inference.evaluate import Evaluation
     from llamactl.inference.lm_eval_harness import Scores
     from llamactl.inference.multiple_choice import Score
     from llamactl.model.llama import Llama
+    from llamactl.runs.scores import SuiteScores
     from llamactl.tokenizer.bpe import Tokenizer
 
 # Headings of the groups of options in --help.
@@ -66,7 +68,7 @@ def evaluate(
     import_torch()
     from llamactl.checkpoint import io as checkpoint_io
     from llamactl.checkpoint import select as checkpoint_select
-    from llamactl.cli.suite import describe_suite, evaluate_suite, show_suite
+    from llamactl.cli.suite import describe_suite, evaluate_suite
     from llamactl.cli.ui.console import show_figures
     from llamactl.hardware.device import choose_device
     from llamactl.inference.lm_eval_harness import run_tasks
@@ -82,11 +84,8 @@ def evaluate(
     scored = evaluate_suite(path, model, tokenizer, texts, text_column, data, split, limit) if suite else None
     # Without any source the dataset of the run is evaluated, unless questions or tasks were asked for.
     if not scored and (texts or data or not (question_files or tasks)):
-        name, digest, result = (
-            evaluate_text(model, tokenizer, texts, text_column)
-            if texts
-            else evaluate_dataset(path, model, tokenizer, data, split)
-        )
+        measured = evaluate_text(model, tokenizer, texts, text_column) if texts else None
+        name, digest, result = measured or evaluate_dataset(path, model, tokenizer, data, split)
         record["results"][name] = {**asdict(result), "perplexity": result.perplexity, "data": digest}
         rows |= describe_evaluation(name, result)
     for file, lines in question_files.items():
@@ -95,14 +94,11 @@ def evaluate(
         rows[Path(file).name] = describe_score(score)
     scores = run_tasks(path, tasks.split(","), target, limit) if tasks else None
     record |= {"tasks": scores.record} if scores else {}
-    if scored:
-        record |= {"suite": scored.model_dump(mode="json")}
-        rows |= describe_suite(scored)
+    record |= {"suite": scored.model_dump(mode="json")} if scored else {}
+    rows |= describe_suite(scored) if scored else {}
     show_figures(checkpoint_select.describe_model(path, state), rows, record if json else None)
-    if scored and not json:
-        show_suite(scored)
-    if scores and not json:
-        show_scores(scores)
+    if not json:
+        show_tables(scored, scores)
 
 
 def check_options(texts: list[str], data: str, split: str, text_column: str, tested: str, limit: int | None) -> None:
@@ -186,6 +182,14 @@ def describe_score(score: "Score") -> str:
         f"{score.accuracy:.1%} ± {score.accuracy_error:.1%} correct, {score.accuracy_per_character:.1%} by likelihood per "
         f"character, {score.questions:,} questions, chance {score.chance:.1%}{guessing}"
     )
+
+
+def show_tables(suite: "SuiteScores | None", tasks: "Scores | None") -> None:
+    """Print the table of the suite and that of the tasks, where there are any."""
+    if suite:
+        show_suite(suite)
+    if tasks:
+        show_scores(tasks)
 
 
 def show_scores(scores: "Scores") -> None:
