@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from llamactl.corpus.words import word_pattern
+from llamactl.model.attention import kernels_for_any_length
 from llamactl.model.cache import KVCache
 from llamactl.model.llama import Llama
 from llamactl.tokenizer.bpe import Tokenizer
@@ -127,7 +128,8 @@ def _hidden(model: Llama, batch: Sequence[Encoded], width: int) -> torch.Tensor:
     length = len(batch[0].prefix)
     prefixes = KVCache(config.model_copy(update={"context": length}), len(batch), weight.device, weight.dtype)
     if length:
-        model.hidden(torch.tensor([each.prefix for each in batch], device=weight.device), prefixes)
+        with kernels_for_any_length(weight.device):
+            model.hidden(torch.tensor([each.prefix for each in batch], device=weight.device), prefixes)
     owners = torch.tensor([number for number, each in enumerate(batch) for _ in each.tails], device=weight.device)
     cache = KVCache(config.model_copy(update={"context": length + width}), len(owners), weight.device, weight.dtype)
     for layer, known in zip(cache.layers, prefixes.layers, strict=True):
@@ -135,4 +137,5 @@ def _hidden(model: Llama, batch: Sequence[Encoded], width: int) -> torch.Tensor:
     cache.length = length
     # The ids that make the tails equally long come after them, where nothing that is measured attends.
     rows = [tail + [0] * (width - len(tail)) for each in batch for tail in each.tails]
-    return model.hidden(torch.tensor(rows, device=weight.device), cache)
+    with kernels_for_any_length(weight.device):
+        return model.hidden(torch.tensor(rows, device=weight.device), cache)

@@ -6,6 +6,7 @@ Equal ones share the answer.
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import numpy as np
 from llamactl.corpus.dataset import Dataset
 from llamactl.corpus.passages import cut_passages, split_passages
 from llamactl.corpus.words import WordCounts, count_words, word_pattern
-from llamactl.errors import DataError
+from llamactl.errors import DataError, Diverged
 from llamactl.inference.evaluate import Ratio
 from llamactl.inference.lexicon import Lexicon
 from llamactl.inference.likelihoods import score_choices
@@ -63,7 +64,7 @@ def run_suite(
 ) -> tuple[tuple[ScoredTest, ...], dict[str, int]]:
     """Score a model on up to `limit` questions of each test; return the scores, and the tests with too few questions.
 
-    Raises DataError when no test has enough.
+    Raises DataError when no test has enough, Diverged when the model computes what are no numbers.
     """
     items = build_items(text.passages, Lexicon(text.counts.words), text.seed, limit)
     left_out = {name: len(made) for name, made in items.items() if len(made) < min(limit, LEAST_ITEMS)}
@@ -76,6 +77,9 @@ def run_suite(
         raise DataError("There is too little text for the suite.", why, "Name more text: llamactl eval FILES --suite small")
     asked = [item for made in kept.values() for item in made]
     likelihoods = score_choices(model, tokenizer, asked)
+    if any(math.isnan(each) for choices in likelihoods for each in choices):
+        fix = "Score an earlier checkpoint: llamactl eval --suite small --run RUN@best"
+        raise Diverged("The model's likelihoods are no numbers.", "Its weights are so large that their products overflow.", fix)
     right = dict(zip(map(id, asked), map(share_of_right, likelihoods), strict=True))
     pairs = [item for name in PAIRS for item in kept.get(name, [])]
     groups = ({"minimal pairs": pairs} if pairs else {}) | kept

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llamactl.corpus.dataset import Dataset
 from llamactl.corpus.words import count_words
-from llamactl.errors import DataError
+from llamactl.errors import DataError, Diverged
 from llamactl.inference.lexicon import Lexicon
 from llamactl.inference.likelihoods import score_choices, word_endings
 from llamactl.inference.suite import make_suite_text, read_suite_text, run_suite, share_of_right
@@ -187,6 +187,14 @@ def test_the_answer_is_what_the_text_says(english: list[str]) -> None:
     for item in (item for made in items.values() for item in made):
         assert item.context + item.choices[0] in english[item.passage]
         assert item.choices[0] not in item.choices[1:]
+
+
+def test_a_model_whose_numbers_overflow_is_no_guesser(english: list[str]) -> None:
+    made = model(257, context=64)
+    with torch.no_grad():
+        made.lm_head.weight.fill_(3e38)
+    with pytest.raises(Diverged, match="no numbers"):
+        run_suite(made, RAW, make_suite_text(english[:9]), limit=20)
 
 
 def test_equal_likelihoods_share_the_answer() -> None:
