@@ -81,9 +81,11 @@ class Cautious(Muon):
 class ZLoss(NextToken):
     """The logits' normaliser is pulled towards 1 as well (PaLM, arXiv 2204.02311)."""
 
-    def forward(self, inputs: Tensor, targets: Tensor, dropout: Tensor | None = None) -> Tensor:
+    def forward(
+        self, inputs: Tensor, targets: Tensor, dropout: Tensor | None = None, documents: Tensor | None = None
+    ) -> Tensor:
         """The loss, and 1e-4 of the squared logarithm of the normaliser."""
-        logits = self.model.lm_head(self._hidden(inputs, dropout)).float()
+        logits = self.model.lm_head(self._hidden(inputs, dropout, documents)).float()
         normaliser = logits.logsumexp(-1)
         loss: Tensor = (normaliser - logits.gather(-1, targets.flatten()[:, None])[:, 0]).mean()
         extra: Tensor = 1e-4 * normaliser.square().mean()

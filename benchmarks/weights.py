@@ -34,7 +34,7 @@ def losses_of(model: Llama, windows: Windows, count: int, wordy: torch.Tensor) -
         nats = torch.zeros(len(batch.inputs), dtype=torch.float64)
         for place in range(windows.context):
             targets = batch.targets[:, place : place + 1]
-            logits, total = step(batch.inputs[:, place : place + 1])
+            logits, total = step(batch.inputs[:, place : place + 1], [place] * len(batch.inputs))
             nats += ((total - logits.gather(1, targets)) * wordy[targets])[:, 0].double()
         found.append(nats)
     return torch.cat(found)

@@ -12,12 +12,13 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from llamactl.checkpoint.io import open_model
-from llamactl.config.schema import Config, Tree, build_config, preset_settings
+from llamactl.config.schema import Config, DataConfig, Tree, build_config, preset_settings
 from llamactl.corpus.dataset import Dataset, DatasetDir
 from llamactl.corpus.dataset_info import Recipe
 from llamactl.corpus.engines import local_engine
 from llamactl.corpus.prepare import prepare_dataset
 from llamactl.corpus.sources import Source, open_source
+from llamactl.corpus.targets import settings_for, window_rule
 from llamactl.distributed.context import init_device
 from llamactl.errors import UsageError
 from llamactl.hardware.device import choose_device
@@ -206,7 +207,8 @@ def evaluate(model: Model | str, texts: Iterable[str] | None = None, dataset: Da
     if texts is not None:
         return evaluate_streams(found.model, found.tokenizer, (token_stream(found.tokenizer, texts),), rests=True)
     data = DatasetDir.from_name(dataset).open() if isinstance(dataset, str) else dataset
-    if not data.tokenizer.is_same(found.tokenizer):
+    if not found.tokenizer.extends(data.tokenizer):
         what = f"The dataset {data.name} has another tokenizer than the model."
         raise UsageError(what, "The same ids mean other text.", "Evaluate texts instead: evaluate(model, texts)")
-    return evaluate_streams(found.model, found.tokenizer, data.val, rests=False, byte_lengths=data.byte_lengths)
+    rule = window_rule(data, settings_for(data, DataConfig()))
+    return evaluate_streams(found.model, found.tokenizer, data.val, False, data.byte_lengths, rule)

@@ -7,7 +7,8 @@ from llamactl.checkpoint.hf_config import hf_config
 from llamactl.config.schema import ModelConfig
 from llamactl.storage.records import parse_json, read_object, read_text, to_json
 from llamactl.tokenizer.bpe import Tokenizer
-from llamactl.tokenizer.library import LibraryTokenizer
+from llamactl.tokenizer.chat import find_turn_end
+from llamactl.tokenizer.library import LibraryTokenizer, opening_rule
 
 CHAT_TEMPLATE = "chat_template.jinja"  # where transformers 5 stores it; checkpoints have it in tokenizer_config.json
 
@@ -17,7 +18,17 @@ def description_files(config: ModelConfig, tokenizer: Tokenizer, dtype: str = "f
     end, begin = tokenizer.end, (tokenizer.start or (tokenizer.end,))[0]
     ids = {"bos_token_id": begin, "eos_token_id": end}
     # Batches of prompts are filled up with the end-of-text token, in front, so that all continue at their end.
-    generation = {**ids, "pad_token_id": end, "do_sample": True, "temperature": 0.8, "top_k": 50, "max_new_tokens": 200}
+    # An answer ends its turn, a text ends with the end-of-text token.
+    stops = [end, turn] if (turn := find_turn_end(tokenizer)) not in (None, end) else end
+    generation = {
+        **ids,
+        "eos_token_id": stops,
+        "pad_token_id": end,
+        "do_sample": True,
+        "temperature": 0.8,
+        "top_k": 50,
+        "max_new_tokens": 200,
+    }
     tokens = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config.context,
@@ -46,21 +57,14 @@ def say_opening(tokenizer: Tokenizer) -> str:
     if tokenizer.library or not tokenizer.start or tree.get("post_processor"):
         return tokenizer.description
     name = tokenizer.name_of(tokenizer.end)
-    begin = {"SpecialToken": {"id": name, "type_id": 0}}
-    first, second = ({"Sequence": {"id": text, "type_id": number}} for number, text in enumerate("AB"))
-    tree["post_processor"] = {
-        "type": "TemplateProcessing",
-        "single": [begin, first],
-        "pair": [begin, first, begin, second],
-        "special_tokens": {name: {"id": name, "ids": [tokenizer.end], "tokens": [name]}},
-    }
+    tree["post_processor"] = opening_rule(name, tokenizer.end)
     return to_json(tree)
 
 
 def read_chat_template(folder: Path) -> str:
     """Return the Jinja template by which a model's conversations become text, as transformers finds it; empty without one.
 
-    It is passed on as text and never run here. Raises DataError for a file that can't be read.
+    `tokenizer/chat.py` runs it, in a sandbox. Raises DataError for a file that can't be read.
     """
     path = folder / CHAT_TEMPLATE
     if path.exists():

@@ -36,6 +36,8 @@ from llamactl.model.llama import Llama
 from llamactl.storage import atomic
 from llamactl.tokenizer.bpe import Tokenizer, read_tokenizer
 
+VOCABULARY_WEIGHTS = ("model.embed_tokens.weight", "lm_head.weight")  # they have a row for each id
+
 
 def save_checkpoint(
     path: Path, taken: Snapshot, model: ModelConfig, tokenizer: Tokenizer, state: State, parents: bool = True
@@ -99,19 +101,23 @@ def _state_shapes(optimizer: Optimizer, group: dict[str, Any], shape: tuple[int,
     return {"momentum": shape} | ({"rows": shape[:1]} if group["normuon_beta2"] else {})
 
 
-def restore_weights(path: Path, model: Llama) -> State:
-    """Load only the weights of a checkpoint into a model of the same shape; raises DataError."""
+def restore_weights(path: Path, model: Llama, add_ids: Callable[[str, Tensor], Tensor] | None = None) -> State:
+    """Load only the weights of a checkpoint into a model of the same shape; raises DataError.
+
+    `add_ids` gets the names and the weights of embedding and head, and returns them with the rows of the model.
+    """
     state = read_verified_state(path)
-    _copy_weights(path, state, model)
+    _copy_weights(path, state, model, add_ids)
     return state
 
 
-def _copy_weights(path: Path, state: State, model: Llama) -> None:
+def _copy_weights(path: Path, state: State, model: Llama, add_ids: Callable[[str, Tensor], Tensor] | None = None) -> None:
     """Copy the weights of a checkpoint into a model; raises DataError before any is changed."""
-    _check_shapes(path, state, model.config, "does not fit this run")
+    stored = read_hf_config(path, checkpoint_root(path)).vocab_size if add_ids else model.config.vocab_size
+    _check_shapes(path, state, model.config.model_copy(update={"vocab_size": stored}), "does not fit this run")
     expected = model.state_dict()
     for name, tensor in _iter_weights(path, state, model.config):
-        dtensor.copy_into(expected[name], tensor)
+        dtensor.copy_into(expected[name], add_ids(name, tensor) if add_ids and name in VOCABULARY_WEIGHTS else tensor)
 
 
 def _iter_weights(path: Path, state: State, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:

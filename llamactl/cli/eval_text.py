@@ -6,18 +6,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from llamactl.config.schema import DataConfig
     from llamactl.corpus.dataset import DatasetDir
+
+
+def data_settings(path: Path) -> "DataConfig":
+    """Return how the run of a checkpoint reads its data; the defaults for a model without a run. Raises DataError."""
+    import os
+
+    from llamactl.config.schema import DataConfig
+    from llamactl.runs.run_dir import RunDir
+
+    run = RunDir(path.absolute().parent.parent)
+    return run.config().data if os.path.lexists(run.config_path) else DataConfig()
 
 
 def find_dataset(path: Path, data: str) -> "DatasetDir":
     """Find the dataset of this name, else that of the run of a checkpoint, else the newest; raises DataError."""
-    import os
-
     from llamactl.corpus.dataset import DatasetDir
-    from llamactl.runs.run_dir import RunDir
 
-    run = RunDir(path.absolute().parent.parent)
-    return DatasetDir.from_name(data or (run.config().data.name if os.path.lexists(run.config_path) else ""))
+    return DatasetDir.from_name(data or data_settings(path).name)
 
 
 def name_texts(texts: "Sequence[str]") -> str:

@@ -121,15 +121,16 @@ def evaluate_dataset(
     path: Path, model: "Llama", tokenizer: "Tokenizer", data: str, split: str
 ) -> tuple[str, str, "Evaluation"]:
     """Evaluate a split of a dataset; return its name, its digest and the result. Raises DataError."""
-    from llamactl.cli.eval_text import find_dataset
+    from llamactl.cli.eval_text import data_settings, find_dataset
     from llamactl.corpus.dataset_info import Split
+    from llamactl.corpus.targets import settings_for, window_rule
     from llamactl.corpus.verify import verify_in_background
     from llamactl.errors import DataError
     from llamactl.inference.evaluate import evaluate_streams
 
-    folder = find_dataset(path, data)
+    settings, folder = data_settings(path), find_dataset(path, data)
     dataset = folder.open()
-    if not dataset.tokenizer.is_same(tokenizer):
+    if not tokenizer.extends(dataset.tokenizer):
         fix = "Evaluate its text instead, with the model's tokenizer: llamactl eval FILES"
         raise DataError(
             f"The dataset {dataset.name} has another tokenizer than the model.", "The same ids mean other text.", fix
@@ -137,7 +138,8 @@ def evaluate_dataset(
     part: Split = "val" if split == "val" else "train"
     shards = dataset.val if part == "val" else dataset.train
     # A generator of one result: the files are hashed in a thread meanwhile, and damage is raised instead of a result.
-    evaluated = (evaluate_streams(model, tokenizer, shards, False, dataset.byte_lengths) for _ in range(1))
+    rule = window_rule(dataset, settings_for(dataset, settings))
+    evaluated = (evaluate_streams(model, tokenizer, shards, False, dataset.byte_lengths, rule) for _ in range(1))
     (result,) = verify_in_background(evaluated, folder, part)
     return f"{dataset.name}, {split}", dataset.info.digest, result
 

@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 # Headings under which options stand in the help.
 RUN, START, MACHINE, SAID = "Run", "Initialization", "Execution", "Output"
+GENERATION, SAMPLING = "Generation", "Sampling"
 
 MODEL_HELP = "A model: RUN, RUN@STEP, RUN@best, a folder, or hf:ORG/NAME."
 INIT_HELP = "Start from a model: RUN, RUN@STEP, RUN@best, a folder, or hf:ORG/NAME."
 SCALING_HELP = "none, or linear:F to divide positions by F. Left out: as much as --context outgrows the checkpoint's."
+WEIGHTS_HELP = "Format of the weights: smaller is faster and less exact: int8 slightly, int4 noticeably."
 SET_HELP = "SECTION.KEY=VALUE, any setting of config.toml; repeatable. Example: --set optim.lr=1e-3"
 
 DataName = Annotated[
@@ -63,6 +65,30 @@ RopeScaling = Annotated[str, typer.Option(help=SCALING_HELP, show_default=False,
 DeviceName = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", show_default="auto", rich_help_panel=MACHINE)]
 PrecisionName = Annotated[str, typer.Option(help="auto, bf16, fp32, fp16.", show_default="auto", rich_help_panel=MACHINE)]
 ParallelWay = Annotated[str, typer.Option(help="auto, ddp, fsdp, hsdp, hsdp:N.", show_default="auto", rich_help_panel=MACHINE)]
+
+Temperature = Annotated[
+    float, typer.Option(min=0, help="0 takes the likeliest token; higher is more random.", rich_help_panel=SAMPLING)
+]
+TopK = Annotated[int, typer.Option(min=0, help="Sample from the k likeliest tokens; 0: all.", rich_help_panel=SAMPLING)]
+TopP = Annotated[
+    float,
+    typer.Option(
+        min=0, max=1, help="Sample from the likeliest tokens with this total probability; 1: all.", rich_help_panel=SAMPLING
+    ),
+]
+MinP = Annotated[
+    float,
+    typer.Option(min=0, max=1, help="Drop tokens less likely than this share of the likeliest.", rich_help_panel=SAMPLING),
+]
+RepetitionPenalty = Annotated[
+    float, typer.Option(min=1, help="Above 1: make repeated tokens less likely.", rich_help_panel=SAMPLING)
+]
+SampleSeed = Annotated[
+    int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same text.", rich_help_panel=SAMPLING)
+]
+WeightsFormat = Annotated[
+    Literal["f32", "bf16", "int8", "int4"], typer.Option("--weights", help=WEIGHTS_HELP, rich_help_panel=MACHINE)
+]
 
 
 def typed_settings(tokens: str, device: str, precision: str, data: str, settings: list[str]) -> list[dict[str, Any]]:

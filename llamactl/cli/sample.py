@@ -3,12 +3,24 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llamactl.cli import completion
-from llamactl.cli.options import MACHINE, MODEL_HELP, SAID, DeviceName
+from llamactl.cli.options import (
+    GENERATION,
+    MODEL_HELP,
+    SAID,
+    DeviceName,
+    MinP,
+    RepetitionPenalty,
+    SampleSeed,
+    Temperature,
+    TopK,
+    TopP,
+    WeightsFormat,
+)
 from llamactl.cli.preconditions import import_torch, require_run
 from llamactl.cli.ui.samples import show_samples, strip_prompt
 
@@ -21,10 +33,7 @@ if TYPE_CHECKING:
     from llamactl.tokenizer.bpe import Tokenizer
 
 WELL_ABOVE = 0.03  # nats per token above the best checkpoint: more than noise between validations on the same text
-# Headings of the groups of options in --help.
-GENERATION, SAMPLING = "Generation", "Sampling"
 PROMPT_HELP = "Texts to continue, - for stdin. Without any: read a pipe or, on a terminal, ask for one after another."
-WEIGHTS_HELP = "Format of the weights: smaller is faster and less exact: int8 slightly, int4 noticeably."
 
 
 def sample(
@@ -47,39 +56,21 @@ def sample(
     max_new_tokens: Annotated[
         int, typer.Option(min=1, max=10_000_000, help="Maximum number of tokens to add.", rich_help_panel=GENERATION)
     ] = 200,
-    temperature: Annotated[
-        float, typer.Option(min=0, help="0 takes the likeliest token; higher is more random.", rich_help_panel=SAMPLING)
-    ] = 0.8,
-    top_k: Annotated[
-        int, typer.Option(min=0, help="Sample from the k likeliest tokens; 0: all.", rich_help_panel=SAMPLING)
-    ] = 0,
-    top_p: Annotated[
-        float,
-        typer.Option(
-            min=0, max=1, help="Sample from the likeliest tokens with this total probability; 1: all.", rich_help_panel=SAMPLING
-        ),
-    ] = 0.95,
-    min_p: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Drop tokens less likely than this share of the likeliest.", rich_help_panel=SAMPLING),
-    ] = 0.0,
-    repetition_penalty: Annotated[
-        float, typer.Option(min=1, help="Above 1: make repeated tokens less likely.", rich_help_panel=SAMPLING)
-    ] = 1.0,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 0,
+    top_p: TopP = 0.95,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
     stop: Annotated[
         list[str] | None,
         typer.Option(help="Stop before this text; repeatable.", show_default=False, rich_help_panel=GENERATION),
     ] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same text.", rich_help_panel=SAMPLING)
-    ] = 0,
+    seed: SampleSeed = 0,
     n: Annotated[int, typer.Option("--n", min=1, max=10_000, help="Samples per prompt.", rich_help_panel=GENERATION)] = 1,
     raw_prompt: Annotated[
         bool, typer.Option("--raw-prompt", help="Keep spaces at the end of the prompt.", rich_help_panel=GENERATION)
     ] = False,
-    weights: Annotated[
-        Literal["f32", "bf16", "int8", "int4"], typer.Option(help=WEIGHTS_HELP, rich_help_panel=MACHINE)
-    ] = "f32",
+    weights: WeightsFormat = "f32",
     device: DeviceName = "auto",
     log_probabilities: Annotated[
         bool, typer.Option("--log-probabilities", help="With --json: print those of each token.", rich_help_panel=SAID)

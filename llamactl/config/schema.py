@@ -81,6 +81,8 @@ class DataConfig(Section):
 
     name: str = Field("", description="folder under data/; empty: the newest dataset")
     seed: Seed = Field(0, description="seed of the order of windows")
+    loss_on: Literal["all", "assistant"] = Field("all", description="tokens that count; assistant: replies in conversations")
+    separate_documents: bool = Field(False, description="documents that share a window do not see one another")
 
 
 class OptimConfig(Section):

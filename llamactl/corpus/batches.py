@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llamactl.corpus.memmap import read_tokens, shard_lengths
+from llamactl.corpus.targets import EVERY_TARGET, WindowRule
 
 # Four rounds are the usual minimum of a Feistel network (Luby & Rackoff 1988).
 ROUNDS = 4
@@ -22,22 +23,27 @@ ROUNDS = 4
 class Batch(NamedTuple):
     """Windows of tokens and, for each token, the one that follows it; both (B, T) int64.
 
-    `share` is the fraction of a step that they are: 0 for the placeholder of a process that has no window left while others do.
-    `dropout` has factors of the model's channels for each window (`training/dropout.py`).
+    Weighted by `share`, the means of a step's micro-batches add up to the mean over the targets that count in the step: 0 for
+    the placeholder of a process that has no window left while others do. `dropout` has factors of the model's channels for each
+    window (`training/dropout.py`). `documents` (B, T) numbers documents that do not see one another; None where all do.
     """
 
     inputs: Tensor
     targets: Tensor
     share: float = 1.0
     dropout: Tensor | None = None
+    documents: Tensor | None = None
 
 
 class Windows:
     """Shards cut into consecutive windows of `context` tokens and their targets, numbered from 0."""
 
-    def __init__(self, shards: Sequence[np.ndarray], context: int) -> None:
-        """Count the windows of each shard; windows do not cross shards, so the end of a shard may be unused."""
-        self._shards, self.context = shards, context
+    def __init__(self, shards: Sequence[np.ndarray], context: int, rule: WindowRule = EVERY_TARGET) -> None:
+        """Count the windows of each shard; windows do not cross shards, so the end of a shard may be unused.
+
+        `rule` says which targets count and which documents are separate; by default all do and none is.
+        """
+        self._shards, self.context, self.rule = shards, context, rule
         self._lengths = shard_lengths(shards)
         self._ends = np.cumsum([max(0, length - 1) // context for length in self._lengths], dtype=np.int64)
 
@@ -51,8 +57,13 @@ class Windows:
         Raises DataError when a shard has changed since it was opened.
         """
         windows = [self._window(int(number), int(offset)) for number, offset in zip(numbers, offsets, strict=False)]
-        rows = torch.from_numpy(np.stack(windows).astype(np.int64))
-        return Batch(rows[:, :-1], rows[:, 1:])
+        rows = np.stack(windows).astype(np.int64)
+        documents = self.rule.documents(rows[:, :-1])
+        return Batch(
+            torch.from_numpy(rows)[:, :-1],
+            torch.from_numpy(self.rule.targets(rows)),
+            documents=None if documents is None else torch.from_numpy(documents),
+        )
 
     def _window(self, number: int, offset: int) -> np.ndarray:
         shard = int(np.searchsorted(self._ends, number, side="right"))
@@ -114,8 +125,10 @@ class Batches:
     def window_offsets(self, step: int) -> np.ndarray:
         """Return by how many tokens each window of a step is moved on: another number in each epoch, 0 in the first.
 
-        So a text that is read again is cut elsewhere, and its tokens have other contexts: docs/recipe.md.
+        So a text that is read again is cut elsewhere, and its tokens have other contexts: docs/recipe.md. Rows are not.
         """
+        if self._windows.rule.rows:
+            return np.zeros(self._per_step, dtype=np.int64)
         return np.array([self._offset(int(epoch)) for epoch in self._positions(step)[1]])
 
     def _offset(self, epoch: int) -> int:
@@ -141,8 +154,16 @@ class Batches:
         # Collective operations need every process in each micro-batch: one without a window left reads window 0, with weight 0.
         largest = -(-self._per_step // self._size)
         parts = [slice(start, start + most) for start in range(0, largest, most)]
-        return [self._batch(local[part], offsets[part]) for part in parts]
+        counted = self._counted_targets(step)
+        return [self._batch(local[part], offsets[part], counted) for part in parts]
 
-    def _batch(self, numbers: np.ndarray, offsets: np.ndarray) -> Batch:
+    def _counted_targets(self, step: int) -> int:
+        """Count the targets of a step that the loss counts, over all processes."""
+        if not self._windows.rule.ignores:
+            return self._per_step * self._windows.context
+        targets = self._windows.batch(self.window_ids(step), self.window_offsets(step)).targets
+        return max(1, int((targets >= 0).sum()))
+
+    def _batch(self, numbers: np.ndarray, offsets: np.ndarray, counted: int) -> Batch:
         read = self._windows.batch(numbers, offsets) if len(numbers) else self._windows.batch(np.zeros(1, np.int64))
-        return read._replace(share=len(numbers) / self._per_step)
+        return read._replace(share=len(numbers) * self._windows.context / counted)

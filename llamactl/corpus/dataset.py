@@ -17,6 +17,7 @@ from llamactl.errors import DataError, suggest_nearest
 from llamactl.storage.home import _holding, _plain, home_folder
 from llamactl.storage.records import LARGEST_RECORD, hash_file, read_record
 from llamactl.tokenizer.bpe import Tokenizer, read_tokenizer
+from llamactl.tokenizer.roles import chat_template
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ class DatasetDir:
         if tokenizer.vocab_size != info.vocab_size:
             why = f"{self.tokenizer_path} has {tokenizer.vocab_size:,} ids, {self.info_path} says {info.vocab_size:,}."
             raise DataError(f"{self.path} is damaged.", why, self._remake())
+        if info.recipe.row_tokens:
+            tokenizer.chat_template = chat_template(tokenizer)
         # Only sizes are checked here; `verify` reads every byte, which takes a minute for 18 GB.
         tokens = [{shard.file: shard.tokens for shard in info.shards if shard.split == split} for split in ("train", "val")]
         train, val = (Shards(self.path, files, info.dtype, info.vocab_size) for files in tokens)

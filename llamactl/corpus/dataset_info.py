@@ -25,8 +25,10 @@ class Recipe(Record):
     split: str = Field("files", description="where a document of a text file ends")
     encoding: str = Field("", description="of text files without a byte order mark; empty: UTF-8")
     weights: str = Field("", description="the share of the tokens that each source has, as fractions; empty: it is no mixture")
+    row_tokens: Count = Field(0, description="conversations: each window is a row of so many tokens; 0: a stream of text")
+    mixed_with: str = Field("", description="conversations: the digest of a dataset of text and the share of rows from it")
     # Later fields are written only where they differ from their default, so that digests of older datasets still hold.
-    added: ClassVar = frozenset({"split", "encoding", "weights"})
+    added: ClassVar = frozenset({"split", "encoding", "weights", "row_tokens", "mixed_with"})
 
     def differences(self, other: "Recipe") -> set[str]:
         """Name the fields in which another recipe differs."""

@@ -49,7 +49,7 @@ def _read_row(row: Any, key: str, place: str, size: int) -> str | DataError | No
 
 def peek_row(part: "Part") -> dict[str, str]:
     """Return the types of the first row's values, for `choose_column`; empty when it can't be read."""
-    rows = _lines(part) if part.kind == "jsonl" else _values(Decoded(part), "", part.location)
+    rows = _lines(part) if part.kind == "jsonl" else iter_values(Decoded(part), "", part.location)
     try:
         row = next(iter(rows), None)
     except (DataError, OSError, EOFError):
@@ -69,7 +69,7 @@ def _lines(part: "Part") -> Iterator[Any]:
 def read_json(part: "Part", text_column: str) -> "Documents":
     """Read a .json file: an array of texts or objects, an object with one list of them, or a sequence of objects."""
     source = Decoded(part)
-    for number, row in enumerate(_values(source, text_column, part.location), start=1):
+    for number, row in enumerate(iter_values(source, text_column, part.location), start=1):
         place = f"{part.location}, row {number}"
         if isinstance(row, Unreadable):
             yield row
@@ -80,7 +80,7 @@ def read_json(part: "Part", text_column: str) -> "Documents":
             yield source.check(text, f"{place},") if isinstance(text, str) else text
 
 
-def _values(source: Decoded, column: str, location: str) -> Iterator[Any]:
+def iter_values(source: Decoded, column: str, location: str) -> Iterator[Any]:
     """Yield the rows of a JSON text; raises Unreadable where it is not valid JSON."""
     reader = _Reader(source, location)
     while character := reader.skip():

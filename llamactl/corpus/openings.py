@@ -7,16 +7,33 @@ import numpy as np
 
 from llamactl.corpus.dataset import Dataset
 from llamactl.corpus.memmap import read_tokens, shard_lengths
+from llamactl.tokenizer.chat import TURN_END
 
 LONGEST = 32  # characters of an opening
 SEARCHED = 20_000  # tokens after a place in which the beginning of a document is looked for
 TRIED = 4  # places for each opening that is wanted
 READ = 64  # tokens of a document
+LONGEST_QUESTION = 200  # characters
 
 
 def held_out_openings(dataset: Dataset, count: int) -> tuple[str, ...]:
-    """Return the first words of up to `count` held-out documents from all over the validation split."""
-    return tuple(islice(dict.fromkeys(filter(None, _openings(dataset, count))), count))
+    """Return how up to `count` held-out documents, or conversations, begin: first words, or first questions."""
+    found = _questions(dataset, count) if dataset.info.recipe.row_tokens else _openings(dataset, count)
+    return tuple(islice(dict.fromkeys(filter(None, found)), count))
+
+
+def _questions(dataset: Dataset, count: int) -> Iterator[str]:
+    """Yield what the user says first in held-out rows that are far from one another, then in others between."""
+    names, width = dataset.tokenizer.controls, dataset.info.recipe.row_tokens
+    rows = [(shard, start) for shard, length in enumerate(shard_lengths(dataset.val)) for start in range(0, length - 1, width)]
+    places = range(min(len(rows), TRIED * count))
+    for number in sorted(places, key=lambda number: number % TRIED):
+        shard, start = rows[number * len(rows) // len(places)]
+        ids = read_tokens(dataset.val, shard, start, start + width)
+        for begin in np.flatnonzero(ids == names["<|user|>"])[:1] + 1:
+            question = dataset.tokenizer.decode(ids[begin : begin + int((ids[begin:] == names[TURN_END]).argmax())].tolist())
+            if len(question) <= LONGEST_QUESTION:
+                yield question
 
 
 def _openings(dataset: Dataset, count: int) -> Iterator[str]:

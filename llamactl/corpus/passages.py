@@ -13,7 +13,7 @@ PASSAGE = 8_000  # bytes
 
 
 def split_passages(shards: Sequence[np.ndarray], tokenizer: Tokenizer, limit: int, bytes_per_token: float) -> Iterator[str]:
-    """Yield passages of a split, each from one document: about `limit` bytes, evenly spread, or all where there are fewer.
+    """Yield passages of a split, each from one document or turn: about `limit` bytes, evenly spread, or all where there are fewer.
 
     Raises DataError when a shard has changed since it was opened.
     """
@@ -26,7 +26,8 @@ def split_passages(shards: Sequence[np.ndarray], tokenizer: Tokenizer, limit: in
         shard = bisect_right(ends, place)
         start = (place - (ends[shard - 1] if shard else 0)) * size
         ids = read_tokens(shards, shard, start, min(start + size, lengths[shard]))
-        for part in np.split(ids, np.flatnonzero(ids == tokenizer.end) + 1):
+        # Control tokens end a document or a turn of a conversation; without them turns would run together.
+        for part in np.split(ids, np.flatnonzero(tokenizer.byte_lengths[ids] == 0) + 1):
             # A character that is cut in two at either end is no text.
             if (text := tokenizer.decode(part.tolist()).strip("\N{REPLACEMENT CHARACTER}")) and not text.isspace():
                 yield text

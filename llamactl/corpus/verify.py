@@ -109,7 +109,11 @@ def _content(file: BinaryIO, shard: Shard, info: DatasetInfo, tokenizer: Tokeniz
         return f"It holds {shape} {dtype}; dataset.json says {shard.tokens:,} {info.dtype}."
     if foreign >= info.vocab_size:
         return f"It holds the id {foreign:,}; the tokenizer has {info.vocab_size:,} ids."
-    if documents != shard.documents or last != ending:
+    if info.recipe.row_tokens:
+        # A row holds several conversations, and its rest is filled with end-of-text tokens.
+        if tokens % info.recipe.row_tokens != 1:
+            return f"It holds {tokens:,} tokens, which are not rows of {info.recipe.row_tokens:,}."
+    elif documents != shard.documents or last != ending:
         return f"It holds {tokens:,} tokens of {documents:,} documents; dataset.json says {shard.documents:,} documents."
     if lengths is not None and text_bytes != shard.text_bytes:
         return f"Its tokens are {text_bytes:,} bytes of text; dataset.json says {shard.text_bytes:,}."

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from llamactl.corpus.batches import Batch, Windows
+from llamactl.corpus.targets import EVERY_TARGET, WindowRule
 from llamactl.errors import DataError
 from llamactl.model.llama import Llama
 from llamactl.model.objective import NextToken
@@ -90,11 +91,16 @@ def token_stream(tokenizer: Tokenizer, texts: Iterable[str]) -> np.ndarray:
 
 
 def evaluate_streams(
-    model: Llama, tokenizer: Tokenizer, shards: Sequence[np.ndarray], rests: bool, byte_lengths: np.ndarray | None = None
+    model: Llama,
+    tokenizer: Tokenizer,
+    shards: Sequence[np.ndarray],
+    rests: bool,
+    byte_lengths: np.ndarray | None = None,
+    rule: WindowRule = EVERY_TARGET,
 ) -> Evaluation:
     """Evaluate the model on all windows of token streams, in the dtype of its weights.
 
-    `byte_lengths` are the bytes of text of each id, by default the tokenizer's.
+    `byte_lengths` are the bytes of text of each id, by default the tokenizer's. `rule` says which targets count.
 
     With `rests`, the incomplete last window of each stream counts too, which training omits. Control tokens count as tokens, as
     in training, but have no bytes, so that bits per byte depend on the text only. Raises DataError without any tokens.
@@ -103,18 +109,25 @@ def evaluate_streams(
     lengths = torch.from_numpy(tokenizer.byte_lengths if byte_lengths is None else byte_lengths)
     tokens, text, seen = Ratio(), Ratio(), 0
     positions = np.zeros((2, model.config.context))
-    for inputs, targets, *_ in _batches(shards, model.config.context, rests):
-        device = model.lm_head.weight.device
-        losses = objective.per_token(inputs.to(device), targets.to(device)).cpu().double()
+    device = model.lm_head.weight.device
+    for inputs, targets, _, _, separate in _batches(shards, model.config.context, rests, rule):
+        separate = None if separate is None else separate.to(device)
+        losses = objective.per_token(inputs.to(device), targets.to(device), separate).cpu().double()
         # The document of a token is numbered by the end-of-text tokens before it.
         documents = seen + (inputs == tokenizer.end).flatten().cumsum(0)
         seen = int(documents[-1])
-        wordy = (lengths[targets] > 0).flatten()
-        tokens.add(documents.numpy(), losses.flatten().numpy(), np.ones(targets.numel()))
-        text.add(documents.numpy(), (losses.flatten() * wordy).numpy(), lengths[targets].flatten().numpy())
-        positions[:, : inputs.shape[1]] += losses.sum(0).numpy(), np.full(inputs.shape[1], float(len(inputs)))
+        counted = targets >= 0
+        sizes = (lengths[targets.clamp(min=0)] * counted).flatten()
+        tokens.add(documents.numpy(), losses.flatten().numpy(), counted.flatten().double().numpy())
+        text.add(documents.numpy(), (losses.flatten() * (sizes > 0)).numpy(), sizes.numpy())
+        positions[:, : inputs.shape[1]] += losses.sum(0).numpy(), counted.sum(0).double().numpy()
     if not tokens.below:
         raise DataError("There is nothing to measure.", "The text has no characters, or the split has less than one window.")
+    return _summarize(tokens, text, positions)
+
+
+def _summarize(tokens: Ratio, text: Ratio, positions: np.ndarray) -> Evaluation:
+    """Build the result from the sums; `positions` are nats and tokens at each position of a window, 2 T."""
     by_position = positions[0] / positions[1].clip(min=1)
     return Evaluation(
         documents=tokens.documents,
@@ -128,11 +141,11 @@ def evaluate_streams(
     )
 
 
-def _batches(shards: Sequence[np.ndarray], context: int, rests: bool) -> Iterator[Batch]:
+def _batches(shards: Sequence[np.ndarray], context: int, rests: bool, rule: WindowRule) -> Iterator[Batch]:
     """Yield the windows in stream order, in batches of about AT_ONCE tokens; an incomplete window is a batch of its own."""
     per_batch = max(1, AT_ONCE // context)
     for number in range(len(shards)):
-        windows = Windows(shards[number : number + 1], context)
+        windows = Windows(shards[number : number + 1], context, rule)
         for start in range(0, len(windows), per_batch):
             yield windows.batch(np.arange(start, min(start + per_batch, len(windows))))
         rest = torch.from_numpy(windows.rest().astype(np.int64))

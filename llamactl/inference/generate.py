@@ -13,6 +13,7 @@ from llamactl.errors import DataError, UsageError
 from llamactl.model.decode import Sampler, Step, decode_tokens, fit_prompt
 from llamactl.model.llama import Llama
 from llamactl.tokenizer.bpe import Tokenizer
+from llamactl.tokenizer.chat import find_turn_end
 
 STREAMED = {"cpu": 1}  # steps between updates of the text; ids are copied from a GPU only every few steps
 STREAMED_ON_GPU = 8
@@ -62,13 +63,14 @@ class TokenStream:
     def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...] = ()) -> None:
         """Start an empty text."""
         self._tokenizer, self._stops = tokenizer, stops
+        self.ends = {tokenizer.end, find_turn_end(tokenizer)}  # tokens after which nothing follows
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._waiting = ""
         self.with_end = False
 
     def push(self, token: int) -> str:
-        """Return the text that a token completes; nothing follows the end-of-text token or a stop string."""
-        if self.with_end or token == self._tokenizer.end:
+        """Return the text that a token completes; nothing follows the end of a text or of a turn, or a stop string."""
+        if self.with_end or token in self.ends:
             return "" if self.with_end else self.finish()
         self._waiting += self._decoder.decode(self._tokenizer.decode_bytes([token]))
         found = [place for stop in self._stops if (place := self._waiting.find(stop)) >= 0]

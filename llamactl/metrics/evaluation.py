@@ -8,6 +8,7 @@ from llamactl.checkpoint.io import load_model
 from llamactl.checkpoint.select import find_best_step
 from llamactl.config.schema import Config
 from llamactl.corpus.dataset import Dataset
+from llamactl.corpus.targets import window_rule
 from llamactl.inference.evaluate import evaluate_streams
 from llamactl.planning.defaults import final_eval_tokens
 from llamactl.planning.flops import flops_per_token
@@ -34,7 +35,8 @@ def evaluate_at_the_end(
     if stopped or evaluated or step is None or step not in run.steps() or not final_eval_tokens(config.train, dataset.info):
         return
     model, tokenizer, state = load_model(run.checkpoint(step), device)
-    result = evaluate_streams(model, tokenizer, dataset.val, rests=False, byte_lengths=dataset.byte_lengths)
+    rule = window_rule(dataset, config.data)
+    result = evaluate_streams(model, tokenizer, dataset.val, False, dataset.byte_lengths, rule)
     yield Evaluated(
         step,
         state.tokens,

@@ -47,6 +47,11 @@ def takes_groups(q: Tensor, mask: Tensor | None) -> bool:
     return q.device.type == "cpu" or (q.device.type == "cuda" and q.dtype == torch.bfloat16 and mask is None)
 
 
+def document_mask(documents: Tensor) -> Tensor:
+    """Return the mask of causal attention within documents, B 1 T T; `documents` (B T) numbers the document of each token."""
+    return (documents[:, :, None] == documents[:, None, :]).tril()[:, None]
+
+
 def kernels_for_any_length(device: torch.device) -> AbstractContextManager[None]:
     """Return a context for prompts of all lengths: without cuDNN's attention, which is planned anew for each of them."""
     if device.type != "cuda":

@@ -21,19 +21,23 @@ class LayerCache:
         return self.keys[:, :, : self.length].to(k.dtype), self.values[:, :, : self.length].to(v.dtype)
 
 
-class FixedLayerCache(LayerCache):
-    """The same buffers, used with one shape at every position, as a CUDA graph needs it; `position` is where to store."""
+class RowsLayerCache(LayerCache):
+    """Rows of the same buffers, each with a position of its own (R, int64) where its new token is stored."""
 
-    def __init__(self, layer: LayerCache, position: Tensor) -> None:
-        """Use the buffers of a layer; `position` (1, int64) is on the device and changes from step to step."""
+    def __init__(self, layer: LayerCache, rows: Tensor, positions: Tensor, longest: int) -> None:
+        """Use some rows (R, int64) of the buffers of a layer, and of each the first `longest` positions."""
         super().__init__(layer.keys, layer.values)
-        self.position = position
+        self.rows, self.positions, self.longest = rows, positions, longest
+        self.has_all = len(rows) == len(layer.keys)
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k and v (B K 1 E) and return keys and values of all positions (B K S E); a mask leaves out the later ones."""
-        self.keys.index_copy_(2, self.position, k.to(self.keys.dtype))
-        self.values.index_copy_(2, self.position, v.to(self.values.dtype))
-        return self.keys.to(k.dtype), self.values.to(v.dtype)
+        """Store k and v (R K 1 E) and return the keys and values of the rows (R K S E); a mask hides the later positions."""
+        return self._store(self.keys, k), self._store(self.values, v)
+
+    def _store(self, buffer: Tensor, new: Tensor) -> Tensor:
+        buffer[self.rows, :, self.positions] = new[:, :, 0].to(buffer.dtype)
+        rows = buffer if self.has_all else buffer[self.rows]
+        return rows[:, :, : self.longest].to(new.dtype)
 
 
 class KVCache:
@@ -74,18 +78,39 @@ class KVCache:
         return (stored <= stored[self.length :, None])[None, None]
 
 
-class FixedCache(KVCache):
-    """The buffers of a cache, used with one shape at every position: a step of one token is the same work each time."""
+class RowCache(KVCache):
+    """One row of a cache as a cache of its own, empty, which shares the buffers."""
 
-    def __init__(self, cache: KVCache) -> None:
-        """Use the buffers of a cache; `position` says where the next token stands."""
-        self.position = torch.zeros(1, dtype=torch.int64, device=cache.layers[0].keys.device)
-        self.layers = [FixedLayerCache(layer, self.position) for layer in cache.layers]
+    def __init__(self, cache: KVCache, row: int) -> None:
+        """Use the buffers of a row of a cache."""
+        self.layers = [LayerCache(layer.keys[row : row + 1], layer.values[row : row + 1]) for layer in cache.layers]
+
+    def copy_from(self, other: KVCache) -> None:
+        """Take the keys and values of another row."""
+        for own, held in zip(self.layers, other.layers, strict=True):
+            own.keys[:, :, : held.length] = held.keys[:, :, : held.length]
+            own.values[:, :, : held.length] = held.values[:, :, : held.length]
+        self.length = other.length
+
+
+class RowsCache(KVCache):
+    """Rows of a cache, for a step of one token each: they may hold texts of different lengths.
+
+    With all rows and all positions a step is the same work each time, whatever the positions are, as a CUDA graph needs it.
+    """
+
+    def __init__(self, cache: KVCache, rows: Tensor, positions: Tensor, longest: int) -> None:
+        """Use some rows (R, int64), in order, of the buffers of a cache: each's new token has a position (R, int64).
+
+        `longest` positions of each row are read, more than the largest of `positions`.
+        """
+        self.positions, self.longest = positions, longest
+        self.layers = [RowsLayerCache(layer, rows, positions, longest) for layer in cache.layers]
 
     def next_positions(self, new: int, device: torch.device) -> Tensor:
-        """Return the position of the new token."""
-        return self.position
+        """Return the position of each row's new token (R 1 1, int64): the rows are no longer at the same one."""
+        return self.positions[:, None, None]
 
     def mask(self, new: int, device: torch.device) -> Tensor:
-        """Return the mask of all positions of the buffers (bool, S): those up to the new token."""
-        return torch.arange(self.layers[0].keys.shape[2], device=device) <= self.position
+        """Return the mask of the positions of each row (bool, R 1 1 S): those up to its new token."""
+        return (torch.arange(self.longest, device=device) <= self.positions[:, None])[:, None, None]

@@ -3,19 +3,16 @@
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import count
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from llamactl.errors import UsageError
-from llamactl.model.attention import kernels_for_any_length
-from llamactl.model.cache import FixedCache, KVCache
+from llamactl.model.cache import KVCache
 from llamactl.model.llama import Llama
-from llamactl.model.native_step import NativeStep, native_step
+from llamactl.model.row_steps import RowSteps, model_step
 
-CAPTURED_AFTER = 8  # steps: a short continuation is over before a graph is captured
 DRAWN_AT_ONCE = 64  # random numbers per sequence that are drawn and copied to the device together
 RANGES = {
     "temperature": (0.01, 100.0), "top_k": (0, 2**31), "top_p": (0, 1), "min_p": (0, 1), "repetition_penalty": (1, 100.0),
@@ -92,62 +89,6 @@ class Step(NamedTuple):
     logits: Tensor
 
 
-@torch.inference_mode()
-def _step(model: Llama, tokens: Tensor, cache: KVCache, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """Return the logits of the next token, B V in fp32, and the logarithms of the sums of their exponentials, B 1.
-
-    Those of the padding rows of the vocabulary are -inf.
-    """
-    with kernels_for_any_length(tokens.device):
-        hidden = model.hidden(tokens, cache)[:, -1]
-    logits: Tensor = model.lm_head(hidden).float()
-    logits[:, vocab_size:] = -torch.inf
-    return logits, logits.logsumexp(-1, keepdim=True)
-
-
-class GraphedStep:
-    """The step of one token per sequence as a CUDA graph: one launch, where hundreds would take longer than their work."""
-
-    def __init__(self, model: Llama, cache: KVCache, vocab_size: int) -> None:
-        """Capture the graph, for the buffers of `cache` and the position after its last one; raises RuntimeError."""
-        self.cache, self.fixed = cache, FixedCache(cache)
-        self.fixed.position.fill_(cache.length)
-        self.tokens = torch.zeros(cache.layers[0].keys.shape[0], 1, dtype=torch.int64, device=self.fixed.position.device)
-        # The first runs allocate what libraries keep, which must not happen while a graph is captured.
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):
-                _step(model, self.tokens, self.fixed, vocab_size)
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        # Other threads, as those of `serve`, may use the device meanwhile.
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.scores = _step(model, self.tokens, self.fixed, vocab_size)
-            self.fixed.position += 1
-        self.next_position = -1
-
-    def __call__(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what `_step` does, in tensors that the next call changes; `tokens` is B 1."""
-        self.tokens.copy_(tokens)
-        if self.next_position != self.cache.length:
-            self.fixed.position.fill_(self.cache.length)
-        self.graph.replay()
-        self.cache.length += 1
-        self.next_position = self.cache.length
-        return self.scores
-
-
-def capture_step(model: Llama, cache: KVCache, vocab_size: int) -> GraphedStep | None:
-    """Capture the step of one token where that is possible: on one GPU, in a process that shares no work with others."""
-    if model.model.embed_tokens.weight.device.type != "cuda" or torch.distributed.is_initialized():
-        return None
-    try:
-        return GraphedStep(model, cache, vocab_size)
-    except RuntimeError:  # an operator that can't be captured, as those of some layouts of weights
-        return None
-
-
 def uniform_draws(seeds: Sequence[int], device: torch.device) -> Iterator[Tensor]:
     """Yield uniform random numbers in [0, 1), one per sequence (B), without an end.
 
@@ -172,17 +113,19 @@ def decode_tokens(
     weight, context = model.model.embed_tokens.weight, model.config.context
     text = torch.tensor([fit_prompt(prompt, context) for prompt in prompts], device=weight.device)
     cache = KVCache(model.config, len(text), weight.device, weight.dtype)
-    draws = uniform_draws(seeds, weight.device)
+    draws, rows = uniform_draws(seeds, weight.device), range(len(text))
     tokens = text
-    faster: NativeStep | GraphedStep | None = None
-    for number in count():
-        if number == 1:
-            faster = native_step(model, cache, vocab_size)
-        if number == CAPTURED_AFTER and not faster:
-            faster = capture_step(model, cache, vocab_size)
-        one = faster if faster and tokens.shape[1] == 1 else None
-        logits, total = one(tokens) if one else _step(model, tokens, cache, vocab_size)
-        with faster.pause_threads() if isinstance(faster, NativeStep) else nullcontext():
+    steps: RowSteps | None = None
+    while True:
+        if cache.length == 0:
+            logits, total = model_step(model, tokens, cache, vocab_size)
+        else:
+            # Not before: there may be no second token.
+            steps = steps or RowSteps(model, cache, vocab_size)
+            length = cache.length
+            logits, total = steps(tokens, rows, [length] * len(rows))
+            cache.length = length + 1
+        with steps.pause_threads() if steps else nullcontext():
             picked = pick(logits, text, next(draws))
         yield Step(picked, (logits.gather(1, picked[:, None]) - total)[:, 0], logits)
         text = torch.cat([text, picked[:, None]], dim=1)

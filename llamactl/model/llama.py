@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from llamactl.config.schema import ModelConfig
-from llamactl.model.attention import attention
+from llamactl.model.attention import attention, document_mask
 from llamactl.model.cache import KVCache, LayerCache
 
 INIT_STD = 0.02
@@ -176,14 +176,23 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.activation_checkpointing = False  # the backward pass computes the activations of each block again
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None, dropout: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        cache: KVCache | None = None,
+        dropout: Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
         """Map token ids (B T), whose positions follow those in the cache, to the final hidden states (B T D).
 
-        `dropout` (B 1+2L D, L blocks) has the factors for the channels of the embedding and of each sublayer.
+        `dropout` (B 1+2L D, L blocks) has the factors for the channels of the embedding and of each sublayer. `documents` (B T)
+        numbers the document of each token: those of one window do not see one another. RoPE is relative, so positions need not
+        begin anew.
         """
         new = tokens.shape[1]
         positions = cache.next_positions(new, tokens.device) if cache else torch.arange(new, device=tokens.device)
         mask = cache.mask(new, tokens.device) if cache else None
+        mask = mask if documents is None else document_mask(documents)
         by = rotary_table(positions, self.config)
         x = scale_channels(self.embed_tokens(tokens), dropout, 0)
         factors = repeat(None) if dropout is None else torch.split(dropout[:, 1:], 2, dim=1)
@@ -216,9 +225,15 @@ class Llama(nn.Module):
         """Map token ids (B T), whose positions follow those in the cache, to logits (B T V)."""
         return self.lm_head(self.hidden(tokens, cache))
 
-    def hidden(self, tokens: Tensor, cache: KVCache | None = None, dropout: Tensor | None = None) -> Tensor:
-        """Map token ids (B T), whose positions follow those in the cache, to the input of the output head (B T D)."""
-        return self.model(tokens, cache, dropout)
+    def hidden(
+        self,
+        tokens: Tensor,
+        cache: KVCache | None = None,
+        dropout: Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
+        """Map token ids (B T) to the input of the output head (B T D); the arguments are those of `Decoder.forward`."""
+        return self.model(tokens, cache, dropout, documents)
 
     def tie_weights(self) -> None:
         """Share one matrix between output head and embedding if the config says so."""

@@ -5,7 +5,7 @@ It computes what `llama.py` does and nothing else: a model with other layers, or
 
 import ctypes
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
@@ -21,7 +21,6 @@ from llamactl.model.quantize import GROUP, Int4Linear, Int8Linear
 
 MOST_SEQUENCES = 16  # beyond, PyTorch's products of matrices are faster
 MOST_IN_BF16 = 8  # the same where the processor has instructions for bf16, which only PyTorch uses
-ROTARY_POSITIONS = 256  # positions whose angles are computed at once
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}
 TOLERANCE = 0.05  # relative error of logits; PyTorch rounds activations to bf16 where the weights have fewer bits
 MOST_SLEPT = 0.2  # of a step's time, beyond which threads are in each other's way
@@ -53,7 +52,7 @@ class Model(ctypes.Structure):
     _fields_ = [
         ("embedding", Matrix), ("head", Matrix), ("norm", ctypes.c_void_p), ("layers", ctypes.POINTER(Layer)),
         *((name, ctypes.c_int64) for name in (
-            "n_layers", "dim", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "context", "batch", "cache_format", "vocab_size"
+            "n_layers", "dim", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "context", "cache_format", "vocab_size"
         )),
         ("epsilon", ctypes.c_float),
     ]  # fmt: skip
@@ -153,9 +152,8 @@ class _Reader:
             config.ffn_dim,
             config.context,
         )
-        batch = cache.layers[0].keys.shape[0]
         rows = (Layer * len(layers))(*layers)
-        return Model(embedding, head, norm, rows, *sizes, batch, FORMATS[dtype], vocab_size, config.norm_eps)
+        return Model(embedding, head, norm, rows, *sizes, FORMATS[dtype], vocab_size, config.norm_eps)
 
 
 class _Threads:
@@ -188,36 +186,30 @@ class NativeStep:
         self._step.restype = ctypes.c_double
         self._reader = _Reader()
         self._model = self._reader.model(model, cache, vocab_size)
-        self._cache, self._config = cache, model.config
-        self._logits = torch.empty(cache.layers[0].keys.shape[0], model.config.vocab_size)
-        self._totals = torch.empty(len(self._logits), 1)
-        self._rotary, self._first = _rotary_rows(0, self._config), 0
+        self._context = model.config.context
+        self._slots = cache.layers[0].keys.shape[0]
+        self._logits = torch.empty(self._slots, model.config.vocab_size)
+        self._totals = torch.empty(self._slots, 1)
+        self._rotary = rotary_table(torch.arange(self._context), model.config)
 
-    def __call__(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits of the next tokens, B V, and the logarithms of the sums of their exponentials, B 1.
+    def __call__(self, tokens: Tensor, positions: Sequence[int], rows: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """Return the logits of the next tokens, R V, and the logarithms of the sums of their exponentials, R 1.
 
-        `tokens` is B 1; its keys and values are stored in the cache. The next call changes the logits.
+        `tokens` (R 1) are at `positions` of some rows of the cache, all without `rows`; their keys and values are stored there.
+        The next call changes the logits.
         """
-        tokens, position = tokens.contiguous(), self._cache.length
-        if position >= self._config.context:
+        rows = range(self._slots) if rows is None else rows
+        tokens, slots, places = tokens.contiguous(), torch.tensor(rows), torch.tensor(positions)
+        if max(positions) >= self._context:
             raise ValueError("the cache is full")  # C++ would write behind it
-        if not self._first <= position < self._first + ROTARY_POSITIONS:
-            self._rotary, self._first = _rotary_rows(position, self._config), position
-        cos, sin = (each.data_ptr() + 4 * each.shape[1] * (position - self._first) for each in self._rotary)
+        cos, sin = (each[places] for each in self._rotary)
+        pointers = (ctypes.c_void_p(each.data_ptr()) for each in (tokens, slots, places, cos, sin, self._logits, self._totals))
         started = time.perf_counter()
         slept = self._step(
-            ctypes.byref(self._model),
-            ctypes.c_void_p(tokens.data_ptr()),
-            ctypes.c_int64(position),
-            ctypes.c_void_p(cos),
-            ctypes.c_void_p(sin),
-            ctypes.c_void_p(self._logits.data_ptr()),
-            ctypes.c_void_p(self._totals.data_ptr()),
-            ctypes.c_int32(self._threads.count),
+            ctypes.byref(self._model), ctypes.c_int64(len(slots)), *pointers, ctypes.c_int32(self._threads.count)
         )
         self._threads.report(slept, time.perf_counter() - started)
-        self._cache.length = position + 1
-        return self._logits, self._totals
+        return self._logits[: len(slots)], self._totals[: len(slots)]
 
     @contextmanager
     def pause_threads(self) -> Iterator[None]:
@@ -231,12 +223,6 @@ class NativeStep:
         finally:
             if crowded:
                 torch.set_num_threads(usual)
-
-
-def _rotary_rows(start: int, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """Compute the cosines and sines of some positions from `start` on, each of them positions x E/2."""
-    cos, sin = rotary_table(torch.arange(start, start + ROTARY_POSITIONS), config)
-    return cos.contiguous(), sin.contiguous()
 
 
 _compared: "WeakKeyDictionary[Llama, tuple[object, bool]]" = WeakKeyDictionary()
@@ -267,7 +253,7 @@ def _compare(model: Llama) -> bool:
         return False
     for position in range(min(TRIAL, model.config.context)):
         token = torch.tensor([[position * 7 % vocab_size]])
-        expected, found = model(token, usual)[:, -1].float(), step(token)[0]
+        expected, found = model(token, usual)[:, -1].float(), step(token, [position])[0]
         # Not >: of NaN neither holds, and what has no numbers is PyTorch's to report.
         if not torch.linalg.norm(found - expected) <= TOLERANCE * torch.linalg.norm(expected):
             return False
@@ -275,9 +261,11 @@ def _compare(model: Llama) -> bool:
 
 
 def native_step(model: Llama, cache: KVCache, vocab_size: int) -> NativeStep | None:
-    """Return the native step where it computes the model and is the faster one; else None."""
+    """Return the native step where it computes the model; else None."""
+    return NativeStep(model, cache, vocab_size) if runs_natively(model) else None
+
+
+def most_sequences(cache: KVCache) -> int:
+    """Return up to how many sequences at once the native step is faster than PyTorch's products of matrices."""
     keys = cache.layers[0].keys
-    most = MOST_IN_BF16 if keys.dtype == torch.bfloat16 and multiplies_bf16(keys.device) else MOST_SEQUENCES
-    if len(keys) > most or not runs_natively(model):
-        return None
-    return NativeStep(model, cache, vocab_size)
+    return MOST_IN_BF16 if keys.dtype == torch.bfloat16 and multiplies_bf16(keys.device) else MOST_SEQUENCES

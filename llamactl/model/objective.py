@@ -12,6 +12,9 @@ from llamactl.model.llama import Llama
 # Rows of logits that exist at a time. 1,024 reach full speed on a CPU; a GPU needs more work in each kernel that it launches.
 CHUNK, CHUNK_ON_GPU = 1024, 8192
 
+# A target that does not count, as torch.nn.functional.cross_entropy has it.
+IGNORED = -100
+
 FusedChunk = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -28,31 +31,36 @@ class NextToken(nn.Module):
         self.model = model
         self.fused_chunk: FusedChunk | None = None  # `fused_chunk` where it is compiled
 
-    def forward(self, inputs: Tensor, targets: Tensor, dropout: Tensor | None = None) -> Tensor:
+    def forward(
+        self, inputs: Tensor, targets: Tensor, dropout: Tensor | None = None, documents: Tensor | None = None
+    ) -> Tensor:
         """Return the mean cross-entropy in nats per token, a scalar in fp32, of `targets` (B T) given `inputs` (B T).
 
-        `dropout` has factors of channels, as `Decoder.forward` takes them.
+        A target of `IGNORED` has the loss 0 and no gradient. `dropout` and `documents` are those of `Decoder.forward`.
         """
-        return mean_loss(self._hidden(inputs, dropout), self.model.lm_head.weight, targets.flatten(), self.fused_chunk)
+        hidden = self._hidden(inputs, dropout, documents)
+        return mean_loss(hidden, self.model.lm_head.weight, targets.flatten(), self.fused_chunk)
 
     @torch.no_grad()
-    def per_token(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the cross-entropy of each target in nats, B T in fp32, without gradients."""
-        hidden, wanted = self._hidden(inputs), targets.flatten()
+    def per_token(self, inputs: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
+        """Return the cross-entropy of each target in nats, B T in fp32, without gradients; that of an ignored one is 0."""
+        hidden, wanted = self._hidden(inputs, documents=documents), targets.flatten()
         head = self.model.lm_head.weight.to(hidden.dtype)
         parts = [slice(start, start + CHUNK) for start in range(0, len(wanted), CHUNK)]
         losses = [F.cross_entropy((hidden[part] @ head.mT).float(), wanted[part], reduction="none") for part in parts]
         return torch.cat(losses).view_as(targets)
 
-    def _hidden(self, inputs: Tensor, dropout: Tensor | None = None) -> Tensor:
+    def _hidden(self, inputs: Tensor, dropout: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
         """Return the input of the output head, N D with N = B T, in the dtype of autocast where that is enabled."""
-        hidden = self.model.hidden(inputs, dropout=dropout).flatten(0, 1)
+        hidden = self.model.hidden(inputs, dropout=dropout, documents=documents).flatten(0, 1)
         device = hidden.device.type
         return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
 
 
 def mean_loss(hidden: Tensor, head: Tensor, targets: Tensor, fused: FusedChunk | None = None) -> Tensor:
     """Return the mean cross-entropy in nats, a scalar in fp32, of `targets` (N) given the logits `hidden` @ `head`.T.
+
+    Targets of `IGNORED` add nothing to the sum, and count in the N that it is divided by.
 
     `hidden` is N D and `head` is V D. Only a chunk of the logits' rows exists at a time; `fused` computes what follows from a
     chunk in two passes over it. `torch.nn.functional.linear_cross_entropy` does the same from torch 2.13 on, but returns the
@@ -77,12 +85,13 @@ def fused_chunk(logits: Tensor, wanted: Tensor) -> Tensor:
 
     Compiled, this reads the logits twice and writes them once; each operation by itself would read and write all of them.
     """
-    scores = logits.float()
+    scores, counts = logits.float(), wanted >= 0
     peaks = scores.amax(-1, keepdim=True)
     totals = peaks + (scores - peaks).exp().sum(-1, keepdim=True).log()
-    loss = (totals - scores.gather(-1, wanted)).sum()
+    loss = (totals - scores.gather(-1, wanted.clamp(min=0))).where(counts, 0.0).sum()
     is_wanted = torch.arange(logits.shape[-1], device=logits.device) == wanted
-    logits.copy_((scores - totals).exp() - is_wanted.float())
+    # A row that does not count is divided by infinity: its gradient is 0.
+    logits.copy_((scores - totals.where(counts, torch.inf)).exp() - is_wanted.float())
     return loss
 
 
@@ -118,14 +127,15 @@ class _ChunkedSum(torch.autograd.Function):
 
 def _logit_gradient(products: Tensor, wanted: Tensor, loss: Tensor) -> Tensor:
     """Return the gradient of a chunk of logits (N V), in their dtype, and add its cross-entropies to `loss`."""
-    logits = products.float()
+    logits, counts, wanted = products.float(), wanted >= 0, wanted.clamp(min=0)
     logits -= logits.amax(-1, keepdim=True)
-    loss -= logits.gather(-1, wanted).sum()
+    loss -= logits.gather(-1, wanted).where(counts, 0.0).sum()
     chances = logits.exp_()
     sums = chances.sum(-1, keepdim=True)
-    loss += sums.log().sum()
-    chances /= sums
-    return chances.scatter_add_(-1, wanted, -torch.ones_like(sums)).to(products.dtype)
+    loss += sums.log().where(counts, 0.0).sum()
+    # A row that does not count is divided by infinity: its gradient is 0.
+    chances /= sums.where(counts, torch.inf)
+    return chances.scatter_add_(-1, wanted, -counts.to(sums.dtype)).to(products.dtype)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

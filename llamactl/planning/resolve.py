@@ -9,7 +9,7 @@ from llamactl.corpus.openings import held_out_openings
 from llamactl.distributed.context import World
 from llamactl.errors import UsageError
 from llamactl.model.llama import num_params
-from llamactl.optim.build import CONTINUED_RATE, EMBEDDING_SCALE, EMBEDDING_SCALE_TIED, default_lr
+from llamactl.optim.build import CONTINUED_RATE, EMBEDDING_SCALE, EMBEDDING_SCALE_TIED, FINETUNED_RATE, default_lr
 from llamactl.planning.batch_size import max_micro_batch, resolve_batch, resolve_micro_batch, resolve_recompute
 from llamactl.planning.defaults import default_budget, default_eval_tokens
 from llamactl.planning.flops import flops_per_token
@@ -85,7 +85,7 @@ def resolve_config(config: Config, dataset: Dataset, world: World) -> Config:
         "compile": _compile(train.compile, steps * windows * model.context * flops_per_token(model), world),
         "activation_checkpointing": recompute,
     }
-    lr_scale = CONTINUED_RATE if train.init_from else 1.0
+    lr_scale = _fraction_of_rate(config)
     rates = {
         "lr": optim.lr or lr_scale * default_lr(optim.name, model.dim),
         "embedding_scale": optim.embedding_scale or (EMBEDDING_SCALE_TIED if model.tie_embeddings else EMBEDDING_SCALE),
@@ -98,6 +98,13 @@ def resolve_config(config: Config, dataset: Dataset, world: World) -> Config:
             "train": train.model_copy(update=resolved),
         }
     )
+
+
+def _fraction_of_rate(config: Config) -> float:
+    """Return the fraction of the default learning rate for a run: trained weights take less of it than fresh ones."""
+    if not config.train.init_from:
+        return 1.0
+    return FINETUNED_RATE if config.data.loss_on == "assistant" else CONTINUED_RATE
 
 
 def _fit_vocab(model: ModelConfig, dataset: Dataset) -> ModelConfig:

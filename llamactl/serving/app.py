@@ -1,11 +1,11 @@
-"""The HTTP application: OpenAI's /v1/completions and /v1/models, and a page to write with at /."""
+"""The HTTP application: OpenAI's completions, chat completions and models under /v1, and a page to write with at /."""
 
 import asyncio
 import hmac
 import json
 import secrets
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,17 +14,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from llamactl.checkpoint.huggingface import read_chat_template
 from llamactl.errors import UserError
+from llamactl.inference.chat import prompt_of
 from llamactl.inference.generate import sample_seed
 from llamactl.model.decode import Sampler, fit_prompt
-from llamactl.serving.protocol import (
-    BadRequest,
-    CompletionRequest,
-    Delta,
-    answer_to_json,
-    choice_to_json,
-    parse_request,
-)
+from llamactl.serving.answers import Answer, ChatAnswer, Delta
+from llamactl.serving.protocol import BadRequest, ChatRequest, CompletionRequest, SamplingRequest
 from llamactl.serving.scheduler import Job, Scheduler
 from llamactl.storage.records import to_json
 
@@ -42,13 +38,13 @@ Handler = Callable[[Request], Awaitable[Response]]
 Deltas = asyncio.Queue[Delta | Exception | None]
 
 
-class Answer(NamedTuple):
-    """What every piece of an answer says: the request, the model's name, an identity and the tokens of its prompts."""
+class Prompt(NamedTuple):
+    """Ids to continue, what its samples' seeds depend on, by how many tokens, and whether it is repeated in the answer."""
 
-    asked: CompletionRequest
-    name: str
-    identity: str
-    prompt_tokens: int
+    ids: list[int]
+    key: str
+    max_tokens: int
+    echo: bool = False
 
 
 class Server:
@@ -63,6 +59,7 @@ class Server:
         routes = [
             Route("/v1/models", self._guarded(self.list_models), methods=["GET"]),
             Route("/v1/completions", self._guarded(self.complete), methods=["POST"]),
+            Route("/v1/chat/completions", self._guarded(self.chat), methods=["POST"]),
             Route("/{file:path}", self._guarded(self.page, shows_token=False), methods=["GET"]),
         ]
         return Starlette(routes=routes)
@@ -92,7 +89,10 @@ class Server:
 
     async def list_models(self, request: Request) -> Response:
         """Answer GET /v1/models."""
-        rows = [{"id": name, "object": "model", "created": 0, "owned_by": "llamactl"} for name in self.models]
+        rows = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "llamactl", "chats": bool(read_chat_template(folder))}
+            for name, folder in self.models.items()
+        ]
         return JSONResponse({"object": "list", "data": rows})
 
     async def page(self, request: Request) -> Response:
@@ -103,8 +103,19 @@ class Server:
         return Response(file.read_bytes(), media_type=TYPES[file.suffix])
 
     async def complete(self, request: Request) -> Response:
-        """Answer POST /v1/completions, as a whole or as a stream of server-sent events."""
-        asked = parse_request(await _read_json(request))
+        """Answer POST /v1/completions."""
+        asked = CompletionRequest.parse(await _read_json(request))
+        return await self._answer(request, asked, partial(self._prompts, asked), Answer)
+
+    async def chat(self, request: Request) -> Response:
+        """Answer POST /v1/chat/completions."""
+        asked = ChatRequest.parse(await _read_json(request))
+        return await self._answer(request, asked, partial(self._conversation, asked), ChatAnswer)
+
+    async def _answer(
+        self, request: Request, asked: SamplingRequest, read: Callable[[Path], list[Prompt]], kind: type[Answer]
+    ) -> Response:
+        """Answer a request, whose prompts `read` finds for a model, as a whole or as a stream of server-sent events."""
         name = asked.model or next(iter(self.models))
         if name not in self.models:
             raise BadRequest(f"There is no model {name!r}: {', '.join(self.models)}.", status=404, parameter="model")
@@ -114,40 +125,66 @@ class Server:
         def deliver(delta: Delta | Exception | None) -> None:
             loop.call_soon_threadsafe(deltas.put_nowait, delta)
 
-        jobs = await asyncio.to_thread(self._jobs, asked, self.models[name], deliver)
+        prompts = await asyncio.to_thread(read, self.models[name])
+        jobs = _jobs(asked, self.models[name], prompts, deliver)
         for job in jobs:
             self.scheduler.submit(job)
-        answer = Answer(asked, name, f"cmpl-{secrets.token_hex(12)}", sum(len(job.ids) for job in jobs))
+        identity = f"{kind.prefix}-{secrets.token_hex(12)}"
+        answer = kind(name, identity, sum(len(job.ids) for job in jobs), asked.top is not None)
         if asked.stream:
-            return StreamingResponse(_stream(answer, jobs, deltas), media_type="text/event-stream")
+            counted = bool((asked.stream_options or {}).get("include_usage"))
+            return StreamingResponse(_stream(answer, jobs, deltas, counted), media_type="text/event-stream")
         return await _whole(request, answer, jobs, deltas)
 
-    def _jobs(self, asked: CompletionRequest, folder: Path, deliver: Callable[[Delta | Exception | None], None]) -> list[Job]:
-        """Make a job of each prompt; raises BadRequest for ids that the vocabulary does not have."""
+    def _prompts(self, asked: CompletionRequest, folder: Path) -> list[Prompt]:
+        """Return the prompts of a completion; raises BadRequest for ids that the vocabulary does not have."""
         model, tokenizer = self.scheduler.load(folder)
-        seed = secrets.randbits(63) if asked.seed is None else asked.seed
-        jobs = []
-        for number, prompt in enumerate(asked.prompts):
+        prompts = []
+        for prompt in asked.prompts:
             try:
                 ids = tokenizer.encode_opening(prompt) if isinstance(prompt, str) else prompt or [tokenizer.end]
             except UnicodeEncodeError as error:
                 raise BadRequest(f"prompt: it is not Unicode text: {error.reason}.", parameter="prompt") from error
             if not all(0 <= i < tokenizer.vocab_size for i in ids):
                 raise BadRequest(f"prompt: ids are from 0 to {tokenizer.vocab_size - 1:,}.", parameter="prompt")
-            job = Job(
-                folder=folder,
-                ids=fit_prompt(ids, model.config.context),
-                max_tokens=asked.max_tokens,
-                seeds=[sample_seed(seed, str(prompt), sample) for sample in range(1, asked.n + 1)],
-                first=number * asked.n,
-                pick=Sampler(temperature=asked.temperature, top_p=asked.top_p),
-                stops=asked.stops,
-                top=asked.logprobs,
-                echo=asked.echo,
-                deliver=deliver,
-            )
-            jobs.append(job)
-        return jobs
+            prompts.append(Prompt(fit_prompt(ids, model.config.context), str(prompt), asked.max_tokens, asked.echo))
+        return prompts
+
+    def _conversation(self, asked: ChatRequest, folder: Path) -> list[Prompt]:
+        """Return the prompt of a conversation; raises BadRequest where it does not fit, or the model can't chat."""
+        messages = asked.conversation()
+        model, tokenizer = self.scheduler.load(folder)
+        if not tokenizer.chat_template:
+            raise BadRequest("This model was not fine-tuned on conversations: use /v1/completions.", parameter="model")
+        try:
+            ids, _ = prompt_of(model, tokenizer, messages, asked.most_tokens)
+        except UnicodeEncodeError as error:
+            raise BadRequest(f"messages: it is not Unicode text: {error.reason}.", parameter="messages") from error
+        except UserError as error:
+            raise BadRequest(f"messages: {error.what} {error.why}", parameter="messages") from error
+        return [Prompt(ids, str(ids), min(asked.most_tokens, model.config.context - len(ids)))]
+
+
+def _jobs(
+    asked: SamplingRequest, folder: Path, prompts: Sequence[Prompt], deliver: Callable[[Delta | Exception | None], None]
+) -> list[Job]:
+    """Make a job of each prompt."""
+    seed = secrets.randbits(63) if asked.seed is None else asked.seed
+    return [
+        Job(
+            folder=folder,
+            ids=prompt.ids,
+            max_tokens=prompt.max_tokens,
+            seeds=[sample_seed(seed, prompt.key, sample) for sample in range(1, asked.n + 1)],
+            first=number * asked.n,
+            pick=Sampler(temperature=asked.temperature, top_p=asked.top_p),
+            stops=asked.stops,
+            top=asked.top,
+            echo=prompt.echo,
+            deliver=deliver,
+        )
+        for number, prompt in enumerate(prompts)
+    ]
 
 
 async def _read_json(request: Request) -> object:
@@ -183,21 +220,22 @@ async def _arriving(jobs: Sequence[Job], deltas: Deltas) -> AsyncIterator[Delta]
             job.cancelled.set()
 
 
-async def _stream(answer: Answer, jobs: Sequence[Job], deltas: Deltas) -> AsyncIterator[str]:
-    """Yield an answer as server-sent events, one for what each token adds."""
-    lengths, generated = Counter[int](), 0
+async def _stream(answer: Answer, jobs: Sequence[Job], deltas: Deltas, counted: bool) -> AsyncIterator[str]:
+    """Yield an answer as server-sent events, one for what each token adds, and the tokens used where they are `counted`."""
+    lengths: dict[int, int] = {}
+    generated = 0
     try:
         async for delta in _arriving(jobs, deltas):
             generated += delta.generated
-            choice = choice_to_json(delta, answer.asked.logprobs is not None, lengths[delta.choice])
-            lengths[delta.choice] += len(delta.text)
             if delta.text or delta.tokens or delta.finish:
-                yield _event(answer_to_json(answer.name, answer.identity, [choice]))
+                before = lengths.get(delta.choice)
+                yield _event(answer.body([answer.piece(delta, before or 0, before is None)], piece=True))
+                lengths[delta.choice] = (before or 0) + len(delta.text)
     except BadRequest as error:
         yield _event(error.to_json())
         return
-    if (answer.asked.stream_options or {}).get("include_usage"):
-        yield _event(answer_to_json(answer.name, answer.identity, [], (answer.prompt_tokens, generated)))
+    if counted:
+        yield _event(answer.body([], generated, piece=True))
     yield "data: [DONE]\n\n"
 
 
@@ -220,16 +258,14 @@ async def _whole(request: Request, answer: Answer, jobs: Sequence[Job], deltas: 
             raise BadRequest("Whoever asked is gone.")
     collecting.result()
     choices = [
-        choice_to_json(
+        answer.choice(
             Delta(
                 number,
                 "".join(delta.text for delta in found),
                 tuple(token for delta in found for token in delta.tokens),
                 found[-1].finish,
-            ),
-            answer.asked.logprobs is not None,
+            )
         )
         for number, found in sorted(parts.items())
     ]
-    generated = sum(delta.generated for found in parts.values() for delta in found)
-    return JSONResponse(answer_to_json(answer.name, answer.identity, choices, (answer.prompt_tokens, generated)))
+    return JSONResponse(answer.body(choices, sum(delta.generated for found in parts.values() for delta in found)))

@@ -1,10 +1,9 @@
-"""Generate for many requests at once: a thread gives each of them a token in turn, so that none waits for another's end."""
+"""Generate for many requests at once: a thread gives each of them a token at a time, all of a model's as one batch."""
 
 import math
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from queue import Empty, Full, Queue
 from threading import Event, Lock, Thread
@@ -14,12 +13,14 @@ import torch
 from llamactl.checkpoint.io import load_model
 from llamactl.inference.generate import TokenStream
 from llamactl.inference.surprisal import spell_token
-from llamactl.model.decode import Sampler, Step, decode_tokens
+from llamactl.model.continuous import Continuation, ContinuousBatch
+from llamactl.model.decode import Sampler, Step
 from llamactl.model.llama import Llama
-from llamactl.serving.protocol import BadRequest, Delta, TokenDetail
+from llamactl.serving.answers import Delta, TokenDetail
+from llamactl.serving.protocol import BadRequest
 from llamactl.tokenizer.bpe import Tokenizer
 
-MOST_ACTIVE = 16  # requests that generate at once; each has a key/value cache of its own
+MOST_ACTIVE = 64  # texts that are generated at once; each has a row of the key/value cache
 MOST_WAITING = 256
 MOST_LOADED = 3  # models in memory
 
@@ -44,6 +45,97 @@ class Job:
     cancelled: Event = field(default_factory=Event)
 
 
+class Choice:
+    """One of the texts that a job asked for, on its way."""
+
+    def __init__(self, job: Job, number: int, tokenizer: Tokenizer) -> None:
+        """Start with nothing; `number` counts the job's choices."""
+        self.job, self.number, self._tokenizer = job, number, tokenizer
+        self._stream, self._left = TokenStream(tokenizer, job.stops), job.max_tokens
+        self.ended = False
+
+    def push(self, step: Step) -> None:
+        """Deliver what a token adds; raises ValueError where the model has no scores."""
+        job, token, logs = self.job, int(step.tokens), step.logits[0].float().log_softmax(-1)
+        if math.isnan(logs[token].item()):
+            raise ValueError("The model can't continue this text: its scores are not numbers.")
+        text = self._stream.push(token)
+        hidden = job.top is None or token in self._stream.ends
+        told = () if hidden else (_detail(self._tokenizer, token, logs, job.top or 0),)
+        self._left -= 1
+        finish = "stop" if self._stream.with_end else "" if self._left else "length"
+        if finish == "length":
+            text += self._stream.finish()
+        job.deliver(Delta(job.first + self.number, text, told, finish, 1))
+        self.ended = bool(finish)
+
+
+class ModelQueue:
+    """A model and the choices that it is generating, all together."""
+
+    def __init__(self, model: Llama, tokenizer: Tokenizer) -> None:
+        """Start without any."""
+        self._model, self._tokenizer = model, tokenizer
+        self._batch = ContinuousBatch(model, tokenizer.vocab_size)
+        self._active: dict[Continuation, Choice] = {}
+
+    def __len__(self) -> int:
+        """Return the number of choices."""
+        return len(self._active)
+
+    @torch.inference_mode()
+    def add(self, job: Job) -> None:
+        """Begin with a job's choices."""
+        if job.echo:
+            for delta in echo_prompt(self._model, self._tokenizer, job):
+                job.deliver(delta)
+        if job.max_tokens == 0:  # only the prompt is asked for
+            for number in range(len(job.seeds)):
+                job.deliver(Delta(job.first + number, "", finish="length"))
+            job.deliver(None)
+            return
+        for number, seed in enumerate(job.seeds):
+            text = Continuation(job.ids, job.pick, seed, self._model)
+            self._active[text] = Choice(job, number, self._tokenizer)
+            self._batch.add(text)
+
+    def step(self) -> None:
+        """Give each choice a token; an error ends the job that it is of, or all jobs."""
+        for text, choice in list(self._active.items()):
+            if choice.job.cancelled.is_set():
+                self._remove(text)
+        try:
+            for text, step in self._batch.step():
+                if text in self._active:
+                    self._push(text, step)
+        except Exception as error:
+            for job in {id(choice.job): choice.job for choice in self._active.values()}.values():
+                self._end(job, error)
+
+    def _push(self, text: Continuation, step: Step) -> None:
+        choice = self._active[text]
+        try:
+            choice.push(step)
+        except Exception as error:  # one request's failure is not another's
+            self._end(choice.job, error)
+        if choice.ended:
+            self._remove(text)
+
+    def _end(self, job: Job, error: Exception) -> None:
+        for text, choice in list(self._active.items()):
+            if choice.job is job:
+                self._batch.remove(text)
+                del self._active[text]
+        job.deliver(error)
+
+    def _remove(self, text: Continuation) -> None:
+        """Leave a choice; the last one ends its job."""
+        job = self._active.pop(text).job
+        self._batch.remove(text)
+        if all(choice.job is not job for choice in self._active.values()):
+            job.deliver(None)
+
+
 class Scheduler:
     """Owns the models and the thread that runs them."""
 
@@ -51,7 +143,9 @@ class Scheduler:
         """Start the thread, without a model."""
         self._device = device
         self._waiting: Queue[Job] = Queue(MOST_WAITING)
+        self._next: Job | None = None  # taken from those that wait, but not begun
         self._models: OrderedDict[Path, tuple[Llama, Tokenizer]] = OrderedDict()
+        self._queues: dict[Path, ModelQueue] = {}
         self._closed, self._loading = Event(), Lock()
         self._thread = Thread(target=self._work, name="serve", daemon=True)
         self._thread.start()
@@ -80,60 +174,34 @@ class Scheduler:
             return self._models[folder]
 
     def _work(self) -> None:
-        active: deque[tuple[Job, Iterator[list[Delta]]]] = deque()
         while not self._closed.is_set():
-            self._admit(active)
-            if not active:
-                continue
-            job, steps = active.popleft()
-            try:
-                deltas = None if job.cancelled.is_set() else next(steps, None)
-            except Exception as error:  # one request's failure is not another's
-                job.deliver(error)
-                continue
-            for delta in deltas or ():
-                job.deliver(delta)
-            if deltas is None:
-                job.deliver(None)
-            else:
-                active.append((job, steps))
+            self._admit()
+            for queue in self._queues.values():
+                if queue:
+                    queue.step()
 
-    def _admit(self, active: deque[tuple[Job, Iterator[list[Delta]]]]) -> None:
-        """Move waiting jobs among the active ones, as far as there is room; wait a moment where there is none at all."""
-        while len(active) < MOST_ACTIVE:
+    def _admit(self) -> None:
+        """Begin with the jobs that wait, as far as there is room; wait a moment where there is no other work at all."""
+        while True:
+            active = sum(map(len, self._queues.values()))
             try:
-                job = self._waiting.get(block=not active, timeout=0.2)
+                job = self._next or self._waiting.get(block=not active, timeout=0.2)
             except Empty:
                 return
-            active.append((job, self._run(job)))
-
-    @torch.inference_mode()
-    def _run(self, job: Job) -> Iterator[list[Delta]]:
-        """Yield what is new after each token of a job."""
-        model, tokenizer = self.load(job.folder)
-        if job.echo:
-            yield echo_prompt(model, tokenizer, job)
-        voices = [TokenStream(tokenizer, job.stops) for _ in job.seeds]
-        steps = decode_tokens(model, [job.ids] * len(job.seeds), tokenizer.vocab_size, job.pick, job.seeds)
-        for step in islice(steps, job.max_tokens):
-            yield list(_hear(step, voices, tokenizer, job))
-            if all(voice.with_end for voice in voices):
+            self._next = job if active and active + len(job.seeds) > MOST_ACTIVE else None
+            if self._next:
                 return
-        rest = [(number, voice) for number, voice in enumerate(voices) if not voice.with_end]
-        yield [Delta(job.first + number, voice.finish(), finish="length") for number, voice in rest]
+            try:
+                self._queue_of(job.folder).add(job)
+            except Exception as error:
+                job.deliver(error)
 
-
-def _hear(step: Step, voices: list[TokenStream], tokenizer: Tokenizer, job: Job) -> Iterator[Delta]:
-    """Yield what a step adds to each choice that has not ended; raises ValueError where the model has no scores."""
-    logs = step.logits.float().log_softmax(-1)
-    for number, (voice, token) in enumerate(zip(voices, step.tokens.tolist(), strict=True)):
-        if voice.with_end:
-            continue
-        if math.isnan(logs[number, token].item()):
-            raise ValueError("The model can't continue this text: its scores are not numbers.")
-        text = voice.push(token)
-        told = () if job.top is None or token == tokenizer.end else (_detail(tokenizer, token, logs[number], job.top),)
-        yield Delta(job.first + number, text, told, "stop" if voice.with_end else "", 1)
+    def _queue_of(self, folder: Path) -> ModelQueue:
+        """Return the queue of a model; those of other models are kept while they have work."""
+        if folder not in self._queues:
+            self._queues = {path: queue for path, queue in self._queues.items() if queue}
+            self._queues[folder] = ModelQueue(*self.load(folder))
+        return self._queues[folder]
 
 
 def _detail(tokenizer: Tokenizer, token: int, logs: torch.Tensor, top: int) -> TokenDetail:

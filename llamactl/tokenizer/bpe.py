@@ -36,14 +36,16 @@ class Tokenizer:
     def __init__(self, description: str) -> None:
         """Parse the text of a tokenizer.json; raises DataError when it can't be used."""
         self.description = description
-        self.chat_template = ""  # of the model that it comes from: Jinja, passed on and never run
+        self.chat_template = ""  # of the model that it comes from: Jinja, which `chat.encode_chat` runs in a sandbox
         self.library: LibraryTokenizer | None = None
         try:
             tree = parse_json(description)
-            self._names = {token["id"]: token["content"] for token in tree.get("added_tokens", [])}
+            added = tree.get("added_tokens", [])
+            self._names = {token["id"]: token["content"] for token in added}
+            self.controls = {token["content"]: token["id"] for token in added if token.get("special")}
             if is_plain(tree):
                 spelled = plain_vocabulary(tree)
-                parts = Parts([*spelled, b""], len(spelled), (len(spelled),))
+                parts = Parts([*spelled, *(b"" for _ in added)], len(spelled), (len(spelled),))
             else:
                 self.library = LibraryTokenizer(description, tree)
                 parts = self.library.parts
@@ -66,6 +68,12 @@ class Tokenizer:
         """Check whether another tokenizer has the same ids for every text, whatever it puts before and after one."""
         return self._definition == other._definition
 
+    def extends(self, other: "Tokenizer") -> bool:
+        """Check whether this is another tokenizer, perhaps with more control tokens: whatever that one encodes has its ids."""
+        mine, theirs = dict(self._definition), dict(other._definition)
+        added = [[(token["id"], token["content"]) for token in each.pop("added_tokens", [])] for each in (mine, theirs)]
+        return mine == theirs and added[0][: len(added[1])] == added[1]
+
     @cached_property
     def _definition(self) -> dict[str, Any]:
         around = ("post_processor", "truncation", "padding")
@@ -87,6 +95,14 @@ class Tokenizer:
         if self.library:
             return self.library.encode(text)
         ids: np.ndarray = self._encoding.encode_to_numpy(text, disallowed_special=())
+        return ids
+
+    def encode_with_controls(self, text: str) -> list[int]:
+        """Encode a text of our own making, in which the names of control tokens stand for those tokens."""
+        text.encode("utf-8")
+        if self.library:
+            return self.library.encode_with_controls(text)
+        ids: list[int] = self._encoding.encode(text, allowed_special="all")
         return ids
 
     def encode_opening(self, text: str) -> list[int]:
@@ -118,9 +134,7 @@ class Tokenizer:
 
         # tiktoken merges the pair with the lowest rank first, and its rank is its id: hence the checks in is_plain.
         ranks = {token: rank for rank, token in enumerate(self._bytes[: self.end])}
-        return tiktoken.Encoding(
-            "llamactl", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: self.end}
-        )
+        return tiktoken.Encoding("llamactl", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=self.controls)
 
 
 def read_tokenizer(path: Path, root: Path | None = None) -> Tokenizer:

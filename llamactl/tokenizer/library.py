@@ -5,6 +5,7 @@ Mistral), WordPiece.
 """
 
 import re
+from copy import deepcopy
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -43,15 +44,21 @@ class LibraryTokenizer:
             self._tokenizer = Tokenizer.from_str(description)
         except Exception as error:  # the library raises nothing more precise
             raise ValueError(f"the library tokenizers can't read it ({error})") from error
-        self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._with_controls = deepcopy(self._tokenizer)
+        self._tokenizer.encode_special_tokens = True
         self.parts = self._read_parts(tree)
 
     def encode(self, text: str) -> np.ndarray:
         """Encode a text as uint32 ids, without the tokens that begin or end one."""
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         return np.array(self._without_controls(text, ids), dtype=np.uint32)
+
+    def encode_with_controls(self, text: str) -> list[int]:
+        """Encode a text in which the names of control tokens stand for those tokens."""
+        ids: list[int] = self._with_controls.encode(text, add_special_tokens=False).ids
+        return ids
 
     def find_id(self, token: str) -> int | None:
         """Return the id of a token; None for one that there is not."""
@@ -91,6 +98,18 @@ class LibraryTokenizer:
         bare, full = (self._tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
         places = [place for place in range(len(full)) if full[place : place + len(bare)] == bare]
         return tuple(full[: places[0]]) if places else ()
+
+
+def opening_rule(name: str, number: int) -> dict[str, Any]:
+    """Return the post-processor of a tokenizer.json by which each text begins with a control token."""
+    begin = {"SpecialToken": {"id": name, "type_id": 0}}
+    first, second = ({"Sequence": {"id": text, "type_id": place}} for place, text in enumerate("AB"))
+    return {
+        "type": "TemplateProcessing",
+        "single": [begin, first],
+        "pair": [begin, first, begin, second],
+        "special_tokens": {name: {"id": name, "ids": [number], "tokens": [name]}},
+    }
 
 
 def _bytes_of(token: str, tree: dict[str, Any]) -> bytes:

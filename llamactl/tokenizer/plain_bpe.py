@@ -20,10 +20,15 @@ def is_plain(tree: dict[str, Any]) -> bool:
     if not splitter or splitter["type"] != "ByteLevel" or splitter["add_prefix_space"] or not splitter.get("use_regex", True):
         return False
     vocabulary = {token: i for token, i in model["vocab"].items() if token != END_OF_TEXT}
-    # Dense ids that hold all 256 bytes, and the end-of-text token as the last one.
+    # Dense ids that hold all 256 bytes, then the end-of-text token, then other control tokens.
     if sorted(vocabulary.values()) != list(range(len(vocabulary))) or not set(BYTE_OF) <= vocabulary.keys() or "" in vocabulary:
         return False
-    if [(t["content"], t["id"], t["special"]) for t in tree["added_tokens"]] != [(END_OF_TEXT, len(vocabulary), True)]:
+    added = [(token["content"], token["id"], token["special"]) for token in tree["added_tokens"]]
+    if (
+        not added
+        or added != [(name, i, True) for i, (name, *_) in enumerate(added, len(vocabulary))]
+        or added[0][0] != END_OF_TEXT
+    ):
         return False
     # The first 256 ids are bytes, so every further id is the result of one merge, in the order of ids.
     pairs = [pair_of(merge) for merge in model["merges"]]

@@ -76,9 +76,9 @@ class AsyncCheckpointer:
 
     @cached_property
     def _model_tokenizer(self) -> Tokenizer:
-        """Return the tokenizer with the chat template of the model that the run starts from, which a dataset does not have."""
+        """Return the tokenizer with the chat template of the model that the run starts from, which a text dataset lacks."""
         steps, start = self._run.steps(), self._config.train.init_from
-        if start:
+        if start and not self._tokenizer.chat_template:
             self._tokenizer.chat_template = read_chat_template(
                 self._run.checkpoint(steps[-1]) if steps else locate_checkpoint(start)
             )

@@ -5,6 +5,7 @@ import torch
 from llamactl.config.schema import Config
 from llamactl.corpus.batches import Batches, Windows
 from llamactl.corpus.dataset import Dataset
+from llamactl.corpus.targets import window_rule
 from llamactl.distributed.context import World
 from llamactl.distributed.dtensor import copy_into
 from llamactl.distributed.parallelize import apply_fsdp
@@ -14,7 +15,8 @@ from llamactl.model.objective import NextToken
 
 def build_batches(dataset: Dataset, config: Config, world: World) -> Batches:
     """Cut the training text into windows, in an order that the dataset's digest and `data.seed` decide."""
-    windows, per_step = Windows(dataset.train, config.model.context), config.train.tokens_per_step // config.model.context
+    windows = Windows(dataset.train, config.model.context, window_rule(dataset, config.data))
+    per_step = config.train.tokens_per_step // config.model.context
     return Batches(windows, per_step, f"{dataset.info.digest} {config.data.seed}", world.rank, world.size)
 
 

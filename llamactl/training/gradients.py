@@ -17,19 +17,19 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         # Only from pinned memory does a GPU copy while it computes.
         return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
-    # Inputs and targets are two views of the same rows. A view with gaps would be copied from pageable memory.
-    rows = copy(torch.cat([batch.inputs, batch.targets[:, -1:]], dim=1))
-    dropout = None if batch.dropout is None else copy(batch.dropout)
-    return batch._replace(inputs=rows[:, :-1], targets=rows[:, 1:], dropout=dropout)
+    # One copy for both; views of rows with gaps would be copied from pageable memory.
+    inputs, targets = copy(torch.stack([batch.inputs, batch.targets])).unbind()
+    dropout, documents = (None if each is None else copy(each) for each in (batch.dropout, batch.documents))
+    return batch._replace(inputs=inputs, targets=targets, dropout=dropout, documents=documents)
 
 
 def accumulate_gradients(forward: nn.Module, micro_batches: list[Batch], world: World, scaler: torch.amp.GradScaler) -> Tensor:
-    """Add up the gradients of a step's micro-batches; return the mean loss over all windows of all ranks, a scalar tensor."""
+    """Add up the gradients of a step's micro-batches; return the mean loss over all targets that count, a scalar tensor."""
     loss_sum = torch.zeros((), device=world.device)
-    for number, (inputs, targets, weight, dropout) in enumerate(micro_batches, start=1):
+    for number, (inputs, targets, weight, dropout, documents) in enumerate(micro_batches, start=1):
         with sync_gradients(forward, last=number == len(micro_batches)):
             with world.precision.compute(world.device):
-                loss = forward(inputs, targets, dropout) * weight
+                loss = forward(inputs, targets, dropout, documents) * weight
             # The weights of all ranks together add up to 1, but DDP and FSDP average over ranks: undo that.
             scaler.scale(loss * world.size).backward()
         loss_sum += loss.detach()

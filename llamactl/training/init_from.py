@@ -1,23 +1,29 @@
-"""Start a run from the weights of a checkpoint (`--init-from`), perhaps with a longer context."""
+"""Start a run from the weights of a checkpoint (`--init-from`), perhaps with a longer context or more control tokens."""
 
+import hashlib
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint import io as checkpoint_io
 from llamactl.checkpoint import select as checkpoint_select
 from llamactl.checkpoint.hf_config import read_hf_config
-from llamactl.config.schema import Config, Tree, build_config, preset_settings
+from llamactl.config.schema import Config, ModelConfig, Tree, build_config, preset_settings
 from llamactl.corpus.dataset import Dataset
 from llamactl.errors import DataError, UsageError
 from llamactl.model.llama import Llama
 from llamactl.runs.run_dir import RunDir
 from llamactl.storage.home import home_folder
-from llamactl.tokenizer.bpe import read_tokenizer
+from llamactl.tokenizer.bpe import Tokenizer, read_tokenizer
 
 # Settings that may differ from the checkpoint's: no weight has a shape that depends on them.
 FREE = {"context", "rope_scaling"}
+NOISE = 0.1  # of the rows of new ids, as a fraction of how far the known ones spread
 
 
 def config_from_checkpoint(name: str, layers: list[Tree]) -> Config:
@@ -42,11 +48,12 @@ def pin_init_from(config: Config, dataset: Dataset) -> Config:
     """
     if not config.train.init_from:
         return config
+    config = config.model_copy(update={"model": _with_rows(config.model, dataset)})
 
     def check(path: Path) -> dict[str, str]:
         state = checkpoint_format.read_verified_state(path)
         _check(config, dataset, path, state)
-        return {"init_from": _permanent_name(path, state.step), "init_sha256": state.weights_digest}
+        return {"init_from": permanent_name(path, state.step), "init_sha256": state.weights_digest}
 
     # The other run may be training now, and prune the checkpoint while it is read.
     pinned = checkpoint_select.retry_while_pruned(config.train.init_from, check)
@@ -58,19 +65,44 @@ def load_init_weights(config: Config, dataset: Dataset, model: Llama) -> None:
     if config.train.init_from:
         path = checkpoint_select.locate_checkpoint(config.train.init_from)
         _check(config, dataset, path, checkpoint_format.read_state(path))
-        checkpoint_io.restore_weights(path, model)
+        known = _tokenizer_of(path).vocab_size
+        new = range(known, dataset.tokenizer.vocab_size)
+        add_ids = partial(add_rows, new=new, rows=config.model.vocab_size, seed=config.train.seed) if new else None
+        checkpoint_io.restore_weights(path, model, add_ids)
+
+
+def add_rows(name: str, weights: Tensor, new: range, rows: int, seed: int) -> Tensor:
+    """Return an embedding or a head, V D in fp32, with `rows` rows, of which those of `new` ids are ready to be trained.
+
+    They are the mean of the known ones, which is likely nowhere, and a little noise that tells them apart; the name and the
+    seed decide it. What is left of the rows that round a vocabulary up is used first.
+    """
+    weights = weights.float()
+    known = weights[: new.start]
+    grown = torch.cat([weights, known.mean(0).expand(rows - len(weights), -1)])
+    digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    noise = torch.randn(len(new), weights.shape[1], generator=generator)
+    grown[new.start : new.stop] = known.mean(0) + NOISE * known.std(0) * noise
+    return grown
+
+
+def _with_rows(model: ModelConfig, dataset: Dataset) -> ModelConfig:
+    """Return a shape with rows for all ids of a dataset: as many as it has, else the next multiple of 128."""
+    needed = dataset.info.vocab_size
+    rows = model.vocab_size if model.vocab_size >= needed else -(-needed // 128) * 128
+    return model.model_copy(update={"vocab_size": rows})
 
 
 def _check(config: Config, dataset: Dataset, path: Path, state: checkpoint_format.State) -> None:
     """Raise DataError for another tokenizer or other weights than pinned, UsageError for another shape."""
     root = checkpoint_format.checkpoint_root(path)
-    tokenizer = read_tokenizer(checkpoint_format.locate_file(path, "tokenizer.json"), root)
-    if not tokenizer.is_same(dataset.tokenizer):
+    if not dataset.tokenizer.extends(_tokenizer_of(path)):
         message = f"The dataset {dataset.name} and the checkpoint {path} have different tokenizers."
         fix = f"Prepare the text with the checkpoint's: llamactl prepare SOURCE --tokenizer {path / 'tokenizer.json'}"
         raise DataError(message, "The same ids stand for other text.", fix)
-    old, new = read_hf_config(path, root).model_dump(), config.model.model_dump()
-    # 0 means: as the dataset needs. The tokenizers are the same, so the sizes are.
+    old, new = _with_rows(read_hf_config(path, root), dataset).model_dump(), config.model.model_dump()
+    # 0 means: as the dataset needs.
     new["vocab_size"] = new["vocab_size"] or old["vocab_size"]
     differ = ", ".join(f"model.{key}: {old[key]} -> {new[key]}" for key in old if old[key] != new[key] and key not in FREE)
     if differ:
@@ -85,6 +117,10 @@ def _check(config: Config, dataset: Dataset, path: Path, state: checkpoint_forma
         )
 
 
+def _tokenizer_of(path: Path) -> Tokenizer:
+    return read_tokenizer(checkpoint_format.locate_file(path, "tokenizer.json"), checkpoint_format.checkpoint_root(path))
+
+
 def _preset(path: Path) -> str:
     """Find the preset of a checkpoint's run; 150m for a checkpoint outside of any run, as its own shape replaces that one."""
     run = RunDir(path.absolute().parent.parent)
@@ -95,7 +131,7 @@ def _preset(path: Path) -> str:
     )
 
 
-def _permanent_name(path: Path, step: int) -> str:
+def permanent_name(path: Path, step: int) -> str:
     """Return RUN@STEP for a checkpoint below the home folder, which may be moved, else the absolute path."""
     absolute = path.resolve()
     run = RunDir(absolute.parent.parent)

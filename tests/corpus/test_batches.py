@@ -19,7 +19,7 @@ def windows() -> Windows:
 
 def test_windows_are_cut_within_shards(windows: Windows) -> None:
     assert len(windows) == 62 + 0 + 32 + 3 + 4
-    inputs, targets, share, _ = windows.batch(np.arange(len(windows)))
+    inputs, targets, share, *_ = windows.batch(np.arange(len(windows)))
     assert inputs.dtype == torch.int64
     assert share == 1
     assert (targets == inputs + 1).all()

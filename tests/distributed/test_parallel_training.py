@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import random
 import signal
 import time
 from itertools import product
@@ -18,18 +19,21 @@ from llamactl.checkpoint import io as checkpoint_io
 from llamactl.checkpoint import safetensors_io
 from llamactl.config.schema import Config, build_config
 from llamactl.corpus.batches import Batch
-from llamactl.corpus.dataset import Dataset
+from llamactl.corpus.dataset import Dataset, DatasetDir
 from llamactl.distributed.context import World, broadcast_from_rank0, init_device
 from llamactl.errors import DataError, PeerFailed
 from llamactl.hardware.device import choose_precision
 from llamactl.planning.resolve import choose_sharding, resolve_config
 from llamactl.runs.run_dir import RunDir
+from llamactl.tokenizer.roles import add_roles
 from llamactl.training import trainer
 from llamactl.training.events import Sampled, Stepped, Validated
 from llamactl.training.gradients import accumulate_gradients
 from llamactl.training.trainer import Trainer, train_run
 from tests import processes
 from tests.conftest import TINY
+from tests.corpus.test_conversations import prepare as prepare_chat
+from tests.corpus.test_conversations import talk, write
 from tests.processes import together
 
 RATE = 1e11
@@ -337,3 +341,23 @@ def test_saving_takes_no_more_memory_than_one_tensor(way: str, dataset: Dataset,
         assert own > 2 * largest
         assert own + more <= 1.1 * (own + largest), (rank, own, largest, more)
     assert RunDir.from_name("a").steps() == [1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_a_loss_on_replies_is_that_of_one_process(way: str, home: Path, dataset: Dataset) -> None:
+    """Processes have other numbers of targets that count: the mean is over all of them."""
+    choice = random.Random(0)
+    rows = [{"messages": talk(choice, turns=1, words=4)} for _ in range(120)]
+    prepare_chat(write(home / "chat.jsonl", rows), add_roles(dataset.tokenizer), width=64)
+    chat = DatasetDir.from_name("chat").open()
+    over: dict[str, Any] = {
+        "model": {"context": 64},
+        "data": {"loss_on": "assistant", "separate_documents": True},
+        "train": {"tokens_per_step": 320, "tokens": 10 * 320, "micro_batch": 1, "save_every": 20, "prompts": []},
+    }
+    torch.set_num_threads(1)
+    run_to_the_end(chat, "one", **over)
+    together(2, lambda: run_to_the_end(chat, "two", **over | {"train": over["train"] | {"parallel": way}}))
+    assert told("two")["losses"] == pytest.approx(told("one")["losses"], abs=1e-5)
+    assert told("two")["validation"] == pytest.approx(told("one")["validation"], abs=1e-5)

@@ -62,7 +62,9 @@ def test_bits_per_byte_are_of_the_text_whatever_its_tokens(documents: list[str])
         made = model(tokenizer.vocab_size)
         lengths = torch.from_numpy(tokenizer.byte_lengths)
 
-        def per_token(_: object, inputs: torch.Tensor, targets: torch.Tensor, lengths: torch.Tensor = lengths) -> torch.Tensor:
+        def per_token(
+            _: object, inputs: torch.Tensor, targets: torch.Tensor, documents: None, lengths: torch.Tensor = lengths
+        ) -> torch.Tensor:
             return lengths[targets] * math.log(2)
 
         with pytest.MonkeyPatch.context() as patch:

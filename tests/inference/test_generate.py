@@ -66,7 +66,7 @@ def test_the_earliest_of_several_stops_counts(raw: Tokenizer) -> None:
 
 
 def test_the_prompt_is_opened_by_end_of_text(raw: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llamactl.model.decode.native_step", lambda *_: None)  # which calls no layer
+    monkeypatch.setattr("llamactl.model.row_steps.native_step", lambda *_: None)  # which calls no layer
     seen: list[list[int]] = []
     hidden = Llama.hidden
 

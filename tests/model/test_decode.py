@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llamactl.config.schema import ModelConfig
-from llamactl.model.cache import FixedCache, KVCache
+from llamactl.model.cache import KVCache, RowsCache
 from llamactl.model.decode import Sampler, decode_tokens, uniform_draws
 from llamactl.model.llama import Llama
 
@@ -150,8 +150,9 @@ def test_a_step_of_one_shape_gives_the_logits_of_the_usual_one(model: Llama) -> 
     with torch.inference_mode():
         for cache in (usual, copied):
             model(ids[:, :5], cache)
-        fixed = FixedCache(copied)
+        positions = torch.zeros(2, dtype=torch.int64)
+        fixed = RowsCache(copied, torch.arange(2), positions, SHAPE.context)
         for place in range(5, 12):
-            fixed.position.fill_(place)
+            positions.fill_(place)
             found = model(ids[:, place : place + 1], fixed)
             assert torch.allclose(found, model(ids[:, place : place + 1], usual), atol=1e-5)

@@ -23,6 +23,7 @@ from llamactl.model.llama import Llama, SwiGLU
 from llamactl.model.native_build import Library, load_library
 from llamactl.model.native_step import MOST_SEQUENCES, NativeStep, runs_natively
 from llamactl.model.quantize import Int4Linear, Int8Linear
+from llamactl.model.row_steps import RowSteps
 
 needs_library = pytest.mark.skipif(load_library().functions is None, reason=load_library().notice)
 SHAPE = ModelConfig(n_layers=2, dim=48, n_heads=6, n_kv_heads=2, head_dim=8, ffn_dim=80, context=40, vocab_size=131)
@@ -88,8 +89,7 @@ def compare(model: Llama, reference: Llama, batch: int, before: int, steps: int)
     step, worst = NativeStep(model, own, vocab_size), 0.0
     for place in range(before, before + steps):
         expected = reference(ids[:, place : place + 1], usual)[:, -1]
-        found, total = step(ids[:, place : place + 1])
-        assert own.length == usual.length
+        found, total = step(ids[:, place : place + 1], [place] * batch)
         assert found[:, vocab_size:].eq(-torch.inf).all()
         expected, found = expected[:, :vocab_size], found[:, :vocab_size]
         assert torch.allclose(total, found.logsumexp(-1, keepdim=True), rtol=1e-5, atol=1e-5)
@@ -144,7 +144,7 @@ def test_neither_threads_nor_other_sequences_change_a_bit(kind: str) -> None:
         torch.set_num_threads(threads)
         ids_of = ids[rows]
         step = NativeStep(model, KVCache(model.config, len(ids_of), ids.device, model.model.embed_tokens.weight.dtype), 3000)
-        return torch.stack([step(ids_of[:, place : place + 1])[0].clone() for place in range(6)])
+        return torch.stack([step(ids_of[:, place : place + 1], [place] * len(ids_of))[0].clone() for place in range(6)])
 
     together = logits(slice(0, 16), 1)
     for threads in (1, 2, 3, 7):
@@ -183,23 +183,26 @@ def test_decoding_takes_it_and_goes_on_past_the_context(monkeypatch: pytest.Monk
     model, usual = made(), NativeStep.__call__
     calls: list[int] = []
 
-    def counted(self: NativeStep, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def counted(self: NativeStep, tokens: torch.Tensor, *places: Any) -> tuple[torch.Tensor, torch.Tensor]:
         calls.append(len(tokens))
-        return usual(self, tokens)
+        return usual(self, tokens, *places)
 
     monkeypatch.setattr(NativeStep, "__call__", counted)
     prompts = torch.randint(0, 131, (2, 10)).tolist()
     found = decode(model, prompts, 60)
     assert calls.count(2) > 50
-    monkeypatch.setattr("llamactl.model.decode.native_step", lambda *_: None)
+    monkeypatch.setattr("llamactl.model.row_steps.native_step", lambda *_: None)
     assert found == decode(model, prompts, 60)
 
 
 @needs_library
 def test_many_sequences_are_left_to_pytorch() -> None:
-    model = made()
-    cache = KVCache(model.config, MOST_SEQUENCES + 1, torch.device("cpu"), torch.float32)
-    assert native_step.native_step(model, cache, 131) is None
+    model, many = made(), MOST_SEQUENCES + 1
+    steps = RowSteps(model, KVCache(model.config, many, torch.device("cpu"), torch.float32), 131)
+    tokens = torch.randint(0, 131, (many, 1))
+    for count in (1, many, 2):
+        steps(tokens[:count], range(count), [3] * many)
+        assert (steps._native is None) == (count == many)
 
 
 class Scaled(nn.Linear):
@@ -242,9 +245,8 @@ def test_other_formats_and_shapes_are_left_to_pytorch() -> None:
 def test_a_full_cache_is_refused() -> None:
     model = made()
     cache = KVCache(model.config, 1, torch.device("cpu"), torch.float32)
-    cache.length = model.config.context
     with pytest.raises(ValueError, match="full"):
-        NativeStep(model, cache, 131)(torch.zeros(1, 1, dtype=torch.int64))
+        NativeStep(model, cache, 131)(torch.zeros(1, 1, dtype=torch.int64), [model.config.context])
 
 
 @needs_library

@@ -24,8 +24,9 @@ from llamactl.distributed.context import World, init_device, process_group
 from llamactl.hardware.device import choose_device
 from llamactl.model.attention import sdpa
 from llamactl.model.convert import convert_weights
-from llamactl.model.decode import CAPTURED_AFTER, Sampler, decode_tokens
+from llamactl.model.decode import Sampler, decode_tokens
 from llamactl.model.llama import Llama
+from llamactl.model.row_steps import CAPTURED_AFTER
 from llamactl.planning.plan import make_plan
 from llamactl.planning.resolve import resolve_config
 from llamactl.runs.run_dir import RunDir

@@ -22,6 +22,7 @@ from llamactl.optim.build import build_adamw
 from llamactl.runs.run_dir import RunDir
 from llamactl.serving.app import Server
 from llamactl.serving.scheduler import Scheduler
+from llamactl.tokenizer.roles import add_roles
 
 SHAPE = ModelConfig(n_layers=2, dim=32, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=48, context=64, vocab_size=512)
 
@@ -41,6 +42,21 @@ def run(home: Path, dataset: Dataset) -> RunDir:
         state = State(step=step, tokens=step, seconds=1.0, skipped=step)
         checkpoint_io.save_checkpoint(made.checkpoint(step), taken, SHAPE, dataset.tokenizer, state)
     return made
+
+
+@pytest.fixture
+def chat_run(run: RunDir, dataset: Dataset) -> RunDir:
+    """The run whose newest checkpoint was fine-tuned on conversations; random weights are as good."""
+    tokenizer = add_roles(dataset.tokenizer)
+    torch.manual_seed(3)
+    shape = SHAPE.model_copy(update={"vocab_size": 640})
+    model = Llama(shape)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.2)
+    taken = checkpoint_format.take_snapshot(model, build_adamw(model, OptimConfig(lr=0.1)))
+    state = State(step=3, tokens=3, seconds=1.0, skipped=0)
+    checkpoint_io.save_checkpoint(run.checkpoint(3), taken, shape, tokenizer, state)
+    return run
 
 
 @contextmanager

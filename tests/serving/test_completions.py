@@ -28,11 +28,11 @@ def client_of(address: str, key: str = "none") -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0)
 
 
-def post(address: str, body: Any, **headers: str) -> tuple[int, Any]:
+def post(address: str, body: Any, path: str = "/v1/completions", **headers: str) -> tuple[int, Any]:
     """Send a body as it is; return the status and the answer."""
     connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=30)
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    connection.request("POST", "/v1/completions", content, headers)
+    connection.request("POST", path, content, headers)
     answer = connection.getresponse()
     text = answer.read()
     connection.close()

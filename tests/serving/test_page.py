@@ -16,7 +16,7 @@ IDLE = "document.getElementById('stop').hidden"
 
 def test_it_writes_and_branches_by_keyboard(run: RunDir, tmp_path: Path) -> None:
     with serving(run.checkpoint(2)) as address, Page(f"{address}/#The%20people", tmp_path) as page:
-        page.wait(f"{TOKENS}.length > 50 && {IDLE}")
+        page.wait(f"{TOKENS}.length > 12 && {IDLE}")
         assert page.run("document.querySelector('#text .given').textContent") == "The people"
         assert page.run("document.getElementById('name').textContent") == "served"
         assert page.run(f"[...{TOKENS}].every(token => /^[\\d.e-]+ %$/.test(token.title))")
@@ -53,7 +53,7 @@ def test_nothing_that_is_written_becomes_markup(run: RunDir, tmp_path: Path) -> 
 
 def test_it_fits_a_phone(run: RunDir, tmp_path: Path) -> None:
     with serving(run.checkpoint(2)) as address, Page(f"{address}/#The%20people", tmp_path, (390, 844)) as page:
-        page.wait(f"{TOKENS}.length > 50")
+        page.wait(f"{TOKENS}.length > 12")
         assert page.run("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
@@ -64,3 +64,39 @@ def test_a_stranger_is_told_to_show_the_token(run: RunDir, tmp_path: Path) -> No
             "const key = document.getElementById('token'); key.value = 'secret'; key.dispatchEvent(new Event('change')); 0"
         )
         page.wait("document.getElementById('name').textContent === 'served'")
+
+
+TURNS = "[...document.querySelectorAll('#turns li')]"
+
+
+def test_a_model_of_conversations_is_talked_to(chat_run: RunDir, tmp_path: Path) -> None:
+    with serving(chat_run.checkpoint(3)) as address, Page(f"{address}/", tmp_path, (390, 844)) as page:
+        page.wait("document.body.classList.contains('chats')")
+        page.run("const box = document.getElementById('prompt'); box.value = '<b>hello</b>'; box.focus(); 0")
+        page.press("Enter")
+        page.wait(f"{TURNS}.length === 2 && {TURNS}[1].textContent.length > 3 && {IDLE}")
+        assert page.run(f"{TURNS}[0].textContent") == "<b>hello</b>"
+        assert page.run(f"{TURNS}[1].textContent === turns[1].content")
+        page.run("document.getElementById('system').value = 'be kind'; box.value = 'and you?'; 0")
+        page.press("Enter")
+        page.wait(f"{TURNS}.length === 4 && {IDLE}")
+        assert page.run("turns.map(turn => turn.role).join()") == "user,assistant,user,assistant"
+        assert page.run("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+        page.run("document.getElementById('reset').click(); 0")
+        assert page.run(f"{TURNS}.length") == 0
+        # What does not fit is said, and can be said otherwise.
+        page.run("box.value = 'long '.repeat(200); box.focus(); 0")
+        page.press("Enter")
+        page.wait("document.getElementById('trouble').textContent.includes('too long')")
+        assert page.run(f"{TURNS}.length") == 0
+        assert page.run("box.value.startsWith('long')")
+        page.run("document.getElementById('mode-texts').click(); 0")
+        assert not page.run("document.body.classList.contains('chats')")
+        assert page.run("getComputedStyle(document.getElementById('turns')).display") == "none"
+
+
+def test_a_model_of_texts_offers_no_chat(run: RunDir, tmp_path: Path) -> None:
+    with serving(run.checkpoint(2)) as address, Page(f"{address}/", tmp_path) as page:
+        page.wait("document.getElementById('name').textContent === 'served'")
+        assert page.run("document.getElementById('modes').hidden")
+        assert page.run("getComputedStyle(document.getElementById('reset')).display") == "none"

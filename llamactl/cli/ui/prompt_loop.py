@@ -24,7 +24,7 @@ RANGES = {"top-p": (0, 1), "min-p": (0, 1), "repetition-penalty": (1, math.inf),
 
 def run_prompt_loop(model: Llama, tokenizer: Tokenizer, request: Request, raw_prompt: bool = False) -> None:
     """Read prompts and print their continuations until Ctrl-D; a line that begins with / changes a setting."""
-    _load_history(home_folder() / HISTORY)
+    load_history(home_folder() / HISTORY)
     progress.print("Type the beginning of a text. /help lists the settings, Ctrl-D quits.", style="dim")
     while True:
         try:
@@ -37,7 +37,7 @@ def run_prompt_loop(model: Llama, tokenizer: Tokenizer, request: Request, raw_pr
             progress.print()
             continue
         if line.startswith("/"):
-            request = _change_setting(line, request)
+            request = change_setting(line, request)
         elif line.strip():
             _continue_prompt(model, tokenizer, replace(request, prompts=(line if raw_prompt else strip_prompt(line),)))
             # So that the same prompt, typed again, has another continuation.
@@ -63,7 +63,7 @@ def apply_slash_command(line: str, request: Request) -> Request:
     return replace(request, pick=replace(request.pick, **{SAMPLER_FIELDS[name]: number}))
 
 
-def _change_setting(line: str, request: Request) -> Request:
+def change_setting(line: str, request: Request) -> Request:
     """Change a setting and print it, or print why it can't be changed; /help prints all."""
     if line.strip() == "/help":
         progress.print("\n".join(f"/{name} {_current_value(name, request)}" for name in SETTINGS), style="dim")
@@ -106,7 +106,7 @@ def _continue_prompt(model: Llama, tokenizer: Tokenizer, request: Request) -> No
     progress.print(f"{count:,} tokens, {count / seconds:,.1f} tokens/s, first token after {first:.2f} s", style="dim")
 
 
-def _load_history(path: Path) -> None:
+def load_history(path: Path) -> None:
     """Load the history of lines for the arrow keys, and write it back at exit; an OSError is ignored."""
     import atexit
     import readline

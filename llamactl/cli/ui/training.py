@@ -152,7 +152,8 @@ class TrainingScreen:
             if validated:
                 result += f", {describe_validation(validated)}"
             show_table(f"{name} is done", {"result": result, "checkpoint": f"{saved.path} (Hugging Face loads it as it is)"})
-        show_next("llamactl plot-loss")
+        answers = self.folder.config().data.loss_on == "assistant"
+        show_next(f"llamactl chat {name}" if answers else "llamactl plot-loss")
 
 
 def _line(event: EndedEarly | Skipped | Spiked | Validated | RolledBack | Replayed | Degraded | Warned) -> tuple[str, str]:

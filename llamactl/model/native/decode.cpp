@@ -120,14 +120,14 @@ struct Matrix {
 struct Layer {
     Matrix query, key, value, output, gate, up, down;
     const float *attention_norm, *query_norm, *key_norm, *mlp_norm;  // gains; those of queries and keys may be null
-    uint8_t *keys, *values;                                          // the cache: batch x kv_heads x context x head_dim
+    uint8_t *keys, *values;                                          // the cache: slots x kv_heads x context x head_dim
 };
 
 struct Model {
     Matrix embedding, head;
     const float* norm;
     const Layer* layers;
-    int64_t n_layers, dim, n_heads, n_kv_heads, head_dim, ffn_dim, context, batch;
+    int64_t n_layers, dim, n_heads, n_kv_heads, head_dim, ffn_dim, context;
     int64_t cache_format;  // F32 or BF16
     int64_t vocab_size;    // of the tokenizer: later rows of the head are padding
     float epsilon;
@@ -454,12 +454,21 @@ void softmax(float* x, long count) {
     for (long i = 0; i < end; i++) x[i] *= scale;
 }
 
+// Where each sequence of a step stands: its slot in the cache, the position of its token, and the rotary angles there
+// (head_dim / 2 cosines and sines).
+struct Places {
+    long batch;
+    const int64_t *slots, *positions;
+    const float *cosines, *sines;
+};
+
 class Step {
   public:
-    Step(const Model& model, int64_t position, const float* cosines, const float* sines, Team& team)
-        : m(model), batch(model.batch), position(position), cosines(cosines), sines(sines), team(team),
+    Step(const Model& model, const Places& places, Team& team)
+        : m(model), batch(places.batch), at(places), team(team),
           residual(batch, m.dim), normed(batch, m.dim), heads(batch, m.n_heads * m.head_dim), hidden(batch, m.ffn_dim),
-          queries(batch * m.n_heads, m.head_dim), scores(batch * m.n_heads, position + 1) {}
+          queries(batch * m.n_heads, m.head_dim),
+          scores(batch * m.n_heads, *std::max_element(at.positions, at.positions + batch) + 1) {}
 
     void run(const int64_t* tokens, float* logits, float* totals) {
         for (long n = 0; n < batch; n++) read_embedding(tokens[n], residual[n]);
@@ -532,7 +541,8 @@ class Step {
             for (long n = 0; n < batch; n++) {
                 for (long i = 0; i < width; i++) x[i] = products[i * batch + n];
                 if (gains) rms_norm(x, gains, width, m.epsilon, x);
-                if (is_query || is_key) rotate(x, width, cosines, sines);
+                const long angle = n * width / 2;
+                if (is_query || is_key) rotate(x, width, at.cosines + angle, at.sines + angle);
                 if (is_query)
                     std::memcpy(queries[n * m.n_heads + own], x, 4 * width);
                 else
@@ -543,21 +553,22 @@ class Step {
 
     uint8_t* cached(uint8_t* buffer, long sequence, long head) const {
         const long element = m.cache_format == F32 ? 4 : 2;
-        return buffer + (sequence * m.n_kv_heads + head) * m.context * m.head_dim * element;
+        return buffer + (at.slots[sequence] * m.n_kv_heads + head) * m.context * m.head_dim * element;
     }
 
     void write_cache(uint8_t* buffer, long sequence, long head, const float* x) {
         uint8_t* start = cached(buffer, sequence, head);
+        const long position = at.positions[sequence];
         if (m.cache_format == F32)
             std::memcpy(start + position * m.head_dim * 4, x, 4 * m.head_dim);
         else
             write_bf16(start + position * m.head_dim * 2, x, m.head_dim);
     }
 
-    // Attention of one head of one sequence over all positions.
+    // Attention of one head of one sequence over all its positions.
     template <Format format>
     void attend(const Layer& layer, long sequence, long head) {
-        const long width = m.head_dim, count = position + 1, row = bytes_of<format>(width);
+        const long width = m.head_dim, count = at.positions[sequence] + 1, row = bytes_of<format>(width);
         const long shared = head / (m.n_heads / m.n_kv_heads);
         const uint8_t *keys = cached(layer.keys, sequence, shared), *values = cached(layer.values, sequence, shared);
         float* query = queries[sequence * m.n_heads + head];
@@ -568,16 +579,16 @@ class Step {
         softmax(weights, count);
         float* result = heads[sequence] + head * width;
         std::memset(result, 0, 4 * width);
-        for (long start = 0; start < width; start += BLOCK) add_values<format>(values + bytes_of<format>(start), weights, start, result);
+        for (long start = 0; start < width; start += BLOCK) add_values<format>(values + bytes_of<format>(start), weights, count, start, result);
     }
 
     // Add up a block of channels of the values, times their weights.
     template <Format format>
-    void add_values(const uint8_t* values, const float* weights, long start, float* result) {
+    void add_values(const uint8_t* values, const float* weights, long count, long start, float* result) {
         const long width = m.head_dim, wide = std::min(BLOCK, width - start), row = bytes_of<format>(width);
         Floats sums[VECTORS] = {}, block[VECTORS];
         uint8_t rest[bytes_of<format>(BLOCK)] = {};
-        for (long i = 0; i <= position; i++) {
+        for (long i = 0; i < count; i++) {
             const uint8_t* from = values + i * row;
             if (wide < BLOCK) from = static_cast<const uint8_t*>(std::memcpy(rest, from, bytes_of<format>(wide)));
             read_block<format>({from, nullptr}, block);
@@ -611,22 +622,23 @@ class Step {
     }
 
     const Model& m;
-    const long batch, position;
-    const float *cosines, *sines;
+    const long batch;
+    const Places& at;
     Team& team;
     Inputs residual, normed, heads, hidden, queries, scores;
 };
 
 }  // namespace
 
-// Compute the logits (batch x rows of the head) of the token after `tokens` and the logarithms of the sums of their exponentials
-// (batch), and store the keys and values of `tokens` at
-// `position`, whose rotary angles have these cosines and sines (head_dim / 2). Return the seconds that the
-// leader slept until other threads were done.
-extern "C" double decode_step(const Model* model, const int64_t* tokens, int64_t position, const float* cosines,
-                               const float* sines, float* logits, float* totals, int32_t threads) {
+// Compute the logits (batch x rows of the head) of the token after each of `tokens`, and the logarithms of the sums of their
+// exponentials (batch). The keys and values of `tokens` are stored in their slots of the cache, at their positions, whose rotary
+// angles have these cosines and sines (batch x head_dim / 2). Return the seconds that the leader slept until other threads were done.
+extern "C" double decode_step(const Model* model, int64_t batch, const int64_t* tokens, const int64_t* slots,
+                              const int64_t* positions, const float* cosines, const float* sines, float* logits, float* totals,
+                              int32_t threads) {
+    const Places places = {batch, slots, positions, cosines, sines};
     Team team(threads);
-    Step step(*model, position, cosines, sines, team);
+    Step step(*model, places, team);
     double slept = 0;
 #pragma omp parallel num_threads(threads)
     {

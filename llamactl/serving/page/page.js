@@ -29,7 +29,8 @@ async function start() {
   const answer = await fetch("v1/models", { headers: headers() });
   if (!answer.ok) return complain(await reason(answer));
   complain("");
-  models = (await answer.json()).data.map((model) => model.id);
+  const found = (await answer.json()).data;
+  models = found.map((model) => model.id);
   at("name").textContent = models[0];
   document.title = models[0];
   const steps = models.slice(1);
@@ -37,10 +38,11 @@ async function start() {
   at("step").max = Math.max(0, steps.length - 1);
   at("step").value = at("step").max;
   showStep();
+  offerChat(found[0].chats);
   // A link may carry a text: /#Once%20upon
   if (location.hash.length > 1 && !given) {
     at("prompt").value = decodeURIComponent(location.hash.slice(1));
-    again();
+    submit();
   }
 }
 
@@ -62,26 +64,25 @@ async function* events(answer) {
   }
 }
 
-async function go(text) {
+// Ask the server and give each choice of the stream to `take`, until it ends or somebody asks for something else.
+async function ask(path, body, take) {
   if (running) running.abort();
   const mine = (running = new AbortController());
   complain("");
   at("go").disabled = true;
   at("stop").hidden = false;
+  const how = { max_tokens: Number(at("tokens").value), temperature: Number(at("temperature").value), top_p: 0.95, stream: true };
   try {
-    const answer = await fetch("v1/completions", {
+    const answer = await fetch(path, {
       method: "POST",
       headers: headers(),
       signal: mine.signal,
-      body: JSON.stringify({
-        model: chosenModel(), prompt: text, max_tokens: Number(at("tokens").value), stream: true, logprobs: 6,
-        temperature: Number(at("temperature").value), top_p: 0.95,
-      }),
+      body: JSON.stringify({ model: chosenModel(), ...how, ...body }),
     });
     if (!answer.ok) return complain(await reason(answer));
     for await (const event of events(answer)) {
       if (event.error) return complain(event.error.message);
-      for (const choice of event.choices) add(choice);
+      for (const choice of event.choices) take(choice);
     }
   } catch (error) {
     if (error.name !== "AbortError") complain("The server does not answer.");
@@ -93,6 +94,8 @@ async function go(text) {
     }
   }
 }
+
+const go = (text) => ask("v1/completions", { prompt: text, logprobs: 6 }, add);
 
 function add(choice) {
   const told = choice.logprobs;
@@ -174,16 +177,21 @@ function again() {
   go(given);
 }
 
+const submit = () => (chatting() ? say() : again());
+
 at("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  again();
+  submit();
 });
 at("prompt").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) again();
+  const sends = event.ctrlKey || event.metaKey || (chatting() && !event.shiftKey && !event.isComposing);
+  if (event.key !== "Enter" || !sends) return;
+  event.preventDefault();
+  submit();
 });
 at("stop").addEventListener("click", () => running && running.abort());
 at("step").addEventListener("input", showStep);
-at("step").addEventListener("change", again);
+at("step").addEventListener("change", () => chatting() || again());
 at("token").addEventListener("change", start);
 document.addEventListener("keydown", (event) => {
   const menu = at("choices");

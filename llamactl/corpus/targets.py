@@ -1,0 +1,89 @@
+"""Which targets of a window count, and which document each of its tokens belongs to: functions of the tokens alone.
+
+So shards hold nothing but tokens, and batches, their order and resuming are the same whatever the loss counts.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from llamactl.config.schema import DataConfig
+from llamactl.corpus.dataset import Dataset
+from llamactl.errors import UsageError
+from llamactl.tokenizer.chat import ROLE_TOKENS
+
+REPLY = "<|assistant|>"
+IGNORED = -100  # a target that does not count, as the loss in `model/objective.py` knows it
+
+
+@dataclass(frozen=True)
+class WindowRule:
+    """The rule by which windows of tokens become inputs, targets and documents."""
+
+    rows: bool = False  # each window is a row of its own: the token after its last one is of another row
+    separate: bool = False
+    reply: int | None = None  # the token that begins a reply, where only replies count
+    roles: frozenset[int] = frozenset()  # the tokens that begin and end turns
+    begin: int | None = None  # the token that begins a document; None: documents only have an end
+    end: int = 0
+
+    @property
+    def ignores(self) -> bool:
+        """Check whether some targets do not count."""
+        return self.rows or self.reply is not None
+
+    def targets(self, tokens: np.ndarray) -> np.ndarray:
+        """Return the target of each position, B T, of windows of tokens (B T+1); `IGNORED` where none counts."""
+        targets = tokens[:, 1:].copy()
+        if self.reply is not None:
+            targets[~self._is_learned(tokens[:, :-1])] = IGNORED
+        if self.rows:
+            targets[:, -1] = IGNORED
+        return targets
+
+    def _is_learned(self, inputs: np.ndarray) -> np.ndarray:
+        """Find the inputs (B T) within a reply, from its role on; all of a window without conversations, which is text."""
+        is_role = np.isin(inputs, list(self.roles))
+        places = np.maximum.accumulate(np.where(is_role, np.arange(inputs.shape[1]), 0), axis=1)
+        # The role that was named last, at or before each position; before the first one any other token.
+        last = np.take_along_axis(inputs, places, axis=1)
+        return np.asarray((last == self.reply) | ~is_role.any(axis=1, keepdims=True))
+
+    def documents(self, inputs: np.ndarray) -> np.ndarray | None:
+        """Number the document of each input, B T, within its window; None where documents are not separated."""
+        if not self.separate:
+            return None
+        if self.begin is not None:
+            return np.asarray((inputs == self.begin).cumsum(axis=1))
+        ends = inputs == self.end
+        return np.asarray(ends.cumsum(axis=1) - ends)
+
+
+EVERY_TARGET = WindowRule()
+
+
+def window_rule(dataset: Dataset, data: DataConfig) -> WindowRule:
+    """Build the rule for a dataset from the settings of a run; raises UsageError for a loss on replies that it lacks."""
+    tokenizer, ids = dataset.tokenizer, dict[str, int]()
+    if data.loss_on == "assistant":
+        ids = {name: tokenizer.controls[name] for name in ROLE_TOKENS if name in tokenizer.controls}
+        if len(ids) < len(ROLE_TOKENS):
+            why = f"Its tokenizer lacks {', '.join(name for name in ROLE_TOKENS if name not in ids)}."
+            fix = "Make one of conversations: llamactl finetune CONVERSATIONS --from MODEL"
+            raise UsageError(f"data.loss_on=assistant: the dataset {dataset.name} has no replies.", why, fix)
+    begin = tokenizer.start[0] if tokenizer.start else None
+    return WindowRule(
+        dataset.info.recipe.row_tokens > 0,
+        data.separate_documents,
+        ids.get(REPLY),
+        frozenset(ids.values()),
+        begin,
+        tokenizer.end,
+    )
+
+
+def settings_for(dataset: Dataset, data: DataConfig) -> DataConfig:
+    """Return the settings by which a dataset is measured: a run's own where they fit, for conversations those of replies."""
+    if dataset.info.recipe.row_tokens:
+        return DataConfig(loss_on="assistant", separate_documents=True)
+    return DataConfig() if data.loss_on == "assistant" else data

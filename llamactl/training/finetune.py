@@ -1,0 +1,113 @@
+"""Fine-tune a model on conversations: what is read of the model, which rows are made for it, and the config of the run."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from llamactl.checkpoint import format as checkpoint_format
+from llamactl.checkpoint.hf_config import read_hf_config
+from llamactl.checkpoint.huggingface import read_chat_template, read_opening
+from llamactl.config.schema import Tree
+from llamactl.corpus.chat_dataset import Mix
+from llamactl.corpus.dataset import Dataset, DatasetDir
+from llamactl.corpus.dataset_info import Recipe
+from llamactl.corpus.rows import RowSource, describe_inputs
+from llamactl.corpus.sources import default_val_fraction
+from llamactl.errors import DataError, UsageError
+from llamactl.runs.run_dir import RunDir
+from llamactl.tokenizer.bpe import Tokenizer, read_tokenizer
+from llamactl.tokenizer.roles import add_roles
+from llamactl.training.init_from import permanent_name
+
+# Tokens of a row where nobody says: most conversations are shorter, and the work of attention grows with their square.
+LONGEST_ROW = 4_096
+# The share of rows that are text where only the dataset is named; docs/chat.md has what it keeps.
+USUAL_MIX = 0.2
+HUB_VAL_FRACTION = 0.01  # of conversations of the hub, whose size is not known before
+
+
+class BaseModel(NamedTuple):
+    """The model that is fine-tuned: its folder, its permanent name, its tokenizer with the roles, and the tokens of a row.
+
+    `other_template` tells that it had another chat template, which the one of the roles replaces.
+    """
+
+    path: Path
+    name: str
+    tokenizer: Tokenizer
+    context: int
+    other_template: bool
+
+
+def read_base_model(path: Path, context: int | None) -> BaseModel:
+    """Read what fine-tuning needs to know of a checkpoint or of another program's folder; raises DataError."""
+    root, state = checkpoint_format.checkpoint_root(path), checkpoint_format.read_state(path)
+    tokenizer = read_tokenizer(checkpoint_format.locate_file(path, "tokenizer.json"), root)
+    if checkpoint_format.is_foreign(path):
+        tokenizer.start = read_opening(path, tokenizer)
+    with_roles, before = add_roles(tokenizer), read_chat_template(path)
+    length = context or min(LONGEST_ROW, read_hf_config(path, root).context)
+    return BaseModel(path, permanent_name(path, state.step), with_roles, length, before not in ("", with_roles.chat_template))
+
+
+def find_text(base: BaseModel, share: float | None, name: str) -> Mix | None:
+    """Find the text to mix in: the dataset with a name, else the one that the model was trained on; None for no share.
+
+    Raises UsageError where there is none, DataError for a dataset with another tokenizer or of conversations.
+    """
+    share = (USUAL_MIX if name else 0.0) if share is None else share
+    if not share:
+        return None
+    run = RunDir(base.path.absolute().parent.parent)
+    if not name and not os.path.lexists(run.config_path):
+        why = "The model is not of a run here."
+        raise UsageError("--mix does not know which text to take.", why, "Name a dataset of text: --mix-from DATASET")
+    text = DatasetDir.from_name(name or run.config().data.name).open()
+    fix = "Name a dataset of text: --mix-from DATASET"
+    if text.info.recipe.row_tokens:
+        raise DataError(f"The dataset {text.name} holds conversations, not text.", "", fix)
+    if not base.tokenizer.extends(text.tokenizer):
+        what = f"The dataset {text.name} has another tokenizer than the model."
+        fix = f"Prepare its text with the model's: llamactl prepare SOURCE --tokenizer {base.path / 'tokenizer.json'}"
+        raise DataError(what, "The same ids stand for other text.", fix)
+    return Mix(text, share)
+
+
+def row_recipe(words: str, source: RowSource, base: BaseModel, mix: Mix | None, val_fraction: float) -> Recipe:
+    """Return the recipe of the rows; raises DataError for a file that can't be read."""
+    usual = default_val_fraction(source.size) if source.size else HUB_VAL_FRACTION
+    return Recipe(
+        source=words,
+        inputs=describe_inputs(source),
+        tokenizer=base.tokenizer.digest,
+        val_fraction=val_fraction or usual,
+        row_tokens=base.context,
+        mixed_with=f"{mix.text.info.digest} {mix.share}" if mix else "",
+    )
+
+
+def finetuning_settings(base: BaseModel, rows: Dataset, epochs: float) -> list[Tree]:
+    """Return the settings that make a run one of fine-tuning; without `epochs` they set no budget."""
+    tokens = round(epochs * rows.info.total("train", "tokens"))
+    return [
+        {"model": {"context": base.context}},
+        {"data": {"name": rows.name, "loss_on": "assistant", "separate_documents": True}},
+        {"train": {"tokens": max(1, tokens)} if epochs else {}},
+    ]
+
+
+def check_same_run(folder: RunDir, base: BaseModel, rows: Dataset) -> None:
+    """Check that a run which exists is that of the same model and rows, so that it can be resumed; raises UsageError."""
+    before = folder.config()
+    differs = [
+        f"{name}: {was or 'none'}, now {now}"
+        for name, was, now in (
+            ("model", before.train.init_from, base.name),
+            ("dataset", before.data.name, rows.name),
+            ("loss_on", before.data.loss_on, "assistant"),
+        )
+        if was != now
+    ]
+    if differs:
+        fix = f"Choose another --run, or resume it: llamactl train --resume {folder.path.name}"
+        raise UsageError(f"The run {folder.path.name} already exists.", f"It is another one ({'; '.join(differs)}).", fix)
