@@ -13,7 +13,7 @@ PASSAGE = 8_000  # bytes
 
 
 def split_passages(shards: Sequence[np.ndarray], tokenizer: Tokenizer, limit: int, bytes_per_token: float) -> Iterator[str]:
-    """Yield passages of a split, each from one document or turn: about `limit` bytes, evenly spread, or all where there are fewer.
+    """Yield passages of a split, each of one document or turn: about `limit` bytes, evenly spread, or all there are.
 
     Raises DataError when a shard has changed since it was opened.
     """

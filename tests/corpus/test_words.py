@@ -9,6 +9,8 @@ import pytest
 from llamactl.corpus.passages import PASSAGE, cut_passages, split_passages
 from llamactl.corpus.words import count_words, is_unspaced, word_pattern, word_shape
 from llamactl.tokenizer import bpe
+from llamactl.tokenizer.chat import encode_chat
+from llamactl.tokenizer.roles import add_roles
 
 
 @pytest.mark.parametrize(
@@ -68,3 +70,10 @@ def test_passages_are_spread_over_a_split_and_stay_in_their_documents(documents:
 def test_documents_are_cut_up_to_a_limit() -> None:
     assert [len(text) for text in cut_passages(["x" * (PASSAGE + 5), "y"], 10**6)] == [PASSAGE, 5, 1]
     assert len(list(cut_passages(iter(["x" * 100 * PASSAGE]), 2 * PASSAGE))) == 2
+
+
+def test_turns_of_a_conversation_do_not_run_together() -> None:
+    tokenizer = add_roles(bpe.byte_tokenizer())
+    turns = [{"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "Well."}]
+    ids = np.array([*encode_chat(tokenizer, turns), tokenizer.end], dtype=np.uint16)
+    assert list(split_passages((ids,), tokenizer, 10**6, 1.0)) == ["How are you?", "Well."]

@@ -47,7 +47,13 @@ class Parrot(Llama):
         with torch.no_grad():
             self.lm_head.weight.copy_(torch.eye(257))
 
-    def hidden(self, tokens: Tensor, cache: KVCache | None = None, dropout: Tensor | None = None) -> Tensor:
+    def hidden(
+        self,
+        tokens: Tensor,
+        cache: KVCache | None = None,
+        dropout: Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
         assert cache is not None
         layer = cache.layers[0]
         before = layer.length
