@@ -92,7 +92,7 @@ def evaluate(
         score = score_questions(model, tokenizer, lines)
         record["results"][file] = asdict(score)
         rows[Path(file).name] = describe_score(score)
-    scores = run_tasks(path, tasks.split(","), target, limit) if tasks else None
+    scores = run_tasks(path, tokenizer, tasks.split(","), target, limit) if tasks else None
     record |= {"tasks": scores.record} if scores else {}
     record |= {"suite": scored.model_dump(mode="json")} if scored else {}
     rows |= describe_suite(scored) if scored else {}
