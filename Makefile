@@ -1,5 +1,5 @@
 # Everything starts from nothing: the environment is made on first use, and again when what it is made from changes.
-.PHONY: demo test test-slow test-all rehearse check docs figures format clean
+.PHONY: demo character test test-slow test-all rehearse check docs figures format clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= python3
@@ -8,6 +8,10 @@ PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 demo: .venv/installed
 	$(BIN)/llamactl quickstart --time 3m
+
+# A snail that keeps a library, from nothing in ten minutes: docs/character.md.
+character: .venv/installed
+	$(BIN)/python examples/character/make_character.py
 
 # In minutes: all but the tests marked slow.
 test: .venv/installed

@@ -16,6 +16,11 @@ def escape_control_chars(text: str) -> str:
     return "".join(map(_spelled, text))
 
 
+def escape_html(text: str) -> str:
+    """Return text for an HTML page that can neither end its element or attribute nor control what displays it."""
+    return html.escape(escape_control_chars(text), quote=True)
+
+
 def escape_markdown(text: str) -> str:
     """Return the text as one line of plain text for a Markdown page.
 

@@ -74,6 +74,7 @@ COMMANDS = {
     "eval, one document": ["eval", "--text-column", "text", "{home}/one.txt", "--json"],
     "eval of stdin": ["eval", "-", "--json"],
     "eval of the dataset": ["eval", "--json"],
+    "eval of the suite": ["eval", "--suite", "small", "--limit", "20", "--json"],
     "eval of questions": ["eval", "--questions", "{home}/q.jsonl", "--json"],
     "surprise": ["surprise", "a 😀", "--json"],
     "surprise since itself, and a page": ["surprise", "a", "--compare", "r", "--json", "--out", "{home}/page.html"],

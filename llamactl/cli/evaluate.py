@@ -9,14 +9,14 @@ import typer
 from llamactl.cli import completion
 from llamactl.cli.options import MODEL_HELP, SAID, DeviceName
 from llamactl.cli.preconditions import import_torch, require_run
+from llamactl.cli.suite import show_suite
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from llamactl.inference.evaluate import Evaluation
     from llamactl.inference.lm_eval_harness import Scores
     from llamactl.inference.multiple_choice import Score
     from llamactl.model.llama import Llama
+    from llamactl.runs.scores import SuiteScores
     from llamactl.tokenizer.bpe import Tokenizer
 
 # Headings of the groups of options in --help.
@@ -49,10 +49,14 @@ def evaluate(
     questions: Annotated[
         list[Path] | None, typer.Option(help="JSONL file of multiple-choice questions; repeatable.", rich_help_panel=QUESTIONS)
     ] = None,
+    suite: Annotated[
+        Literal["small"] | None,
+        typer.Option(help="Questions made from the text: minimal pairs, cloze, completion.", rich_help_panel=QUESTIONS),
+    ] = None,
     tasks: Annotated[str, typer.Option(help=TASKS_HELP, rich_help_panel=QUESTIONS)] = "",
     limit: Annotated[
         int | None,
-        typer.Option(min=1, max=10**9, help="Questions per task.", show_default="all", rich_help_panel=QUESTIONS),
+        typer.Option(min=1, max=10**9, help="Questions per task or test.", show_default="all, 200", rich_help_panel=QUESTIONS),
     ] = None,
     device: DeviceName = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.", rich_help_panel=SAID)] = False,
@@ -64,39 +68,40 @@ def evaluate(
     import_torch()
     from llamactl.checkpoint import io as checkpoint_io
     from llamactl.checkpoint import select as checkpoint_select
+    from llamactl.cli.suite import describe_suite, evaluate_suite
     from llamactl.cli.ui.console import show_figures
     from llamactl.hardware.device import choose_device
     from llamactl.inference.lm_eval_harness import run_tasks
     from llamactl.inference.multiple_choice import read_questions, score_questions
 
-    check_options(texts or [], data, split, text_column, tasks, limit)
+    check_options(texts or [], data, split, text_column, tasks or suite or "", limit)
     # Read before the model is loaded, so that a mistake in a file is reported at once.
     question_files = {str(path): read_questions(path) for path in questions or []}
     target = choose_device(device)
     path, model, tokenizer, state = checkpoint_io.open_model(run, target)
     record: dict[str, Any] = {"checkpoint": str(path), "step": state.step, "sha256": state.files, "results": {}}
     rows: dict[str, str] = {}
+    scored = evaluate_suite(path, model, tokenizer, texts, text_column, data, split, limit) if suite else None
     # Without any source the dataset of the run is evaluated, unless questions or tasks were asked for.
-    if texts or data or not (question_files or tasks):
-        name, digest, result = (
-            evaluate_text(model, tokenizer, texts, text_column)
-            if texts
-            else evaluate_dataset(path, model, tokenizer, data, split)
-        )
+    if not scored and (texts or data or not (question_files or tasks)):
+        measured = evaluate_text(model, tokenizer, texts, text_column) if texts else None
+        name, digest, result = measured or evaluate_dataset(path, model, tokenizer, data, split)
         record["results"][name] = {**asdict(result), "perplexity": result.perplexity, "data": digest}
         rows |= describe_evaluation(name, result)
     for file, lines in question_files.items():
         score = score_questions(model, tokenizer, lines)
         record["results"][file] = asdict(score)
         rows[Path(file).name] = describe_score(score)
-    scores = run_tasks(path, tasks.split(","), target, limit) if tasks else None
+    scores = run_tasks(path, tokenizer, tasks.split(","), target, limit) if tasks else None
     record |= {"tasks": scores.record} if scores else {}
+    record |= {"suite": scored.model_dump(mode="json")} if scored else {}
+    rows |= describe_suite(scored) if scored else {}
     show_figures(checkpoint_select.describe_model(path, state), rows, record if json else None)
-    if scores and not json:
-        show_scores(scores)
+    if not json:
+        show_tables(scored, scores)
 
 
-def check_options(texts: list[str], data: str, split: str, text_column: str, tasks: str, limit: int | None) -> None:
+def check_options(texts: list[str], data: str, split: str, text_column: str, tested: str, limit: int | None) -> None:
     """Raise UsageError for options that exclude each other, or would have no effect."""
     from llamactl.errors import UsageError
 
@@ -108,28 +113,22 @@ def check_options(texts: list[str], data: str, split: str, text_column: str, tas
         )
     if text_column != "text" and not texts:
         raise UsageError("--text-column needs text files.", "", "Example: llamactl eval my.jsonl --text-column body")
-    if limit is not None and not tasks:
-        raise UsageError("--limit needs --tasks.", "", "Example: llamactl eval --tasks sciq --limit 100")
+    if limit is not None and not tested:
+        raise UsageError("--limit needs --tasks or --suite.", "", "Example: llamactl eval --tasks sciq --limit 100")
 
 
 def evaluate_dataset(
     path: Path, model: "Llama", tokenizer: "Tokenizer", data: str, split: str
 ) -> tuple[str, str, "Evaluation"]:
     """Evaluate a split of a dataset; return its name, its digest and the result. Raises DataError."""
-    import os
-
-    from llamactl.config.schema import DataConfig
-    from llamactl.corpus.dataset import DatasetDir
+    from llamactl.cli.eval_text import data_settings, find_dataset
     from llamactl.corpus.dataset_info import Split
     from llamactl.corpus.targets import settings_for, window_rule
     from llamactl.corpus.verify import verify_in_background
     from llamactl.errors import DataError
     from llamactl.inference.evaluate import evaluate_streams
-    from llamactl.runs.run_dir import RunDir
 
-    run = RunDir(path.absolute().parent.parent)
-    settings = run.config().data if os.path.lexists(run.config_path) else DataConfig()
-    folder = DatasetDir.from_name(data or settings.name)
+    settings, folder = data_settings(path), find_dataset(path, data)
     dataset = folder.open()
     if not tokenizer.extends(dataset.tokenizer):
         fix = "Evaluate its text instead, with the model's tokenizer: llamactl eval FILES"
@@ -149,6 +148,7 @@ def evaluate_text(model: "Llama", tokenizer: "Tokenizer", texts: list[str], colu
     """Evaluate documents in files; return their name, the digest of their tokens and the result. Raises DataError."""
     import hashlib
 
+    from llamactl.cli.eval_text import name_texts, read_documents
     from llamactl.errors import DataError
     from llamactl.inference.evaluate import evaluate_streams, token_stream
 
@@ -156,29 +156,7 @@ def evaluate_text(model: "Llama", tokenizer: "Tokenizer", texts: list[str], colu
     # A stream begins with the end-of-text token: alone it has nothing to predict.
     if len(ids) == 1:
         raise DataError(f"There is nothing to measure in {', '.join(texts)}.", "It is empty or has only spaces.")
-    name = texts[0] if len(texts) == 1 else f"{texts[0]} and {len(texts) - 1} more"
-    return name, hashlib.sha256(ids.tobytes()).hexdigest(), evaluate_streams(model, tokenizer, (ids,), rests=True)
-
-
-def read_documents(texts: list[str], column: str) -> "Iterator[str]":
-    """Yield the documents of stdin and of files, without empty ones; raises DataError for one that can't be read."""
-    from llamactl.corpus.sources import open_source
-    from llamactl.errors import DataError
-    from llamactl.inference.text_arguments import STDIN, read_stdin
-
-    files = [text for text in texts if text != STDIN]
-    if len(files) < len(texts) and (piped := read_stdin()).strip():
-        yield piped
-    if not files:
-        return
-    source = open_source(files)
-    for piece in range(len(source.pieces)):
-        for row in source.documents(piece, column):
-            # Raised with other advice than its own, which is for `prepare`: that may skip documents.
-            if isinstance(row, DataError):
-                raise DataError(row.what, row.why, "Repair it, or leave it out.")
-            if row and not row.isspace():
-                yield row
+    return name_texts(texts), hashlib.sha256(ids.tobytes()).hexdigest(), evaluate_streams(model, tokenizer, (ids,), rests=True)
 
 
 def describe_evaluation(name: str, result: "Evaluation") -> dict[str, str]:
@@ -206,6 +184,14 @@ def describe_score(score: "Score") -> str:
         f"{score.accuracy:.1%} ± {score.accuracy_error:.1%} correct, {score.accuracy_per_character:.1%} by likelihood per "
         f"character, {score.questions:,} questions, chance {score.chance:.1%}{guessing}"
     )
+
+
+def show_tables(suite: "SuiteScores | None", tasks: "Scores | None") -> None:
+    """Print the table of the suite and that of the tasks, where there are any."""
+    if suite:
+        show_suite(suite)
+    if tasks:
+        show_scores(tasks)
 
 
 def show_scores(scores: "Scores") -> None:

@@ -25,13 +25,17 @@ def gguf(
     require_run(run)
     import_torch()
     from llamactl.checkpoint import select as checkpoint_select
+    from llamactl.checkpoint.huggingface import read_chat_template
     from llamactl.cli.ui.console import show_next
     from llamactl.export.gguf import export_gguf, modelfile_path
 
     # A run that is training may prune the checkpoint meanwhile; then it is found by its name again.
-    written = checkpoint_select.retry_while_pruned(run, lambda path: export_gguf(path, out, kind))
+    written, chats = checkpoint_select.retry_while_pruned(
+        run, lambda path: (export_gguf(path, out, kind), bool(read_chat_template(path)))
+    )
     _show_result(written)
-    show_next(f"llama-cli -m {written} -p 'California is'   or   ollama create mine -f {modelfile_path(written)}")
+    how = "-cnv" if chats else "-p 'California is'"
+    show_next(f"llama-cli -m {written} {how}   or   ollama create mine -f {modelfile_path(written)}")
 
 
 @app.command(epilog="Example: llamactl export hf RUN@best")

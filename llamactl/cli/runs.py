@@ -55,6 +55,7 @@ def show(
 
     from llamactl.cli.ui.console import show_figures
     from llamactl.runs.run_dir import RunDir
+    from llamactl.runs.scores import newest_scores
     from llamactl.runs.summary import describe_disclosure, summarize_run
 
     folder = RunDir.from_name(run).check_exists()
@@ -65,13 +66,18 @@ def show(
     rows = {name: value for name, value in zip(COLUMNS, _cells(summary), strict=True) if value}
     rows["started"] = summary.started
     rows["checkpoints"] = ", ".join(f"{step:,}" for step in summary.checkpoints) or "none yet"
+    scores = newest_scores(folder)
+    if scores:
+        shares = ", ".join(f"{test.name} {test.accuracy:.1%}" for test in scores.tests)
+        rows["scores"] = f"{shares} (step {scores.step:,}, {scores.data})"
     rows |= {"warning": summary.warning} if summary.warning else {}
     rows |= {"damaged, set aside": ", ".join(summary.set_aside)} if summary.set_aside else {}
     known = ("command", "device", "precision", "threads", "llamactl")
     rows |= {name: str(environment[name]) for name in known if name in environment}
     # For those who share the folder: the command line, the system, the prompts.
     rows["discloses"] = describe_disclosure(folder)
-    show_figures(str(folder.path), rows, {**asdict(summary), "environment": environment} if json else None)
+    record = {**asdict(summary), "environment": environment, "scores": scores.model_dump(mode="json") if scores else None}
+    show_figures(str(folder.path), rows, record if json else None)
 
 
 def show_samples(samples: "Mapping[str, Mapping[int, str]]", as_json: bool) -> None:

@@ -74,25 +74,31 @@ def check_model(name: str) -> Iterator[tuple[str, str]]:
     yield from ((str(file), damage) for file, damage in checkpoint_format.check_files(folder))
 
 
-def check_run(run: "RunDir") -> Iterator[tuple[str, str]]:
-    """Yield each file of a run (config, logs, checkpoints), and what is wrong with it, empty when nothing is."""
+def files_of_run(run: "RunDir") -> "Iterator[tuple[Path, Callable[[], object]]]":
+    """Yield each file of a run but its checkpoints, with what reads it; plan, scores and picture only where there are any."""
     import os
     from functools import partial
 
+    from llamactl.runs.scores import read_scores
+    from llamactl.storage.records import check_file
+
+    yield run.config_path, run.config
+    yield run.environment_path, run.environment
+    for log in (run.metrics_path, run.samples_path):
+        yield log, partial(read_all, log, run.path)
+    picture = partial(check_file, run.loss_path, run.path)
+    for path, reading in ((run.plan_path, run.plan), (run.scores_path, partial(read_scores, run)), (run.loss_path, picture)):
+        if os.path.lexists(path):
+            yield path, reading
+
+
+def check_run(run: "RunDir") -> Iterator[tuple[str, str]]:
+    """Yield each file of a run (config, logs, checkpoints), and what is wrong with it, empty when nothing is."""
     from llamactl.checkpoint import format as checkpoint_format
     from llamactl.checkpoint import select as checkpoint_select
     from llamactl.errors import UserError
-    from llamactl.storage.records import check_file
 
-    # A run need not have a plan or a picture, but those it has must be readable.
-    readings: list[tuple[Path, Callable[[], object]]] = [
-        (run.config_path, run.config),
-        (run.environment_path, run.environment),
-        *((log, partial(read_all, log, run.path)) for log in (run.metrics_path, run.samples_path)),
-        *([(run.plan_path, run.plan)] if os.path.lexists(run.plan_path) else []),
-        *([(run.loss_path, partial(check_file, run.loss_path, run.path))] if os.path.lexists(run.loss_path) else []),
-    ]
-    for path, reading in readings:
+    for path, reading in files_of_run(run):
         try:
             reading()
         except UserError as error:

@@ -23,6 +23,7 @@ from llamactl.export.publish import name_export, publish_files
 from llamactl.model.llama import Llama, rotary_frequencies
 from llamactl.storage import atomic, disk
 from llamactl.tokenizer.bpe import Tokenizer
+from llamactl.tokenizer.chat import BEGIN, CHAT_TEMPLATE, find_turn_end
 
 NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
@@ -34,7 +35,9 @@ OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_he
 TYPES = ("f32", "f16", "bf16", "q8_0")
 # Largest difference between a stored and a trained weight, as a share of the largest absolute value in its row.
 TOLERANCES = {"f32": 0.0, "f16": 6e-4, "bf16": 4e-3, "q8_0": 5e-3}
-MODELFILE = 'FROM ./{file}\nTEMPLATE "{{{{ .Prompt }}}}"\nPARAMETER stop "{end}"\nPARAMETER temperature 0.8\n'
+# What Ollama makes of a prompt, in Go's templates: a text as it is, and a conversation as `tokenizer.chat.CHAT_TEMPLATE` does.
+PLAIN = 'TEMPLATE "{{ .Prompt }}"\n'
+CONVERSATION = 'TEMPLATE "{{ range .Messages }}<|{{ .Role }}|>{{ .Content }}<|end|>{{ end }}<|assistant|>"\n'
 
 
 def export_gguf(path: Path, into: Path, kind: str) -> Path:
@@ -62,8 +65,17 @@ def export_gguf(path: Path, into: Path, kind: str) -> Path:
         check(gguf, written, model, tokenizer.vocab_size, kind)
         disk.sync_path(written)
         draft.hashes[file.name] = atomic.sha256(written)
-        draft.write(modelfile.name, [MODELFILE.format(file=file.name, end=tokenizer.name_of(tokenizer.end)).encode()])
+        draft.write(modelfile.name, [describe_for_ollama(file.name, tokenizer).encode()])
     return file
+
+
+def describe_for_ollama(file: str, tokenizer: Tokenizer) -> str:
+    """Return the Modelfile of a .gguf file, by which `ollama run` continues texts, or talks where the model can chat."""
+    template, turn = tokenizer.chat_template, find_turn_end(tokenizer)
+    # Ollama knows the templates of public models from the file itself.
+    words = PLAIN if not template else CONVERSATION if template.endswith(CHAT_TEMPLATE.removeprefix(BEGIN)) else ""
+    stops = dict.fromkeys(tokenizer.name_of(each) for each in (tokenizer.end, turn) if each is not None)
+    return f"FROM ./{file}\n{words}" + "".join(f'PARAMETER stop "{stop}"\n' for stop in stops) + "PARAMETER temperature 0.8\n"
 
 
 def modelfile_path(file: Path) -> Path:

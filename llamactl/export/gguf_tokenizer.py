@@ -6,6 +6,7 @@ from typing import Any
 
 from llamactl.errors import DataError
 from llamactl.tokenizer.bpe import Tokenizer
+from llamactl.tokenizer.chat import find_turn_end
 from llamactl.tokenizer.plain_bpe import END_OF_TEXT, pair_of
 
 # llama.cpp rejects a vocabulary without merges, such as that of `bytes`. This merge is never applied: BPE starts from single
@@ -41,6 +42,8 @@ def write_tokenizer(writer: Any, gguf: Any, tokenizer: Tokenizer) -> None:
     writer.add_add_bos_token(bool(tokenizer.start))  # where documents begin with it
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
+    if (turn := find_turn_end(tokenizer)) is not None:
+        writer.add_eot_token_id(turn)
 
 
 def _names(tree: dict[str, Any], count: int) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 
 from llamactl import install_command
 from llamactl.errors import NoNetwork, UsageError, suggest_nearest
+from llamactl.tokenizer.bpe import Tokenizer
 
 # GPT-2 124M under the same harness, where a source states it: LAMBADA and PIQA by the model card of crumb/gpt2023,
 # ARC-easy by that of BEE-spoke-data/smol_llama-101M-GQA, HellaSwag by llm.c's hellaswag.py.
@@ -51,12 +52,14 @@ class Scores:
     record: dict[str, Any]
 
 
-def run_tasks(folder: Path, tasks: Sequence[str], device: torch.device, limit: int | None = None) -> Scores:
-    """Evaluate a checkpoint on some tasks with lm-evaluation-harness, in fp32.
+def run_tasks(
+    folder: Path, tokenizer: Tokenizer, tasks: Sequence[str], device: torch.device, limit: int | None = None
+) -> Scores:
+    """Evaluate the model of a folder on some tasks with lm-evaluation-harness, in fp32.
 
     A task is a name known to the harness, or the path of a task's .yaml file, whose folder is then searched. Documents begin
-    with the end-of-text token, as in training. Raises UsageError for an unknown task, NoNetwork where the data of a task can't
-    be had.
+    as in training, which `tokenizer` says. Raises UsageError for an unknown task, NoNetwork where the data of a task can't be
+    had.
     """
     evaluate, manager = _harness([Path(task).parent for task in tasks if task.endswith(".yaml")])
     names = [Path(task).stem if task.endswith(".yaml") else task for task in tasks]
@@ -65,7 +68,9 @@ def run_tasks(folder: Path, tasks: Sequence[str], device: torch.device, limit: i
             raise UsageError(
                 f"There is no task {name}.", suggest_nearest(name, manager.all_tasks), "All of them: lm-eval ls tasks"
             )
-    model = {"pretrained": str(folder), "dtype": "float32", "add_bos_token": True}
+    # The token before a text without a context, which a folder of another program may not name.
+    before = (tokenizer.start or (tokenizer.end,))[0]
+    model = {"pretrained": str(folder), "dtype": "float32", "add_bos_token": True, "prefix_token_id": before}
     try:
         record = evaluate(
             "hf", model, tasks=names, task_manager=manager, device=str(device), batch_size=16, limit=limit, verbosity="ERROR"

@@ -1,16 +1,16 @@
 """Render a report as one HTML file without network, fonts or libraries; nothing read from disk is interpreted as markup."""
 
-import html
 import json
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
 from llamactl import __version__
 from llamactl.config.schema import dump_toml
-from llamactl.escape import embed_json, escape_control_chars
+from llamactl.escape import embed_json, escape_control_chars, escape_html
 from llamactl.report.plots import COLOURS
 from llamactl.report.results import compare_with_plan, differing_settings, headline_results
 from llamactl.report.run_data import Columns, RunData, keep_extremes, spread_evenly
+from llamactl.report.scores import render_scores
 
 LARGEST = 2_000_000  # bytes of a page
 FINEST, COARSEST = 4_000, 50  # points of a curve
@@ -40,9 +40,9 @@ def _page(subjects: Sequence[RunData], most: int) -> str:
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{_safe(title)} – llamactl</title><style>{_part("page.css")}</style></head>
-<body><header><h1>{_safe(title)}</h1>{"".join(map(_origin, subjects))}</header>
-<main>{opening}{_promises(subjects)}{_samples(subjects, most)}{_settings(subjects, most)}</main>
+<title>{escape_html(title)} – llamactl</title><style>{_part("page.css")}</style></head>
+<body><header><h1>{escape_html(title)}</h1>{"".join(map(_origin, subjects))}</header>
+<main>{opening}{render_scores(subjects)}{_promises(subjects)}{_samples(subjects, most)}{_settings(subjects, most)}</main>
 <footer>{_part("glossary.html")}<p>Made by llamactl {__version__}; this file needs nothing else.</p></footer>
 <script type="application/json" id="data">{embed_json([_data(subject, n, most) for n, subject in enumerate(subjects)])}</script>
 <script>{_part("page.js")}</script></body></html>
@@ -76,7 +76,7 @@ def _origin(subject: RunData) -> str:
     command = str(subject.environment.get("command", ""))
     about = f"started {subject.summary.started} on {subject.environment.get('device', 'a device that was not noted')}"
     about += f". {subject.summary.warning}" if subject.summary.warning else ""
-    return f'<p class="origin"><code>{_cut(command, 600)}</code> <span>{_safe(about)}</span></p>'
+    return f'<p class="origin"><code>{_cut(command, 600)}</code> <span>{escape_html(about)}</span></p>'
 
 
 def _results(subjects: Sequence[RunData]) -> str:
@@ -93,7 +93,7 @@ def _results(subjects: Sequence[RunData]) -> str:
     rows += [f'<tr class="part"><th colspan="{len(found) + 1}">settings that differ</th></tr>']
     rows += [_row(name, ((value, "") for value in values)) for name, values in differing_settings(subjects).items()]
     heads = "".join(
-        f'<th scope="col" style="--hue: {COLOURS[number % len(COLOURS)]}"><i></i>{_safe(subject.summary.name)}</th>'
+        f'<th scope="col" style="--hue: {COLOURS[number % len(COLOURS)]}"><i></i>{escape_html(subject.summary.name)}</th>'
         for number, subject in enumerate(subjects)
     )
     return f"<section><h2>Results</h2>{_table(f'<th></th>{heads}', rows)}</section>"
@@ -102,12 +102,12 @@ def _results(subjects: Sequence[RunData]) -> str:
 def _with_unit(text: str) -> str:
     """Render a result with the part after its number, such as the unit, in a smaller font."""
     number, _, unit = text.partition(" ")
-    return f"{_safe(number)} <small>{_safe(unit)}</small>"
+    return f"{escape_html(number)} <small>{escape_html(unit)}</small>"
 
 
 def _row(name: str, cells: Iterable[tuple[str, str]]) -> str:
     values = "".join(f'<td class="{kind}">{_cut(text, 300)}</td>' for text, kind in cells)
-    return f'<tr><th scope="row">{_safe(name)}</th>{values}</tr>'
+    return f'<tr><th scope="row">{escape_html(name)}</th>{values}</tr>'
 
 
 def _table(heads: str, rows: Iterable[str]) -> str:
@@ -143,7 +143,7 @@ def _promised(subject: RunData, alone: bool) -> str:
     so_far = "" if summary.condition == "done" else f", so far: step {summary.step:,} of {summary.steps:,}"
     rows = (_row(each.name, ((each.planned, ""), (each.came, ""), (f"×\u00a0{each.ratio:.2f}", "ratio"))) for each in found)
     heads = "".join(f'<th scope="col">{head}</th>' for head in ("", "planned", "happened", "ratio"))
-    title = f"<h3>{_safe(summary.name)}{so_far}</h3>" if so_far or not alone else ""
+    title = f"<h3>{escape_html(summary.name)}{so_far}</h3>" if so_far or not alone else ""
     return f"{title}{_table(heads, rows)}"
 
 
@@ -166,7 +166,7 @@ def _strip(prompt: str, subjects: Sequence[RunData], most: int) -> str:
             f'<li data-step="{step}"><b>{step:,}</b><span>{_cut(_line(texts[step]), most // 4)}</span></li>'
             for step in spread_evenly(sorted(texts), max(2, most // 40))
         )
-        name = f"<h4><i></i>{_safe(subject.summary.name)}</h4>" if len(subjects) > 1 else ""
+        name = f"<h4><i></i>{escape_html(subject.summary.name)}</h4>" if len(subjects) > 1 else ""
         said += (
             f'<div class="said" style="--hue: {COLOURS[number % len(COLOURS)]}">{name}<ol>{moments}</ol></div>' if texts else ""
         )
@@ -181,7 +181,7 @@ def _line(text: str) -> str:
 def _settings(subjects: Sequence[RunData], most: int) -> str:
     made = ""
     for subject in subjects:
-        of = f" of {_safe(subject.summary.name)}" if len(subjects) > 1 else ""
+        of = f" of {escape_html(subject.summary.name)}" if len(subjects) > 1 else ""
         environment = json.dumps(subject.environment, indent=2, ensure_ascii=False)
         for title, text in ((f"Settings{of}", dump_toml(subject.config)), (f"What it was made with{of}", environment)):
             made += f"<details><summary>{title}</summary><pre>{_cut(text, 5 * most)}</pre></details>"
@@ -190,12 +190,7 @@ def _settings(subjects: Sequence[RunData], most: int) -> str:
 
 def _cut(text: str, most: int) -> str:
     """Return the escaped text; a text longer than `most` characters is truncated and followed by its length."""
-    return _safe(text) if len(text) <= most else f"{_safe(text[:most])} <em>… {len(text):,} characters</em>"
-
-
-def _safe(text: str) -> str:
-    """Escape text so that it cannot end its HTML element or control what displays it."""
-    return html.escape(escape_control_chars(text), quote=True)
+    return escape_html(text) if len(text) <= most else f"{escape_html(text[:most])} <em>… {len(text):,} characters</em>"
 
 
 def _part(name: str) -> str:

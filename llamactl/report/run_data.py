@@ -15,6 +15,7 @@ from llamactl.report.plots import Curve
 from llamactl.runs import metrics_log
 from llamactl.runs.metrics_log import read_columns
 from llamactl.runs.run_dir import RunDir
+from llamactl.runs.scores import SuiteScores, read_scores
 from llamactl.runs.summary import Summary, summarize_run
 
 PLACES = ("tokens", "seconds", "flops")  # the x axes besides the step
@@ -32,7 +33,8 @@ Columns = dict[str, list[float]]
 class RunData:
     """The data of a run: its settings, the columns of its log by kind, and its plan, which is empty where there is none.
 
-    Losses are in nats per token, `speed` is the median in tokens per second, `memory` the peak in bytes.
+    Losses are in nats per token, `speed` is the median in tokens per second, `memory` the peak in bytes. `scores` are
+    those of checkpoints on the evaluation suite, by step.
     """
 
     summary: Summary
@@ -48,6 +50,7 @@ class RunData:
     speed: float
     mfu: float
     memory: float
+    scores: tuple[SuiteScores, ...]
 
 
 def read_run_data(run: RunDir, parameters: int) -> RunData:
@@ -62,7 +65,7 @@ def read_run_data(run: RunDir, parameters: int) -> RunData:
     plan = run.plan() if os.path.lexists(run.plan_path) else {}
     return RunData(
         summarize_run(run), parameters, config, run.environment(), run.samples(), plan,
-        steps, validation, resumed, spikes, median(speed), median(mfu), max(memory),
+        steps, validation, resumed, spikes, median(speed), median(mfu), max(memory), read_scores(run),
     )  # fmt: skip
 
 

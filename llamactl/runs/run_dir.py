@@ -68,6 +68,11 @@ class RunDir:
         return self.path / "samples.jsonl"
 
     @property
+    def scores_path(self) -> Path:
+        """Return the path of the scores of its checkpoints on the suite of `llamactl eval`."""
+        return self.path / "scores.json"
+
+    @property
     def lock_path(self) -> Path:
         """Return the path of the lock that the one writing process holds."""
         return self.path / "lock"

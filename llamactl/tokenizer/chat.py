@@ -16,8 +16,9 @@ ROLES = ("system", "user", "assistant")
 TURN_END = "<|end|>"
 ROLE_TOKENS = (*(f"<|{role}|>" for role in ROLES), TURN_END)
 # No line breaks: each token of a turn is either a control token or what somebody said.
+BEGIN = "{{ bos_token }}"
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    BEGIN + "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 PRIVATE_USE = range(0xE000, 0xF900)  # characters that mean nothing: one of them marks what is not a control token

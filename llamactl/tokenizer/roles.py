@@ -4,11 +4,10 @@ import json
 
 from llamactl.storage.records import to_json
 from llamactl.tokenizer.bpe import Tokenizer
-from llamactl.tokenizer.chat import CHAT_TEMPLATE, ROLE_TOKENS
+from llamactl.tokenizer.chat import BEGIN, CHAT_TEMPLATE, ROLE_TOKENS
 from llamactl.tokenizer.library import opening_rule
 
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-BEGIN = "{{ bos_token }}"
 
 
 def add_roles(tokenizer: Tokenizer) -> Tokenizer:

@@ -22,6 +22,7 @@ from llamactl.runs.run_dir import RunDir
 from llamactl.tokenizer import bpe
 from llamactl.tokenizer.bpe import Tokenizer
 from llamactl.tokenizer.plain_bpe import END_OF_TEXT
+from llamactl.tokenizer.roles import add_roles
 
 SHAPE = ModelConfig(n_layers=2, dim=64, n_heads=4, n_kv_heads=2, head_dim=16, ffn_dim=96, context=64, vocab_size=384)
 
@@ -45,6 +46,20 @@ def saved(request: pytest.FixtureRequest, home: Path, documents: list[str]) -> P
 
 def field(reader: Any, name: str) -> Any:
     return reader.get_field(name).contents()
+
+
+def test_a_model_of_conversations_talks_in_ollama_and_llama_cpp(home: Path, documents: list[str], tmp_path: Path) -> None:
+    tokenizer = add_roles(bpe.train_bpe(iter(documents), 300))
+    path = save(SHAPE.model_copy(update={"vocab_size": 384}), tokenizer)
+    file = export_gguf.export_gguf(path, tmp_path / "out", "f32")
+    reader = gguf.GGUFReader(file)
+    assert field(reader, "tokenizer.chat_template") == tokenizer.chat_template
+    assert field(reader, "tokenizer.ggml.eot_token_id") == tokenizer.controls["<|end|>"]
+    modelfile = export_gguf.modelfile_path(file).read_text()
+    assert "<|{{ .Role }}|>{{ .Content }}<|end|>{{ end }}<|assistant|>" in modelfile
+    assert 'PARAMETER stop "<|end|>"' in modelfile
+    tokenizer.chat_template = "{{ messages }}"  # of another model: Ollama knows it, or not
+    assert "TEMPLATE" not in export_gguf.describe_for_ollama("x.gguf", tokenizer)
 
 
 @pytest.mark.parametrize("kind", export_gguf.TYPES)

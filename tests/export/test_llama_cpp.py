@@ -25,6 +25,8 @@ from llamactl.inference.generate import Request, generate_samples
 from llamactl.model.decode import Sampler, decode_tokens
 from llamactl.tokenizer import bpe
 from llamactl.tokenizer.bpe import Tokenizer
+from llamactl.tokenizer.chat import encode_chat
+from llamactl.tokenizer.roles import add_roles
 from tests.checkpoint.test_pretrained import folders as folders
 from tests.cli.inline import type_in
 from tests.conftest import make_dataset
@@ -69,12 +71,35 @@ console.log(JSON.stringify([said, asked.texts.map((text) => Array.from(model.tok
 process.exit(0);
 """
 
+TALK_NODE = """
+import fs from "node:fs";
+import {getLlama, LlamaChatSession, JinjaTemplateChatWrapper} from "node-llama-cpp";
+const asked = JSON.parse(fs.readFileSync(0, "utf8"));
+const llama = await getLlama({gpu: false, build: "never", skipDownload: true, maxThreads: 1});
+const model = await llama.loadModel({modelPath: asked.file});
+const context = await model.createContext({
+  contextSize: 64, experimentalKvCacheKeyType: "F32", experimentalKvCacheValueType: "F32"
+});
+const contextSequence = context.getSequence(), said = [];
+const template = model.fileInfo.metadata.tokenizer.chat_template;
+const roles = {systemMessageRole: "system", userRoleName: "user", modelRoleName: "assistant"};
+for (const question of asked.questions) {
+  await contextSequence.clearHistory();
+  const session = new LlamaChatSession({contextSequence, chatWrapper: new JinjaTemplateChatWrapper({template, ...roles})});
+  session.setChatHistory([]);  // without a system message
+  await session.prompt(question, {temperature: 0, maxTokens: 12});
+  said.push(Array.from(contextSequence.contextTokens));
+}
+console.log(JSON.stringify(said));
+process.exit(0);
+"""
 
-def ask(asked: dict[str, Any]) -> Any:
+
+def ask(asked: dict[str, Any], node: str = ASK_NODE) -> Any:
     """What llama.cpp makes of prompts, greedily, and how it cuts texts."""
     script = Path(NODE) / f"ask-{os.getpid()}.mjs"  # a module finds others from where it is
     if not PYTHON:
-        script.write_text(ASK_NODE)
+        script.write_text(node)
     try:
         words = [PYTHON, "-c", ASK_PYTHON] if PYTHON else ["node", str(script)]
         done = subprocess.run(words, input=json.dumps(asked), capture_output=True, text=True, check=False)
@@ -176,3 +201,24 @@ def compare_file(path: Path, documents: list[str], tmp_path: Path, texts: list[s
             logits = model(torch.tensor([ours + written]))[0, len(ours) - 1 : -1, : tokenizer.vocab_size]
         behind = logits.amax(-1) - logits.gather(1, torch.tensor(written)[:, None])[:, 0]
         assert behind.max() < NEAR
+
+
+@pytest.mark.skipif(bool(PYTHON), reason="the script for a conversation is node's")
+def test_llama_cpp_reads_a_conversation_by_the_template(home: Path, documents: list[str], tmp_path: Path) -> None:
+    """What is said is the ids of ours, then comes the greedy answer, up to the end of its turn."""
+    tokenizer = add_roles(bpe.train_bpe(iter(documents), 300))
+    path = save(SHAPE.model_copy(update={"vocab_size": 384}), tokenizer)
+    model, tokenizer, _ = checkpoint_io.load_model(path, torch.device("cpu"))
+    questions = ["hello", "Where do you live?", " two\nlines "]
+    for question, tokens in zip(
+        questions,
+        ask({"file": str(export_gguf(path, tmp_path / "out", "f32")), "questions": questions}, TALK_NODE),
+        strict=True,
+    ):
+        ours = encode_chat(tokenizer, [{"role": "user", "content": question}], generation_prompt=True)
+        assert tokens[: len(ours)] == ours
+        with torch.inference_mode():
+            logits = model(torch.tensor([tokens]))[0, len(ours) - 1 : -1, : tokenizer.vocab_size]
+        written = torch.tensor(tokens[len(ours) :])
+        assert len(written) > 3
+        assert (logits.amax(-1) - logits.gather(1, written[:, None])[:, 0]).max() < NEAR

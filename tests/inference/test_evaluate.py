@@ -107,7 +107,7 @@ def test_one_document_has_no_error() -> None:
 
 
 def test_files_are_read_as_documents(home: Path, documents: list[str]) -> None:
-    from llamactl.cli.evaluate import read_documents
+    from llamactl.cli.eval_text import read_documents
 
     (home / "a.txt").write_text(documents[0])
     (home / "b.jsonl").write_text('{"text": "one"}\n{"text": " "}\n{"text": "two"}\n')

@@ -2,8 +2,10 @@
 
 import json
 import random
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ from llamactl.errors import NoNetwork, UsageError
 from llamactl.inference import lm_eval_harness, multiple_choice
 from llamactl.inference.lm_eval_harness import Scores, TaskScore, run_tasks
 from llamactl.tokenizer import bpe
+from tests.checkpoint.test_pretrained import folders as folders
 from tests.export.test_exports import SHAPE, save
 
 CPU = torch.device("cpu")
+Folders = Callable[..., Path]
 TASK = """\
 task: ours
 dataset_path: json
@@ -42,7 +46,7 @@ def local_task(home: Path, documents: list[str], monkeypatch: pytest.MonkeyPatch
     ends = [text[200:240].strip() for text in documents[:40]]
     lines = []
     for number, text in enumerate(documents[:40]):
-        options = [ends[number], *dice.sample(ends[:number] + ends[number + 1 :], 3)]
+        options = [ends[number], *dice.sample(sorted(set(ends) - {ends[number]}), 3)]  # equal ones would be a tie
         dice.shuffle(options)
         start = dice.choice([0, 150])
         lines.append({"context": text[start:200].rstrip(), "choices": options, "answer": options.index(ends[number])})
@@ -57,7 +61,7 @@ def test_the_harness_and_the_built_in_reader_agree(local_task: Path, documents: 
     folder = save(SHAPE.model_copy(update={"vocab_size": 300}), bpe.train_bpe(iter(documents), 300))
     model, tokenizer, _ = checkpoint_io.load_model(folder, CPU)
     built_in = multiple_choice.score_questions(model, tokenizer, multiple_choice.read_questions(home / "q.jsonl"))
-    found = run_tasks(folder, [str(local_task)], CPU)
+    found = run_tasks(folder, tokenizer, [str(local_task)], CPU)
     assert found.tasks[0].task == "ours"
     assert found.tasks[0].chance == 0.25
     # The command line that other people type, on the folder as it is.
@@ -70,6 +74,23 @@ def test_the_harness_and_the_built_in_reader_agree(local_task: Path, documents: 
         assert results["ours"]["acc,none"] == built_in.accuracy
         assert results["ours"]["acc_stderr,none"] == pytest.approx(built_in.accuracy_error)
         assert results["ours"]["acc_norm,none"] == built_in.accuracy_per_character
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2-tied", "qwen3"])
+def test_a_model_of_transformers_has_the_same_scores(local_task: Path, home: Path, folders: Folders, name: str) -> None:
+    folder = Path(shutil.copytree(folders(name), home / name))
+    model, tokenizer, _ = checkpoint_io.load_model(folder, CPU)
+    # Public models name these tokens, and the harness wants them to.
+    file, ids = folder / "tokenizer_config.json", [*tokenizer.start[:1], tokenizer.end]
+    names = zip(("bos_token", "eos_token")[-len(ids) :], map(tokenizer.name_of, ids), strict=True)
+    file.write_text(json.dumps(json.loads(file.read_text()) | dict(names)))
+    if not tokenizer.start:  # the harness puts nothing before a context where transformers does not
+        tokenizer.encode_after_end = lambda text: tokenizer.encode(text).tolist()  # type: ignore[method-assign]
+    built_in = multiple_choice.score_questions(model, tokenizer, multiple_choice.read_questions(home / "q.jsonl"))
+    found = run_tasks(folder, tokenizer, [str(local_task)], CPU).record["results"]["ours"]
+    assert found["acc,none"] == built_in.accuracy
+    assert found["acc_norm,none"] == built_in.accuracy_per_character
 
 
 def recorded(*tasks: tuple[str, str, int, dict[str, float]], groups: dict[str, list[str]] | None = None) -> Any:
@@ -94,7 +115,7 @@ def scores(monkeypatch: pytest.MonkeyPatch, record: Any, *tasks: str) -> Scores:
         return record
 
     monkeypatch.setattr(lm_eval_harness, "_harness", lambda folders: (say, Index()))
-    return run_tasks(Path("folder"), tasks, CPU)
+    return run_tasks(Path("folder"), bpe.byte_tokenizer(), tasks, CPU)
 
 
 def test_chance_and_gpt2_stand_beside_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,5 +148,5 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(UsageError, match="not installed") as absent:
-        run_tasks(Path("folder"), ["piqa"], CPU)
+        run_tasks(Path("folder"), bpe.byte_tokenizer(), ["piqa"], CPU)
     assert absent.value.fix == install_command("eval")

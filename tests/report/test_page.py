@@ -18,6 +18,7 @@ from llamactl.report.page import LARGEST, render_report
 from llamactl.report.results import compare_with_plan
 from llamactl.report.run_data import RunData, keep_extremes, read_run_data, spread_evenly
 from llamactl.runs.run_dir import RunDir
+from llamactl.runs.scores import ScoredTest, SuiteScores, keep_scores
 from llamactl.storage.records import to_json
 from tests.cli.test_cli import run as type_command
 from tests.inference.test_surprisal import PAYLOADS
@@ -236,3 +237,39 @@ def test_the_command_writes_a_page_and_says_where(home: Path) -> None:
     assert type_command("report a b a --out", str(out)).stdout.strip() == str(out)
     assert [run["name"] for run in Elements(out.read_text()).data] == ["a", "b"]
     assert "no run" in type_command("report c", code=3).stderr
+
+
+def scores(step: int, accuracy: float, digest: str = "d", data: str = "d, val", name: str = "cloze") -> SuiteScores:
+    test = ScoredTest(name=name, items=200, accuracy=accuracy, error=0.03, chance=0.2, bigram=0.55)
+    return SuiteScores(step=step, data=data, digest=digest, tests=(test,))
+
+
+def scored(name: str, *found: SuiteScores) -> RunData:
+    run = write(name, falling(20))
+    for each in found:
+        keep_scores(run, each)
+    return read_run_data(run, 1)
+
+
+def test_scores_have_their_error_and_what_guessing_gives(home: Path) -> None:
+    assert 'id="scores"' not in render_report([subject("none", falling(20))])
+    made = render_report([scored("a", scores(5, 0.25), scores(7, 0.3, digest="other"), scores(9, 0.5))])
+    section = made[made.index('<section id="scores">') :].partition("</section>")[0]
+    assert "50.0% ± 3.0%" in section
+    assert "Step 9." in section
+    assert re.findall(r'<b class="(\w+)" style="([^"]*)"', section) == [
+        ("fill", "width: 50.00%"), ("earlier", "left: 25.00%"), ("chance", "left: 20.00%"), ("bigram", "left: 55.00%"),
+        ("error", "left: 47.00%; width: 6.00%"),
+    ]  # fmt: skip
+    two = render_report([scored("b", scores(9, 0.5)), subject("unscored", falling(20)), scored("c", scores(9, 1.0))])
+    section = two[two.index('<section id="scores">') :].partition("</section>")[0]
+    assert re.findall(r"<h4 .*?</i>(.*?)</h4>", section) == ["b", "c"]
+    assert "earlier" not in section
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_names_of_scores_break_out_of_nothing(home: Path, payload: str) -> None:
+    made = render_report([scored("a", scores(5, 0.25, data=payload, name=payload[:40]))])
+    found, plain = Elements(made), Elements(render_report([scored("b", scores(5, 0.25))]))
+    assert (found.tags, found.attributes) == (plain.tags, plain.attributes)
+    assert not set(made) & {"\x1b", "\x9b", "\x00", "\x07", "\u202e", "\u2066"}
