@@ -210,5 +210,5 @@ def evaluate(model: Model | str, texts: Iterable[str] | None = None, dataset: Da
     if not found.tokenizer.extends(data.tokenizer):
         what = f"The dataset {data.name} has another tokenizer than the model."
         raise UsageError(what, "The same ids mean other text.", "Evaluate texts instead: evaluate(model, texts)")
-    rule = window_rule(data, settings_for(data, DataConfig()))
+    rule = window_rule(data, settings_for(data, DataConfig()), found.model.config.context)
     return evaluate_streams(found.model, found.tokenizer, data.val, False, data.byte_lengths, rule)

@@ -60,7 +60,7 @@ for command, name, example in (
     (prepare.prepare, "prepare", "llamactl prepare sample"),
     (plan.plan, "plan", "llamactl plan --preset 150m --tokens 3B --card rtx4090 --price 0.35/h"),
     (train.train, "train", "llamactl train --preset tiny --tokens 2M"),
-    (finetune.finetune, "finetune", "llamactl finetune chat.jsonl --from RUN --mix 0.2"),
+    (finetune.finetune, "finetune", "llamactl finetune chat.jsonl --from RUN"),
     (watch.watch, "watch", "llamactl watch"),
     (plot_loss.plot_loss, "plot-loss", "llamactl plot-loss --x time --out loss.svg"),
     (report.report, "report", "llamactl report a b --out report.html"),

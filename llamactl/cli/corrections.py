@@ -40,8 +40,10 @@ OPTIONS = {
 # Command -> its names in other tools; the first match counts.
 COMMANDS = {
     "prepare": "tokenize tokenise preprocess preparedata download import encode ingest build",
-    "train": "pretrain fit run start finetune resume continue learn",
-    "sample": "generate chat complete completion infer inference predict talk prompt",
+    "train": "pretrain fit run start resume continue learn",
+    "finetune": "tune sft instruct",
+    "sample": "generate complete completion infer inference predict prompt",
+    "chat": "talk converse ask",
     "serve": "server api web webui ui playground host",
     "eval": "evaluate test perplexity ppl lmeval validate",
     "plot-loss": "plot loss graph curve figure",

@@ -71,7 +71,8 @@ def show(
     if json:
         return
     output.print(colour_tokens(dataset.tokenizer, first_document(dataset)))
-    show_next(f"llamactl train --data {dataset.name}")
+    if not dataset.info.recipe.row_tokens:
+        show_next(f"llamactl train --data {dataset.name}")
 
 
 def describe_documents(dataset: "Dataset", statistics: "DocumentStatistics") -> dict[str, str]:
@@ -91,7 +92,7 @@ def describe_documents(dataset: "Dataset", statistics: "DocumentStatistics") -> 
         "skipped": ", ".join(f"{count:,} {reason}" for reason, count in info.skipped.items() if count) or "none",
         "digest": info.digest[:16],
     }
-    if statistics.repeated:
+    if statistics.repeated and not info.recipe.row_tokens:
         rows["repeated"] += "; to leave them out: llamactl prepare --dedup"
     if statistics.leaked:
         rows["leaked"] = f"{statistics.leaked:,} held-out documents are in the training split too: validation is too good"

@@ -138,7 +138,7 @@ def evaluate_dataset(
     part: Split = "val" if split == "val" else "train"
     shards = dataset.val if part == "val" else dataset.train
     # A generator of one result: the files are hashed in a thread meanwhile, and damage is raised instead of a result.
-    rule = window_rule(dataset, settings_for(dataset, settings))
+    rule = window_rule(dataset, settings_for(dataset, settings), model.config.context)
     evaluated = (evaluate_streams(model, tokenizer, shards, False, dataset.byte_lengths, rule) for _ in range(1))
     (result,) = verify_in_background(evaluated, folder, part)
     return f"{dataset.name}, {split}", dataset.info.digest, result

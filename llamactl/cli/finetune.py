@@ -1,6 +1,6 @@
 """llamactl finetune: train a model to answer, on conversations."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 DATA = "Conversations"
 
-CONVERSATIONS_HELP = "Files, folders or globs of .jsonl or .json, also packed, or hf:ORG/NAME[:CONFIG]."
+CONVERSATIONS_HELP = "Files, folders or globs of .jsonl, .json (also packed) or .parquet, or hf:ORG/NAME[:CONFIG]."
 FROM_HELP = "The model to start from: RUN, RUN@STEP, RUN@best, a folder, or hf:ORG/NAME."
 NAME_HELP = "Name of the run; the same command resumes it."
-MIX_HELP = "Share of rows that are text of the dataset MODEL was trained on, so that it forgets less."
+MIX_HELP = "Share of the rows that are text MODEL was trained on, so that it forgets less."
 MIX_FROM_HELP = "Take that text from this dataset under data/."
 VAL_HELP = "Share of the conversations for validation; 0: by their size."
 CONTEXT_HELP = "Tokens of a row, and of the model's context."
@@ -58,14 +58,15 @@ def finetune(
     ] = "",
     time: Annotated[str, typer.Option(help="Instead of --epochs: 10m, 2h.", show_default=False, rich_help_panel=RUN)] = "",
     mix: Annotated[
-        float | None, typer.Option(min=0, max=0.9, help=MIX_HELP, show_default="0, or 0.2", rich_help_panel=DATA)
+        float | None,
+        typer.Option(min=0, max=0.9, help=MIX_HELP, show_default="0.5 where there is such text", rich_help_panel=DATA),
     ] = None,
     mix_from: Annotated[
         str,
         typer.Option(
             metavar="DATASET",
             help=MIX_FROM_HELP,
-            show_default="MODEL's",
+            show_default="that of MODEL's run",
             rich_help_panel=DATA,
             autocompletion=completion.datasets,
         ),
@@ -88,6 +89,7 @@ def finetune(
     ] = False,
 ) -> None:
     """Fine-tune a model on conversations, so that it answers."""
+    from llamactl.config.schema import build_config
     from llamactl.corpus.rows import open_rows
     from llamactl.distributed.launch import read_launch
     from llamactl.errors import UsageError
@@ -100,24 +102,21 @@ def finetune(
     name = run or source.name_with(model)
     seconds, budget = read_time(time) if time else 0.0, 0.0 if tokens or time else epochs
     typed = typed_settings(tokens, device, precision, "", settings or [])
-    typed += [{"train": {"parallel": parallel}}] if parallel else []
-    typed += [{"train": {"deterministic": True}}] if deterministic else []
+    typed += [{"train": {key: value}} for key, value in (("parallel", parallel), ("deterministic", deterministic)) if value]
+    build_config(typed)  # a mistake is told before rows are made
 
     def choose() -> TrainingRequest:
         from llamactl.escape import path_to_text
-        from llamactl.runs.run_dir import RunDir
-        from llamactl.training.finetune import check_same_run, find_text, finetuning_settings, row_recipe
-        from llamactl.training.init_from import config_from_checkpoint
+        from llamactl.training.finetune import find_text, finetuning_settings, row_recipe
 
         base = read_model(model, context)
-        folder, text = RunDir.from_name(name), find_text(base, mix, mix_from)
+        text = find_text(base, mix, mix_from)
         recipe = row_recipe(path_to_text(" ".join(conversations)), source, base, text, val_fraction)
         rows = make_rows(source, recipe, base, text, data or name)
         chosen = [*finetuning_settings(base, rows, budget), *typed]
-        if folder.config_path.exists() and not dry_run:
-            check_same_run(folder, base, rows)
-            return TrainingRequest(config_of_resumed_run(folder, chosen), folder, True)
-        return TrainingRequest(config_from_checkpoint(base.name, chosen), folder, False, seconds)
+        request = start_or_resume(name, base, rows, chosen, dry_run)
+        # A resumed run keeps the budget that the time bought.
+        return request if request.again else request._replace(seconds=seconds)
 
     if read_launch().size == 1:
         yield_to_others(name)
@@ -152,3 +151,18 @@ def make_rows(source: "RowSource", recipe: "Recipe", base: "BaseModel", text: "M
     folder = DatasetDir.from_name(name)
     show_packing(prepare_conversations(source, recipe, base.tokenizer, text, folder), folder)
     return folder.open()
+
+
+def start_or_resume(
+    name: str, base: "BaseModel", rows: "Dataset", settings: list[dict[str, Any]], dry_run: bool
+) -> TrainingRequest:
+    """Build the request to fine-tune a model on rows, or to resume the run that does so; raises UsageError for another run."""
+    from llamactl.runs.run_dir import RunDir
+    from llamactl.training.finetune import check_same_run
+    from llamactl.training.init_from import config_from_checkpoint
+
+    folder = RunDir.from_name(name)
+    if folder.config_path.exists() and not dry_run:
+        check_same_run(folder, base, rows)
+        return TrainingRequest(config_of_resumed_run(folder, settings), folder, True)
+    return TrainingRequest(config_from_checkpoint(base.name, settings), folder, False)

@@ -88,7 +88,7 @@ def measure_documents(dataset: Dataset, most: int = MEASURED) -> DocumentStatist
     counts = np.zeros(dataset.info.vocab_size, dtype=np.int64)
     repeated = leaked = 0
     for split in SPLITS:
-        for ids in read_documents(dataset.train if split == "train" else dataset.val, dataset.tokenizer.end, most):
+        for ids in _documents(dataset, split, most):
             lengths.append(len(ids))
             counts += np.bincount(ids, minlength=len(counts))
             digest = xxh3_64_intdigest(ids.tobytes())
@@ -104,6 +104,17 @@ def measure_documents(dataset: Dataset, most: int = MEASURED) -> DocumentStatist
         leaked=leaked,
         unused_ids=int((counts == 0).sum()),
     )
+
+
+def _documents(dataset: Dataset, split: Split, most: int) -> Iterator[np.ndarray]:
+    """Yield the ids of each document of a split, of rows those of each conversation without what fills a row."""
+    shards, tokenizer = dataset.train if split == "train" else dataset.val, dataset.tokenizer
+    if not dataset.info.recipe.row_tokens:
+        yield from read_documents(shards, tokenizer.end, most)
+        return
+    for ids in read_documents(shards, (tokenizer.start or (tokenizer.end,))[0], most):
+        if len(said := ids[ids != tokenizer.end]):
+            yield said
 
 
 def read_documents(shards: Sequence[np.ndarray], end: int, most: int) -> Iterator[np.ndarray]:

@@ -24,6 +24,8 @@ PAIRS = (
 )
 SYSTEM = ("system", "system_prompt")
 
+COLUMNS = dict.fromkeys([*CONVERSATIONS, *SYSTEM, *(name for pair in PAIRS for name in pair)])
+
 # Why a conversation is left out.
 NO_CONVERSATION = "no conversation"
 UNKNOWN_ROLE = "unknown role"

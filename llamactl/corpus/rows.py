@@ -1,4 +1,4 @@
-"""Rows of JSON files and of datasets of the hub, as they are: what `readers.py` reads as text, here with all of its columns."""
+"""Rows of JSON, of parquet and of datasets of the hub as they are: `readers.py` makes text of one of their columns."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from llamactl.corpus import readers
-from llamactl.corpus.conversations import Skipped
+from llamactl.corpus.conversations import COLUMNS, NOT_TEXT, Skipped
 from llamactl.corpus.hub import hub_parts, stream_rows
 from llamactl.corpus.inputs import hash_inputs
 from llamactl.corpus.objects import LONGEST_ROW, iter_values
 from llamactl.corpus.parts import Part
 from llamactl.corpus.sources import name_source
 from llamactl.corpus.streams import Decoded, read_lines
+from llamactl.corpus.tables import read_parquet_rows
 from llamactl.corpus.unreadable import Unreadable
 from llamactl.corpus.walk import find_files
 from llamactl.errors import DataError
@@ -54,7 +55,9 @@ def open_rows(words: list[str]) -> RowSource:
     parts = [part for path in find_files(words).files for part in readers.split_into_parts(path)]
     for part in parts:
         if part.kind not in READERS:
-            why = "Conversations are rows of .jsonl or .json, also packed, or a dataset of the hub: hf:ORG/NAME."
+            why = (
+                "Conversations are rows of .jsonl or .json, also packed, of .parquet, or of a dataset of the hub: hf:ORG/NAME."
+            )
             fix = "Convert it first: datasets.load_dataset(...).to_json('chat.jsonl')"
             raise DataError(f"{part.location} can't be read as conversations.", why, fix)
     name = name_source(words)
@@ -72,7 +75,7 @@ def _read_jsonl(part: Part) -> Iterator[Any]:
         if isinstance(line, int):
             yield Skipped(TOO_LARGE, line)
         elif not isinstance(checked := source.check(line, part.location), str):
-            yield Skipped("not text", checked.lost)
+            yield Skipped(NOT_TEXT, checked.lost)
         elif line and not line.isspace():
             try:
                 yield json.loads(line)
@@ -88,9 +91,19 @@ def _read_json(part: Part) -> Iterator[Any]:
         yield Skipped(NOT_JSON, error.lost)
 
 
+def _read_parquet(part: Part) -> Iterator[Any]:
+    for row in read_parquet_rows(part, COLUMNS):
+        yield Skipped(NOT_TEXT) if row is None else row
+
+
 def _read_hub(part: Part) -> Iterator[Any]:
     with closing(stream_rows(part)) as rows:
         yield from rows
 
 
-READERS: dict[str, Callable[[Part], Iterator[Any]]] = {"jsonl": _read_jsonl, "json": _read_json, "hub": _read_hub}
+READERS: dict[str, Callable[[Part], Iterator[Any]]] = {
+    "jsonl": _read_jsonl,
+    "json": _read_json,
+    "parquet": _read_parquet,
+    "hub": _read_hub,
+}

@@ -1,12 +1,12 @@
 """Readers of tables: parquet, Arrow files and streams. One column at a time, in batches of bounded size in memory."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llamactl.corpus.arrow_sizes import unpacked_sizes
-from llamactl.corpus.columns import CONVERSATIONS, ROLES, SAYINGS, missing_column, read_value
+from llamactl.corpus.columns import CONVERSATIONS, ROLES, SAYINGS, list_columns, missing_column, read_value
 from llamactl.corpus.streams import Allowance, open_regular
 from llamactl.corpus.unreadable import SKIP, Unreadable
 from llamactl.errors import DataError
@@ -39,6 +39,37 @@ def read_parquet(part: "Part", text_column: str) -> "Documents":
         rows = group.num_rows if repeated else _batch_size(chunks, group.num_rows, size)
         for batch in file.iter_batches(max(1, rows), row_groups=[part.index], columns=[text_column]):
             yield from _column(batch.column(0), part.location, allowance)
+
+
+def read_parquet_rows(part: "Part", columns: Collection[str]) -> Iterator[dict[str, Any] | None]:
+    """Yield the rows of a row group, with those of `columns` that it has; None for a row that is not UTF-8.
+
+    Raises DataError for a file without any of them or one that is damaged, and for a decompression bomb.
+    """
+    import pyarrow
+
+    with _parquet(part.location) as file:
+        names = [name for name in file.schema_arrow.names if name in columns]
+        if not names:
+            why = f"It has: {list_columns(file.schema_arrow.names)}."
+            raise DataError(f"{part.location} has no column of conversations.", why, f"Columns are {', '.join(columns)}.")
+        group = file.metadata.row_group(part.index)
+        all_chunks = (group.column(index) for index in range(group.num_columns))
+        chunks = [chunk for chunk in all_chunks if chunk.path_in_schema.split(".")[0] in names]
+        size = sum(chunk.total_uncompressed_size for chunk in chunks)
+        Allowance(part.location, part.stamp[0]).take(size)
+        try:
+            for batch in file.iter_batches(_batch_size(chunks, group.num_rows, size), row_groups=[part.index], columns=names):
+                yield from (_whole_row(batch, number) for number in range(len(batch)))
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"{part.location} can't be read.", f"{error}.", "Write it anew, or leave it out.") from error
+
+
+def _whole_row(batch: Any, number: int) -> dict[str, Any] | None:
+    try:
+        return {name: batch.column(name)[number].as_py() for name in batch.schema.names}
+    except UnicodeDecodeError:
+        return None
 
 
 def _batch_size(chunks: list[Any], rows: int, size: int) -> int:

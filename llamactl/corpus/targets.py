@@ -62,8 +62,15 @@ class WindowRule:
 EVERY_TARGET = WindowRule()
 
 
-def window_rule(dataset: Dataset, data: DataConfig) -> WindowRule:
-    """Build the rule for a dataset from the settings of a run; raises UsageError for a loss on replies that it lacks."""
+def window_rule(dataset: Dataset, data: DataConfig, context: int) -> WindowRule:
+    """Build the rule for a dataset, in windows of `context` tokens, from the settings of a run.
+
+    Raises UsageError for a loss on replies that the dataset lacks, and for windows that are not its rows.
+    """
+    width = dataset.info.recipe.row_tokens
+    if width not in (0, context):
+        what = f"The dataset {dataset.name} has rows of {width:,} tokens; the model's context is {context:,}."
+        raise UsageError(what, "Each window is a row.", f"Train with --context {width}, or make rows for this model.")
     tokenizer, ids = dataset.tokenizer, dict[str, int]()
     if data.loss_on == "assistant":
         ids = {name: tokenizer.controls[name] for name in ROLE_TOKENS if name in tokenizer.controls}
@@ -73,7 +80,7 @@ def window_rule(dataset: Dataset, data: DataConfig) -> WindowRule:
             raise UsageError(f"data.loss_on=assistant: the dataset {dataset.name} has no replies.", why, fix)
     begin = tokenizer.start[0] if tokenizer.start else None
     return WindowRule(
-        dataset.info.recipe.row_tokens > 0,
+        width > 0,
         data.separate_documents,
         ids.get(REPLY),
         frozenset(ids.values()),

@@ -35,7 +35,7 @@ def evaluate_at_the_end(
     if stopped or evaluated or step is None or step not in run.steps() or not final_eval_tokens(config.train, dataset.info):
         return
     model, tokenizer, state = load_model(run.checkpoint(step), device)
-    rule = window_rule(dataset, config.data)
+    rule = window_rule(dataset, config.data, config.model.context)
     result = evaluate_streams(model, tokenizer, dataset.val, False, dataset.byte_lengths, rule)
     yield Evaluated(
         step,

@@ -74,8 +74,8 @@ EMBEDDING_SCALE_TIED = 1.0
 # The fraction of the default learning rate for a run that starts from trained weights: measured on a run that continued at a
 # longer context (docs/benchmarks.md).
 CONTINUED_RATE = 0.3
-# The same for one that is fine-tuned on conversations: measured with and without text mixed in (docs/chat.md).
-FINETUNED_RATE = 0.1
+# The same for one that is fine-tuned on conversations, with AdamW: measured with and without text mixed in (docs/chat.md).
+FINETUNED_RATE = 0.06
 
 
 def default_lr(name: str, width: int) -> float:

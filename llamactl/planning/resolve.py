@@ -6,6 +6,7 @@ from typing import Literal
 from llamactl.config.schema import Config, ModelConfig, Switch
 from llamactl.corpus.dataset import Dataset
 from llamactl.corpus.openings import held_out_openings
+from llamactl.corpus.targets import window_rule
 from llamactl.distributed.context import World
 from llamactl.errors import UsageError
 from llamactl.model.llama import num_params
@@ -68,6 +69,7 @@ def resolve_config(config: Config, dataset: Dataset, world: World) -> Config:
     Tokens per step do not depend on the number of ranks.
     """
     model, optim = _fit_vocab(config.model, dataset), config.optim
+    window_rule(dataset, config.data, model.context)  # which refuses windows that don't fit the dataset
     config = config.with_train(tokens=config.train.tokens or default_budget(num_params(model), dataset.info))
     train = config.train
     recompute = resolve_recompute(train.activation_checkpointing, model, optim.name, world)

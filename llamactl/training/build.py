@@ -15,7 +15,7 @@ from llamactl.model.objective import NextToken
 
 def build_batches(dataset: Dataset, config: Config, world: World) -> Batches:
     """Cut the training text into windows, in an order that the dataset's digest and `data.seed` decide."""
-    windows = Windows(dataset.train, config.model.context, window_rule(dataset, config.data))
+    windows = Windows(dataset.train, config.model.context, window_rule(dataset, config.data, config.model.context))
     per_step = config.train.tokens_per_step // config.model.context
     return Batches(windows, per_step, f"{dataset.info.digest} {config.data.seed}", world.rank, world.size)
 

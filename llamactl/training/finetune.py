@@ -1,6 +1,7 @@
 """Fine-tune a model on conversations: what is read of the model, which rows are made for it, and the config of the run."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from llamactl.corpus.dataset import Dataset, DatasetDir
 from llamactl.corpus.dataset_info import Recipe
 from llamactl.corpus.rows import RowSource, describe_inputs
 from llamactl.corpus.sources import default_val_fraction
-from llamactl.errors import DataError, UsageError
+from llamactl.errors import DataError, UsageError, UserError
 from llamactl.runs.run_dir import RunDir
 from llamactl.tokenizer.bpe import Tokenizer, read_tokenizer
 from llamactl.tokenizer.roles import add_roles
@@ -21,8 +22,9 @@ from llamactl.training.init_from import permanent_name
 
 # Tokens of a row where nobody says: most conversations are shorter, and the work of attention grows with their square.
 LONGEST_ROW = 4_096
-# The share of rows that are text where only the dataset is named; docs/chat.md has what it keeps.
-USUAL_MIX = 0.2
+# The share of rows that are text where nobody says; docs/chat.md has what it keeps.
+USUAL_MIX = 0.5
+NAME_TEXT = "Name a dataset of text: --mix-from DATASET"
 HUB_VAL_FRACTION = 0.01  # of conversations of the hub, whose size is not known before
 
 
@@ -51,26 +53,37 @@ def read_base_model(path: Path, context: int | None) -> BaseModel:
 
 
 def find_text(base: BaseModel, share: float | None, name: str) -> Mix | None:
-    """Find the text to mix in: the dataset with a name, else the one that the model was trained on; None for no share.
+    """Find the text to mix in: the dataset with a name, else the one that the model was trained on; None for a share of 0.
 
-    Raises UsageError where there is none, DataError for a dataset with another tokenizer or of conversations.
+    Without a share it is `USUAL_MIX` where there is such a text. Raises UsageError where none is known for a share that was
+    typed, DataError for a dataset of conversations or of another tokenizer.
     """
-    share = (USUAL_MIX if name else 0.0) if share is None else share
-    if not share:
+    if share == 0:
         return None
+    if name or share:
+        return Mix(_open_text(base, name or _trained_on(base)), share or USUAL_MIX)
+    with suppress(UserError):
+        return Mix(_open_text(base, _trained_on(base)), USUAL_MIX)
+    return None
+
+
+def _trained_on(base: BaseModel) -> str:
+    """Return the name of the dataset that the run of a model was trained on; raises UsageError for a model of no run."""
     run = RunDir(base.path.absolute().parent.parent)
-    if not name and not os.path.lexists(run.config_path):
-        why = "The model is not of a run here."
-        raise UsageError("--mix does not know which text to take.", why, "Name a dataset of text: --mix-from DATASET")
-    text = DatasetDir.from_name(name or run.config().data.name).open()
-    fix = "Name a dataset of text: --mix-from DATASET"
+    if not os.path.lexists(run.config_path):
+        raise UsageError("--mix does not know which text to take.", "The model is not of a run here.", NAME_TEXT)
+    return run.config().data.name
+
+
+def _open_text(base: BaseModel, name: str) -> Dataset:
+    text = DatasetDir.from_name(name).open()
     if text.info.recipe.row_tokens:
-        raise DataError(f"The dataset {text.name} holds conversations, not text.", "", fix)
+        raise DataError(f"The dataset {text.name} holds conversations, not text.", "", NAME_TEXT)
     if not base.tokenizer.extends(text.tokenizer):
         what = f"The dataset {text.name} has another tokenizer than the model."
         fix = f"Prepare its text with the model's: llamactl prepare SOURCE --tokenizer {base.path / 'tokenizer.json'}"
         raise DataError(what, "The same ids stand for other text.", fix)
-    return Mix(text, share)
+    return text
 
 
 def row_recipe(words: str, source: RowSource, base: BaseModel, mix: Mix | None, val_fraction: float) -> Recipe:
@@ -79,7 +92,7 @@ def row_recipe(words: str, source: RowSource, base: BaseModel, mix: Mix | None, 
     return Recipe(
         source=words,
         inputs=describe_inputs(source),
-        tokenizer=base.tokenizer.digest,
+        tokenizer=f"sha256:{base.tokenizer.digest[:16]}",
         val_fraction=val_fraction or usual,
         row_tokens=base.context,
         mixed_with=f"{mix.text.info.digest} {mix.share}" if mix else "",
@@ -92,6 +105,7 @@ def finetuning_settings(base: BaseModel, rows: Dataset, epochs: float) -> list[T
     return [
         {"model": {"context": base.context}},
         {"data": {"name": rows.name, "loss_on": "assistant", "separate_documents": True}},
+        {"optim": {"name": "adamw"}},  # it moves what the conversations do not need less than Muon does: docs/chat.md
         {"train": {"tokens": max(1, tokens)} if epochs else {}},
     ]
 

@@ -30,7 +30,7 @@ def judge_losses(losses: Mapping[int, float], validation: Mapping[int, float], v
         if smooth[best] >= (1 - MIN_GAIN) * uniform:
             return f"The loss never fell below {guess}: nothing was learned. Try a smaller optim.lr, or more steps."
         return f"The loss rose back to {last:.2f} from {smooth[best]:.2f} at step {best:,}; {guess}. Try a smaller optim.lr."
-    if _well_above(last, smooth[best]):
+    if _well_above(last, smooth[best]) and last - smooth[best] > _spread(losses):
         text = f"The loss ended at {last:.2f}, well above its best, {smooth[best]:.2f} at step {best:,}"
         return f"{text}. Try a smaller optim.lr."
     if validation:
@@ -45,6 +45,13 @@ def judge_losses(losses: Mapping[int, float], validation: Mapping[int, float], v
 
 def _well_above(loss: float, best: float) -> bool:
     return loss - best > max(RISE, RISE_FRACTION * best)
+
+
+def _spread(losses: Mapping[int, float]) -> float:
+    """Return how far the middle half of the last losses reaches: far where some steps have another kind of text than others."""
+    last = [losses[step] for step in sorted(losses) if math.isfinite(losses[step])][-MAX_WINDOW:]
+    low, _, high = statistics.quantiles(last, n=4) if len(last) > 1 else (0.0, 0.0, 0.0)
+    return high - low
 
 
 def _medians(losses: Mapping[int, float]) -> dict[int, float]:

@@ -39,7 +39,7 @@ def validate_model(objective: NextToken, dataset: Dataset, config: Config, world
     Bits per byte do not depend on the tokenizer. Control tokens have no bytes, so they leave them out. The standard error
     is over windows, as tokens of one window are not independent.
     """
-    windows = Windows(dataset.val, config.model.context, window_rule(dataset, config.data))
+    windows = Windows(dataset.val, config.model.context, window_rule(dataset, config.data, config.model.context))
     if not len(windows):
         return None
     count = max(1, min(len(windows), config.train.eval_tokens // config.model.context))

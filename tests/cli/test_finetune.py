@@ -123,6 +123,17 @@ def test_mistakes_are_told_with_their_exit_code(words: tuple[str, ...], code: in
     assert not RunDir.from_name("chat-base").config_path.exists()
 
 
+def test_a_time_buys_a_budget_that_a_resumed_run_keeps(base: str, chat: str) -> None:
+    words = ("finetune", chat, "--from", base, "--run", "ft", "--time", "30s", *FAST)
+    answer = type_in(*words)
+    assert answer.code == 0, answer.err
+    run = RunDir.from_name("ft")
+    tokens = run.config().train.tokens
+    assert 0 < tokens <= 4 * DatasetDir.from_name("ft").info().total("train", "tokens")
+    assert "already finished" in type_in(*words).err
+    assert run.config().train.tokens == tokens
+
+
 def test_a_dry_run_prints_the_plan_alone(base: str, chat: str) -> None:
     answer = type_in("finetune", chat, "--from", base, "--dry-run", *FAST)
     assert answer.code == 0
@@ -135,7 +146,7 @@ def test_the_command_killed_at_random_moments_ends_with_the_same_bits(home: Path
     """Also while it makes its rows: the same command is all that is typed."""
 
     def command(name: str) -> str:
-        return " ".join(("finetune", chat, "--from", base, "--run", name, "--epochs", "4", *FAST))
+        return " ".join(("finetune", chat, "--from", base, "--run", name, "--epochs", "12", *FAST))
 
     log, chance = home / "log.txt", random.Random(5)
     started = time.monotonic()
@@ -143,7 +154,7 @@ def test_the_command_killed_at_random_moments_ends_with_the_same_bits(home: Path
     took, killed = time.monotonic() - started, 0
     for _ in range(6):
         pid = typed(command("killed"), log, os.setsid)
-        time.sleep(chance.uniform(0, took))
+        time.sleep(chance.uniform(0, took / 3))
         os.kill(pid, signal.SIGKILL)
         killed += status(pid) == -signal.SIGKILL
     assert status(typed(command("killed"), log, os.setsid)) == 0, log.read_text()

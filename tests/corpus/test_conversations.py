@@ -193,7 +193,7 @@ def test_only_replies_and_their_ends_are_targets(kind: str, tmp_path: Path, docu
     talks = [talk(choice, words=5) for _ in range(200)]
     prepare(write(tmp_path / "chat.jsonl", [{"messages": each} for each in talks]), tokenizer, width=512)
     dataset = DatasetDir.from_name("chat").open()
-    rule = window_rule(dataset, settings_for(dataset, DataConfig()))
+    rule = window_rule(dataset, settings_for(dataset, DataConfig()), 512)
     windows = Windows(dataset.train, 512, rule)
     assert len(windows) == dataset.info.total("train", "tokens") // 512
     batch = windows.batch(np.arange(len(windows)))
@@ -321,6 +321,24 @@ def test_an_array_and_a_packed_file_are_read(tmp_path: Path) -> None:
     assert list(open_rows([str(tmp_path / "chat.json")])) == list(open_rows([str(tmp_path / "packed.jsonl.gz")])) == rows
 
 
+def test_parquet_is_read_with_the_columns_that_conversations_have(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    messages = [[ASKED, {"role": "assistant", "content": f"It is {n}."}] for n in range(5)]
+    table = pa.table({"id": list(range(5)), "messages": messages, "system": [None] * 5})
+    parquet.write_table(table, tmp_path / "chat.parquet", row_group_size=2)
+    found = [read_conversation(row) for row in open_rows([str(tmp_path / "chat.parquet")])]
+    assert found == messages
+    parquet.write_table(pa.table({"id": [1]}), tmp_path / "other.parquet")
+    with pytest.raises(DataError, match="no column of conversations"):
+        list(open_rows([str(tmp_path / "other.parquet")]))
+    torn = (tmp_path / "chat.parquet").read_bytes()
+    (tmp_path / "torn.parquet").write_bytes(torn[:4] + b"\0" * (len(torn) // 4) + torn[4 + len(torn) // 4 :])
+    with pytest.raises(DataError, match="can't be read"):
+        list(open_rows([str(tmp_path / "torn.parquet")]))
+
+
 def test_text_is_mixed_in_as_whole_windows(tmp_path: Path, dataset: Dataset) -> None:
     tokenizer, choice = add_roles(dataset.tokenizer), random.Random(3)
     path = write(tmp_path / "chat.jsonl", [{"messages": talk(choice, words=4)} for _ in range(200)])
@@ -332,7 +350,7 @@ def test_text_is_mixed_in_as_whole_windows(tmp_path: Path, dataset: Dataset) -> 
     mixed = rows[-packed.text_rows :].tolist()
     assert len({tuple(row) for row in mixed} & text) > 0
     # All of a window of text counts, but for what follows it.
-    windows = Windows(made.train, 128, window_rule(made, settings_for(made, DataConfig())))
+    windows = Windows(made.train, 128, window_rule(made, settings_for(made, DataConfig()), 128))
     targets = windows.batch(np.arange(len(windows))).targets[-packed.text_rows :]
     assert (targets[:, :-1] >= 0).all()
     assert (targets[:, -1] == IGNORED).all()
@@ -341,7 +359,7 @@ def test_text_is_mixed_in_as_whole_windows(tmp_path: Path, dataset: Dataset) -> 
 
 def test_a_loss_on_replies_needs_a_dataset_that_has_them(dataset: Dataset) -> None:
     with pytest.raises(UsageError, match="has no replies"):
-        window_rule(dataset, DataConfig(loss_on="assistant"))
+        window_rule(dataset, DataConfig(loss_on="assistant"), 64)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -360,4 +378,4 @@ def test_each_conversation_is_in_one_row_and_none_is_cut(seed: int) -> None:
 def test_the_docs_name_every_reason() -> None:
     page = (Path(__file__).parents[2] / "docs" / "chat.md").read_text("utf-8")
     reasons = {reason for _, reason in LEFT_OUT.values()} | {"a row above 16 MiB", "not JSON", "longer than the context"}
-    assert reasons <= set(re.findall(r"`([^`]+)`", page))
+    assert reasons <= set(re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", page, flags=re.S)))

@@ -253,6 +253,22 @@ def test_prepare_keeps_every_document(hub: Hub, tmp_path: Path) -> None:
     assert [made.tokenizer.decode(ids) for ids in documents] == [text for text in first + second if text]
 
 
+def test_conversations_are_rows_of_the_train_split_at_a_commit(hub: Hub, tmp_path: Path) -> None:
+    """Read by a process that makes a dataset of them, as `llamactl finetune` does."""
+    file = io.BytesIO()
+    said = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}!"}] for n in range(5)]
+    pyarrow.parquet.write_table(pyarrow.table({"messages": said, "source": ["made up"] * 5}), file)
+    commit = hub.add("org/chats", {"data/train-0.parquet": file.getvalue()})
+    code = "import sys, json; from llamactl.corpus.rows import open_rows; rows = open_rows(['hf:org/chats']); "
+    code += "print(json.dumps([rows.name, rows.pinned, [row['messages'] for row in rows]]))"
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(
+        words, env=environment(hub.endpoint, tmp_path), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == ["chats", f"hf:org/chats@{commit}:", said]
+
+
 def split(tokens: list[int], end: int) -> list[list[int]]:
     """The documents of a shard, each without its end."""
     ends = [place for place, token in enumerate(tokens) if token == end]

@@ -37,13 +37,17 @@ from llamactl.training.gradients import accumulate_gradients
 from llamactl.training.init_from import add_rows, config_from_checkpoint, pin_init_from
 from llamactl.training.trainer import Trainer, train_run
 from llamactl.training.validation import validate_model
-from tests.conftest import TINY
 from tests.corpus.test_conversations import prepare, talk, write
 from tests.training.conftest import Configured
 
 RATE = 1e11
 SHAPE = ModelConfig(n_layers=2, dim=32, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=64, context=64, vocab_size=640)
-TRAIN: Tree = {"train": {**TINY["train"], "tokens": 4096, "prompts": ("auto",), "save_every": 4, "eval_every": 8}}
+TRAIN: Tree = {
+    "train": {
+        "tokens": 4096, "tokens_per_step": 256, "precision": "fp32", "device": "cpu", "sample_tokens": 4, "save_every": 4,
+        "eval_every": 8,
+    }
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -78,7 +82,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def rows_of(chat: Dataset) -> Windows:
-    return Windows(chat.train, 64, window_rule(chat, settings_for(chat, DataConfig())))
+    return Windows(chat.train, 64, window_rule(chat, settings_for(chat, DataConfig()), 64))
 
 
 def test_packed_conversations_have_the_logits_that_they_have_alone() -> None:
@@ -154,7 +158,7 @@ def test_validation_and_evaluation_name_the_loss_of_the_replies(chat: Dataset, b
     config, world = finetuned(chat, base, {"train": {"eval_tokens": 10**6}})
     torch.manual_seed(2)
     model = Llama(config.model).eval()
-    windows = Windows(chat.val, 64, window_rule(chat, config.data))
+    windows = Windows(chat.val, 64, window_rule(chat, config.data, 64))
     batch = windows.batch(np.arange(len(windows)))
     with torch.inference_mode():
         logits = model.lm_head(model.hidden(batch.inputs, documents=batch.documents))
@@ -162,7 +166,7 @@ def test_validation_and_evaluation_name_the_loss_of_the_replies(chat: Dataset, b
     counted = (batch.targets >= 0).flatten()
     said = chat.tokenizer.byte_lengths[batch.targets.flatten()[counted].numpy()]
     measured = validate_model(NextToken(model), chat, config, world)
-    found = evaluate_streams(model, chat.tokenizer, chat.val, False, chat.byte_lengths, window_rule(chat, config.data))
+    found = evaluate_streams(model, chat.tokenizer, chat.val, False, chat.byte_lengths, window_rule(chat, config.data, 64))
     assert measured is not None
     for each in (measured, found):
         assert each.tokens == int(counted.sum())
@@ -176,7 +180,7 @@ def test_validation_and_evaluation_name_the_loss_of_the_replies(chat: Dataset, b
 
 def test_a_run_learns_its_replies_and_asks_held_out_questions(chat: Dataset, base: Path) -> None:
     config, world = finetuned(chat, base)
-    assert (config.data.loss_on, config.data.separate_documents) == ("assistant", True)
+    assert (config.data.loss_on, config.data.separate_documents, config.optim.name) == ("assistant", True, "adamw")
     assert len(config.train.prompts) == 3
     assert all(prompt.endswith(".") for prompt in config.train.prompts)
     events = list(train_run(config, chat, RunDir.from_name("b"), world, RATE))
@@ -200,6 +204,24 @@ def test_a_run_that_is_stopped_anywhere_is_resumed_bit_for_bit(chat: Dataset, ba
         first, second = weights(whole.checkpoint(16)), weights(run.checkpoint(16))
         assert first.keys() == second.keys()
         assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_windows_that_are_no_rows_are_refused(chat: Dataset, base: Path) -> None:
+    with pytest.raises(UsageError, match="rows of 64 tokens; the model's context is 32"):
+        finetuned(chat, base, {"model": {"context": 32}})
+
+
+def test_documents_of_a_text_are_separated_in_pre_training(configured: Configured, dataset: Dataset) -> None:
+    """Each begins with an end-of-text token, which every text that is continued begins with too."""
+    config, world = configured(data={"separate_documents": True}, train={"tokens": 2560})
+    batch = build_batches(dataset, config, world).micro_batches(0, 8)[0]
+    assert batch.documents is not None
+    assert torch.equal(batch.documents, (batch.inputs == dataset.tokenizer.end).cumsum(1))
+    assert (batch.targets >= 0).all()
+    losses = [
+        event.loss for event in train_run(config, dataset, RunDir.from_name("a"), world, RATE) if isinstance(event, Stepped)
+    ]
+    assert losses[-1] < losses[0]
 
 
 def test_rows_are_windows_in_every_epoch(chat: Dataset, base: Path) -> None:
