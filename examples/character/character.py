@@ -53,7 +53,7 @@ class Topic:
         free = list(order)
         for fold in folds:
             for _ in range(HELD_OUT):
-                best = min(free, key=lambda ask: self._unseen_words(ask, {*fold, ask}))  # noqa: B023  # called at once
+                best = min(free, key=lambda ask: self._unseen_words(ask, {*fold, ask}))  # called at once
                 fold.append(best)
                 free.remove(best)
         held_out = folds[seed % FOLDS]
