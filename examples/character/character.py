@@ -16,6 +16,7 @@ CONTRACTIONS = {
     "what is": "what's", "who is": "who's", "where is": "where's", "I am": "I'm", "you are": "you're", "it is": "it's",
     "do not": "don't",
 }  # fmt: skip
+WORD = re.compile(r"[a-z']+")
 ABBREVIATIONS = {"you": "u", "are": "r", "your": "ur", "please": "pls", "favorite": "fav", "tomorrow": "tmrw"}
 
 # A sequence is spoken in order: plain text, {words}, and choices between sequences.
@@ -42,11 +43,26 @@ class Topic:
         return "{user}" in self.keywords and not self.needs_user
 
     def split_asks(self, seed: int) -> tuple[list[str], list[str]]:
-        """Split the phrasings into those for training and the held-out ones, which differ for seeds 0, 1 and 2."""
+        """Split the phrasings into those for training and the held-out ones, which differ for seeds 0, 1 and 2.
+
+        Phrasings are held out whose words occur in others: nobody can guess what a word means that was never read.
+        """
         order = sorted(self.asks)
         Random(self.name).shuffle(order)
-        start = seed % FOLDS * HELD_OUT
-        return order[:start] + order[start + HELD_OUT :], order[start : start + HELD_OUT]
+        folds: list[list[str]] = [[] for _ in range(FOLDS)]
+        free = list(order)
+        for fold in folds:
+            for _ in range(HELD_OUT):
+                best = min(free, key=lambda ask: self._unseen_words(ask, {*fold, ask}))  # called at once
+                fold.append(best)
+                free.remove(best)
+        held_out = folds[seed % FOLDS]
+        return [ask for ask in order if ask not in held_out], held_out
+
+    def _unseen_words(self, ask: str, left_out: set[str]) -> int:
+        """Count the words of a phrasing that occur in no other one, but for those that are left out."""
+        others = " ".join((*self.about, *(other for other in self.asks if other not in left_out)))
+        return len(set(WORD.findall(ask.lower())) - set(WORD.findall(others.lower())))
 
 
 @dataclass(frozen=True)
