@@ -12,6 +12,7 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "examples" / "character"
 sys.path.insert(0, str(FOLDER))
 
+import make_character  # noqa: E402
 from character import PILCROW, Character, expansions, load_character, normalize, parse, pick  # noqa: E402
 from generate import Message, capitalize, conversations, held_out  # noqa: E402
 from judge import judge, judge_all  # noqa: E402
@@ -214,3 +215,23 @@ def test_each_question_needs_an_answer() -> None:
     question = json.dumps(list(held_out(PILCROW_SNAIL, 0))[-1])
     with pytest.raises(ValueError, match="No answer"):
         list(judge_all([question], PILCROW_SNAIL))
+
+
+@pytest.mark.slow
+def test_a_character_is_made_from_nothing_and_judged(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """All stages in order, with a twentieth of the conversations: too few for most of the questions."""
+    monkeypatch.setattr(make_character, "READ", 800)
+    monkeypatch.setattr(make_character, "ANSWERED", 1_500)
+    monkeypatch.setattr(make_character, "BASE_TOKENS", "60k")
+    monkeypatch.setattr(sys, "argv", ["make_character.py", "--seed", "2"])
+    status = make_character.main()
+    said = capfd.readouterr().out
+    good, of = map(int, re.findall(r"(\d+) of (\d+) on topic", said)[-1])
+    assert of == 2 * len(PILCROW_SNAIL.topics)
+    assert status == int(good < 0.9 * of)
+    rows = [json.loads(line) for line in (home / "data" / "pilcrow-2-answers.jsonl").read_text("utf-8").splitlines()]
+    assert all(row["messages"][-1]["role"] == "assistant" for row in rows)
+    # Even so it has learned to answer in its own words, and to end.
+    assert sum(0 < len(row["messages"][-1]["content"]) < 300 for row in rows) > 0.8 * of

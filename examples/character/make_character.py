@@ -31,7 +31,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="0, 1 and 2 hold out different questions (default: 0)")
     options = parser.parse_args()
     character, name = load_character(options.character), f"{options.character.stem}-{options.seed}"
-    folder = Path(os.environ.get("LLAMACTL_HOME", ".")) / "data"
+    home = Path(os.environ.get("LLAMACTL_HOME", "."))
+    folder = home / "data"
     folder.mkdir(parents=True, exist_ok=True)
     text, chats, questions, answers = (
         folder / f"{name}-{part}.jsonl" for part in ("text", "conversations", "questions", "answers")
@@ -43,9 +44,12 @@ def main() -> int:
     write_lines(questions, held_out(character, options.seed))
 
     llamactl("prepare", text, "--name", f"{name}-text", "--tokenizer", "bpe:2048")
-    words = ("--data", f"{name}-text", "--run", f"{name}-base", "--preset", "tiny", "--tokens", BASE_TOKENS)
-    llamactl("train", *words, "--set", "model.qk_norm=true", *DROPOUT)
-    llamactl("finetune", chats, "--from", f"{name}-base", "--run", name, "--epochs", "1", "--mix", "0", *LEARNING, *DROPOUT)
+    base = f"{name}-base"
+    words = ("--data", f"{name}-text", "--run", base, "--preset", "tiny", "--tokens", BASE_TOKENS, *DROPOUT)
+    # A run that was stopped is resumed; `finetune` does so by itself.
+    resumes = (home / "runs" / base).exists()
+    llamactl("train", *(("--resume", base) if resumes else (*words, "--set", "model.qk_norm=true")))
+    llamactl("finetune", chats, "--from", base, "--run", name, "--epochs", "1", "--mix", "0", *LEARNING, *DROPOUT)
     answers.write_bytes(llamactl("chat", name, "--answer", questions, "--temperature", "0"))
     print(f"\nHeld-out questions, answered in {answers}")
     status = report(list(judge_all(answers.read_text("utf-8").splitlines(), character)), AT_LEAST)
