@@ -1,8 +1,9 @@
 """How far a text goes that is read again: held-out loss after some epochs of the first tokens of a dataset.
 
-    python benchmarks/repeated.py DATA --out FOLDER --runs 4M:1 1M:8 1M:16:0.2:2 [--seeds 0 1 2] [--set model.qk_norm=true]
+    python benchmarks/repeated.py DATA --out FOLDER --runs 4M:1 1M:8 1M:16:0.2:2 [--seeds 0 1 2] [--preset 10m]
+        [--set model.qk_norm=true]
 
-A run is UNIQUE:EPOCHS[:DROPOUT[:WEIGHT_DECAY]]: `tiny` on so many tokens, read so often. All are measured on the whole
+A run is UNIQUE:EPOCHS[:DROPOUT[:WEIGHT_DECAY]]: a preset on so many tokens, read so often. All are measured on the whole
 validation split, at a quarter, half, three quarters and the end of the run. Each is a process of one thread, `--jobs` at once;
 a run that is in FOLDER already is kept.
 """
@@ -59,7 +60,10 @@ def train(run: Run, seed: int, options: argparse.Namespace) -> None:
         "tokens": int(unique * run.epochs), "dropout": run.dropout, "seed": seed, "device": "cpu", "compile": "off",
         "prompts": (), "eval_tokens": LARGEST, "save_every": 10**9, "save_minutes": 0,
     }  # fmt: skip
-    layers = [preset_settings("tiny"), {"data": {"seed": seed}, "optim": {"weight_decay": run.weight_decay}, "train": train}]
+    layers = [
+        preset_settings(options.preset),
+        {"data": {"seed": seed}, "optim": {"weight_decay": run.weight_decay}, "train": train},
+    ]
     config = build_config([*layers, *map(parse_assignment, options.set)])
     world = init_device(config.train)
     config = resolve_config(config, dataset, world)
@@ -74,9 +78,11 @@ def train(run: Run, seed: int, options: argparse.Namespace) -> None:
 def measure(run: Run, seed: int, options: argparse.Namespace) -> list[float]:
     """Return the losses of a run, from its file or from a process that makes it."""
     text = ":".join(map(str, run))
-    path = options.out / f"{'-'.join([text.replace(':', '-'), *options.set, str(seed)])}.json"
+    size = [] if options.preset == "tiny" else [options.preset]
+    path = options.out / f"{'-'.join([*size, text.replace(':', '-'), *options.set, str(seed)])}.json"
     if not path.exists():
         words = [sys.executable, __file__, options.data, "--out", str(path), "--one", text, "--seeds", str(seed)]
+        words += ["--preset", options.preset]
         words += [word for setting in options.set for word in ("--set", setting)]
         subprocess.run(words, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=options.out)
     losses: list[float] = json.loads(path.read_text())["losses"]
@@ -90,6 +96,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="a folder for the losses")
     parser.add_argument("--runs", nargs="+", default=["4M:1", "1M:4", "1M:8", "1M:16:0.2:2"])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--preset", default="tiny")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--set", action="append", default=[], help="a setting of all runs: model.qk_norm=true")
     parser.add_argument("--one", help=argparse.SUPPRESS)

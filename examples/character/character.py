@@ -133,6 +133,8 @@ def _parse_sequence(text: str, template: str) -> tuple[list[Node], str]:
             choice, text = _parse_choice(text[1:], template)
             nodes.append(choice)
         else:
+            if text[0] == "{" and "}" not in text:
+                raise ValueError(f"A brace is not closed: {template}")
             end = text.find("}") + 1 if text[0] == "{" else min(i for mark in "[]|{" if (i := (text + mark).find(mark)) >= 0)
             nodes.append(text[:end])
             text = text[end:]

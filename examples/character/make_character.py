@@ -47,7 +47,7 @@ def main() -> int:
     base = f"{name}-base"
     words = ("--data", f"{name}-text", "--run", base, "--preset", "tiny", "--tokens", BASE_TOKENS, *DROPOUT)
     # A run that was stopped is resumed; `finetune` does so by itself.
-    resumes = (home / "runs" / base).exists()
+    resumes = (home / "runs" / base / "config.toml").exists()
     llamactl("train", *(("--resume", base) if resumes else (*words, "--set", "model.qk_norm=true")))
     llamactl("finetune", chats, "--from", base, "--run", name, "--epochs", "1", "--mix", "0", *LEARNING, *DROPOUT)
     answers.write_bytes(llamactl("chat", name, "--answer", questions, "--temperature", "0"))

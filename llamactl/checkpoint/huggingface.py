@@ -78,6 +78,15 @@ def read_chat_template(folder: Path) -> str:
     return found if isinstance(found, str) else ""
 
 
+def read_template_names(folder: Path) -> dict[str, str]:
+    """Return the control tokens that a chat template can name, bos_token and so on, as tokenizer_config.json has them."""
+    path = folder / "tokenizer_config.json"
+    settings = read_object(path.resolve()) if path.exists() else {}
+    found = {name: settings.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    names = {name: token.get("content") if isinstance(token, dict) else token for name, token in found.items()}
+    return {name: token for name, token in names.items() if isinstance(token, str)}
+
+
 def read_opening(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Return the ids that transformers puts before a text with the tokenizer of a folder that another program saved."""
     library = tokenizer.library or LibraryTokenizer(tokenizer.description, parse_json(tokenizer.description))

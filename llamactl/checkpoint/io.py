@@ -27,7 +27,7 @@ from llamactl.checkpoint.format import (
     read_verified_state,
 )
 from llamactl.checkpoint.hf_config import read_hf_config
-from llamactl.checkpoint.huggingface import description_files, read_chat_template, read_opening
+from llamactl.checkpoint.huggingface import description_files, read_chat_template, read_opening, read_template_names
 from llamactl.checkpoint.select import retry_while_pruned
 from llamactl.config.schema import ModelConfig
 from llamactl.distributed import dtensor
@@ -144,7 +144,7 @@ def load_model(path: Path, device: torch.device) -> tuple[Llama, Tokenizer, Stat
     config, tokenizer = read_hf_config(path, root), read_tokenizer(locate_file(path, "tokenizer.json"), root)
     if is_foreign(path):
         tokenizer.start = read_opening(path, tokenizer)
-    tokenizer.chat_template = read_chat_template(path)
+    tokenizer.chat_template, tokenizer.template_names = read_chat_template(path), read_template_names(path)
     if tokenizer.vocab_size > config.vocab_size:
         why = f"It has {tokenizer.vocab_size:,} ids; config.json has rows for {config.vocab_size:,}."
         raise DataError(f"{path / 'tokenizer.json'} is not the model's.", why)

@@ -64,13 +64,14 @@ def chat(
     from llamactl.hardware.device import choose_device
     from llamactl.inference.chat import Chat
     from llamactl.inference.generate import Request
+    from llamactl.inference.text_arguments import check_literal
     from llamactl.model.decode import Sampler
 
     request = Request((), max_new_tokens, seed=seed, pick=Sampler(temperature, top_k, top_p, min_p, repetition_penalty))
     path, loaded, tokenizer, state = checkpoint_io.open_model(model, choose_device(device))
     conversation = Chat(loaded, tokenizer, request)
     conversation.model = convert_for_decoding(loaded, weights)
-    conversation.set_system(system)
+    conversation.set_system(check_literal(system, "The system message"))
     progress.print(describe_model(path, state), style="dim")
     if conversations:
         answer_file(conversation, conversations)

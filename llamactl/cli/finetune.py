@@ -1,5 +1,6 @@
 """llamactl finetune: train a model to answer, on conversations."""
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,6 +21,7 @@ from llamactl.cli.options import (
 from llamactl.cli.preconditions import import_torch, require_run
 from llamactl.cli.run_training import TrainingRequest, run_training
 from llamactl.cli.train import BITS_HELP, YES_HELP, yield_to_others
+from llamactl.errors import UsageError
 
 if TYPE_CHECKING:
     from llamactl.corpus.chat_dataset import Mix
@@ -92,11 +94,11 @@ def finetune(
     from llamactl.config.schema import build_config
     from llamactl.corpus.rows import open_rows
     from llamactl.distributed.launch import read_launch
-    from llamactl.errors import UsageError
     from llamactl.units import read_time
 
     if tokens and time:
         raise UsageError("--time and --tokens exclude each other.", "Both are the budget.", "Leave one of them out.")
+    check_finite(epochs=epochs, mix=mix or 0.0, val_fraction=val_fraction)
     require_run(model)
     source = open_rows(conversations)
     name = run or source.name_with(model)
@@ -107,10 +109,10 @@ def finetune(
 
     def choose() -> TrainingRequest:
         from llamactl.escape import path_to_text
-        from llamactl.training.finetune import find_text, finetuning_settings, row_recipe
+        from llamactl.training.finetune import finetuning_settings, row_recipe
 
         base = read_model(model, context)
-        text = find_text(base, mix, mix_from)
+        text = choose_text(base, mix, mix_from)
         recipe = row_recipe(path_to_text(" ".join(conversations)), source, base, text, val_fraction)
         rows = make_rows(source, recipe, base, text, data or name)
         chosen = [*finetuning_settings(base, rows, budget), *typed]
@@ -130,6 +132,13 @@ def finetune(
         run_training(broadcast_from_rank0(choose), dry_run, json, [], yes)
 
 
+def check_finite(**numbers: float) -> None:
+    """Raise UsageError for a number that is infinite or none."""
+    for name, value in numbers.items():
+        if not math.isfinite(value):
+            raise UsageError(f"--{name.replace('_', '-')} can't be {value}.", "It is a finite number.")
+
+
 def read_model(model: str, context: int | None) -> "BaseModel":
     """Read what fine-tuning needs to know of MODEL; raises DataError, NoNetwork."""
     from llamactl.checkpoint.select import retry_while_pruned
@@ -140,6 +149,19 @@ def read_model(model: str, context: int | None) -> "BaseModel":
     if base.other_template:
         show_notes(["the model has a chat template of its own: that of llamactl, with tokens for the roles, replaces it"])
     return base
+
+
+def choose_text(base: "BaseModel", mix: float | None, mix_from: str) -> "Mix | None":
+    """Find the text to mix in, and say so where there is none of the model's; raises DataError, UsageError."""
+    from llamactl.cli.ui.preparation import show_notes
+    from llamactl.training.finetune import find_text
+
+    text = find_text(base, mix, mix_from)
+    if text is None and mix is None:
+        show_notes(
+            ["no text is mixed in, as none of the model's is here: what it has read may be forgotten (--mix-from DATASET)"]
+        )
+    return text
 
 
 def make_rows(source: "RowSource", recipe: "Recipe", base: "BaseModel", text: "Mix | None", name: str) -> "Dataset":

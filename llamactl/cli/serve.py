@@ -1,4 +1,4 @@
-"""llamactl serve: answer OpenAI's completions, with a page to write with."""
+"""llamactl serve: answer OpenAI's completions and chat completions, with a page to write with or to chat."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,7 +32,7 @@ def serve(
     token: Annotated[str, typer.Option(help=TOKEN_HELP, show_default="drawn, where one is needed")] = "",
     device: DeviceName = "auto",
 ) -> None:
-    """Serve a model: OpenAI's /v1/completions, and a page to write with."""
+    """Serve a model: OpenAI's completions and chat completions, and a page to write with or to chat."""
     require_run(model)
     import secrets
 

@@ -52,7 +52,7 @@ def read_conversation(row: Any) -> list[Message] | Skipped:
         return Skipped(NO_CONVERSATION)
     messages: list[Message] = []
     for role, content in turns:
-        name = NAMES.get(role.strip().lower()) if isinstance(role, str) else None
+        name = _role_of(role)
         text = _read_text(content)
         if name is None:
             return Skipped(UNKNOWN_ROLE)
@@ -67,6 +67,15 @@ def read_conversation(row: Any) -> list[Message] | Skipped:
     return messages or Skipped(NO_REPLY)
 
 
+def holds_conversation(row: Any) -> bool:
+    """Check whether a row has the form of a conversation, whether or not it can be used."""
+    return _find_turns(row) is not None
+
+
+def _role_of(role: Any) -> str | None:
+    return NAMES.get(role.strip().lower()) if isinstance(role, str) else None
+
+
 def _find_turns(row: Any) -> list[tuple[Any, Any]] | None:
     """Find the turns of a row as pairs of role and content, without checking either; None where there are none."""
     if isinstance(row, list):
@@ -77,7 +86,7 @@ def _find_turns(row: Any) -> list[tuple[Any, Any]] | None:
     for key in CONVERSATIONS:
         if isinstance(row.get(key), list):
             turns = _read_turns(row[key])
-            return turns and (turns if turns[0][0] == "system" else system + turns)
+            return turns and (turns if _role_of(turns[0][0]) == "system" else system + turns)
     for question, answer in PAIRS:
         if question in row and answer in row:
             return _read_pair(row, question, answer, system)

@@ -51,13 +51,25 @@ class DatasetDir:
 
     @classmethod
     def from_name(cls, name: str) -> "DatasetDir":
-        """Find the dataset with a name; an empty name means the newest complete one. Raises DataError when there is none."""
+        """Find the dataset with a name; an empty name means the newest complete one, of text where there is one.
+
+        Raises DataError when there is none.
+        """
         folders = home_folder() / "data"
         if name:
             return cls(folders / _plain(name))
-        for newest in _holding(folders, "dataset.json"):
-            return cls(newest)
+        found = [cls(folder) for folder in _holding(folders, "dataset.json")]
+        # Conversations are for the run that was made with them, whose config names them.
+        for dataset in [*(each for each in found if not each.holds_conversations()), *found]:
+            return dataset
         raise DataError(f"There is no dataset in {folders}/ yet.", "", "Make one: llamactl prepare sample")
+
+    def holds_conversations(self) -> bool:
+        """Check whether the dataset is one of conversations; False where it can't be read, as whoever opens it is told."""
+        try:
+            return self.info().recipe.row_tokens > 0
+        except DataError:
+            return False
 
     @property
     def info_path(self) -> Path:

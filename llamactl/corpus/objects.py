@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from llamactl.corpus.columns import describe_value, read_value
@@ -80,15 +80,20 @@ def read_json(part: "Part", text_column: str) -> "Documents":
             yield source.check(text, f"{place},") if isinstance(text, str) else text
 
 
-def iter_values(source: Decoded, column: str, location: str) -> Iterator[Any]:
-    """Yield the rows of a JSON text; raises Unreadable where it is not valid JSON."""
+def iter_values(
+    source: Decoded, column: str, location: str, is_row: Callable[[Any], bool] = lambda value: False
+) -> Iterator[Any]:
+    """Yield the rows of a JSON text; raises Unreadable where it is not valid JSON.
+
+    An object for which `is_row` holds is a row as it is, whatever lists it has.
+    """
     reader = _Reader(source, location)
     while character := reader.skip():
         if character == "[":
             yield from reader.array()
         else:
             value = reader.value()
-            yield from _rows_of(value, column, location)
+            yield from [value] if is_row(value) else _rows_of(value, column, location)
 
 
 def _rows_of(value: Any, column: str, location: str) -> Iterator[Any]:

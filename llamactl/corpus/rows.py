@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llamactl.corpus import readers
-from llamactl.corpus.conversations import COLUMNS, NOT_TEXT, Skipped
+from llamactl.corpus.conversations import COLUMNS, NOT_TEXT, Skipped, holds_conversation
 from llamactl.corpus.hub import hub_parts, stream_rows
 from llamactl.corpus.inputs import hash_inputs
 from llamactl.corpus.objects import LONGEST_ROW, iter_values
@@ -86,7 +86,7 @@ def _read_jsonl(part: Part) -> Iterator[Any]:
 def _read_json(part: Part) -> Iterator[Any]:
     """Yield the rows of a file of JSON; what follows a mistake in it can't be told apart, so that the rest is one row."""
     try:
-        yield from iter_values(Decoded(part), "", part.location)
+        yield from iter_values(Decoded(part), "", part.location, holds_conversation)
     except Unreadable as error:
         yield Skipped(NOT_JSON, error.lost)
 

@@ -48,7 +48,7 @@ class Chat:
         self.messages.append({"role": "user", "content": said})
         try:
             ids, self.left_out = prompt_of(self.model, self.tokenizer, self.messages, self.request.max_new_tokens)
-        except (UsageError, DataError, UnicodeEncodeError):
+        except BaseException:  # Ctrl-C, too
             self.messages.pop()
             raise
         pieces: list[str] = []

@@ -13,7 +13,7 @@ from llamactl.errors import DataError, UsageError
 from llamactl.model.decode import Sampler, Step, decode_tokens, fit_prompt
 from llamactl.model.llama import Llama
 from llamactl.tokenizer.bpe import Tokenizer
-from llamactl.tokenizer.chat import find_turn_end
+from llamactl.tokenizer.chat import find_ends
 
 STREAMED = {"cpu": 1}  # steps between updates of the text; ids are copied from a GPU only every few steps
 STREAMED_ON_GPU = 8
@@ -63,7 +63,7 @@ class TokenStream:
     def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...] = ()) -> None:
         """Start an empty text."""
         self._tokenizer, self._stops = tokenizer, stops
-        self.ends = {tokenizer.end, find_turn_end(tokenizer)}  # tokens after which nothing follows
+        self.ends = find_ends(tokenizer)  # tokens after which nothing follows
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._waiting = ""
         self.with_end = False

@@ -36,8 +36,8 @@ class RowsLayerCache(LayerCache):
 
     def _store(self, buffer: Tensor, new: Tensor) -> Tensor:
         buffer[self.rows, :, self.positions] = new[:, :, 0].to(buffer.dtype)
-        rows = buffer if self.has_all else buffer[self.rows]
-        return rows[:, :, : self.longest].to(new.dtype)
+        filled = buffer[:, :, : self.longest]
+        return (filled if self.has_all else filled[self.rows]).to(new.dtype)
 
 
 class KVCache:
@@ -48,6 +48,11 @@ class KVCache:
         shape = (batch, config.n_kv_heads, config.context, config.head_dim)
         pairs = [[torch.zeros(shape, device=device, dtype=dtype) for _ in range(2)] for _ in range(config.n_layers)]
         self.layers: list[LayerCache] = [LayerCache(*pair) for pair in pairs]
+
+    @property
+    def row_bytes(self) -> int:
+        """Return the bytes of the buffers for each sequence."""
+        return sum(each[0].nbytes for layer in self.layers for each in (layer.keys, layer.values))
 
     @property
     def length(self) -> int:

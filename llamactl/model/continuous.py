@@ -37,6 +37,11 @@ class ContinuousBatch:
         self._rows: list[Continuation | None] = [None]
         self._allocate(1)
 
+    @property
+    def row_bytes(self) -> int:
+        """Return the bytes of memory that each text takes."""
+        return self._cache.row_bytes
+
     def __len__(self) -> int:
         """Return the number of texts."""
         return len(self._rows) - self._rows.count(None)
@@ -44,13 +49,15 @@ class ContinuousBatch:
     def add(self, text: Continuation) -> None:
         """Take another text, from the next step on."""
         if None not in self._rows:
-            self._rows += [None] * len(self._rows)
-            self._allocate(len(self._rows), self._cache)
+            rows = len(self._rows)
+            self._allocate(2 * rows, self._cache)  # may raise, where memory is full: then nothing has changed
+            self._rows += [None] * rows
         self._rows[self._rows.index(None)] = text
 
     def remove(self, text: Continuation) -> None:
-        """Leave a text."""
-        self._rows[self._rows.index(text)] = None
+        """Leave a text, if it is there."""
+        if text in self._rows:
+            self._rows[self._rows.index(text)] = None
 
     @torch.inference_mode()
     def step(self) -> Iterator[tuple[Continuation, Step]]:
@@ -60,14 +67,21 @@ class ContinuousBatch:
         yield from self._read(unread)
         if rows := [row for row in present if row not in unread]:
             yield from self._step_together(rows, present)
+        if len(self._rows) > 1 and not len(self):
+            # The memory of many texts is given back when none is left.
+            self._rows = [None]
+            self._allocate(1)
 
     def _allocate(self, rows: int, old: KVCache | None = None) -> None:
         """Make a cache of so many rows, the first of which are those of an old one."""
         weight = self._model.model.embed_tokens.weight
-        self._cache = KVCache(self._model.config, rows, weight.device, weight.dtype)
+        cache = KVCache(self._model.config, rows, weight.device, weight.dtype)
+        longest = max((text.length for text in self._rows if text), default=0)
+        for new, held in zip(cache.layers, old.layers if old else (), strict=False):
+            known = (slice(len(held.keys)), slice(None), slice(longest))
+            new.keys[known], new.values[known] = held.keys[:, :, :longest], held.values[:, :, :longest]
+        self._cache = cache
         self._steps: RowSteps | None = None
-        for new, held in zip(self._cache.layers, old.layers if old else (), strict=False):
-            new.keys[: len(held.keys)], new.values[: len(held.keys)] = held.keys, held.values
 
     def _read(self, unread: dict[int, Continuation]) -> Iterator[tuple[Continuation, Step]]:
         """Read prompts, or the second half of a context that is full, into their rows of the cache."""

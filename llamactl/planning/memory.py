@@ -91,11 +91,17 @@ def free_memory(world: World) -> int:
     # A CPU's memory is shared by all ranks of the machine; Apple's GPUs may use a part of it.
     if world.memory_override:
         return world.memory_override
-    if world.device.type == "cuda":
-        return torch.cuda.mem_get_info(world.device)[0]
-    if world.device.type == "mps":
+    free = free_device_memory(world.device)
+    return free // world.local_world_size if world.device.type == "cpu" else free
+
+
+def free_device_memory(device: torch.device) -> int:
+    """Return the free bytes on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
         return max(0, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
-    return free_main_memory() // world.local_world_size
+    return free_main_memory()
 
 
 def free_main_memory() -> int:

@@ -5,6 +5,7 @@ import hmac
 import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,6 +74,8 @@ class Server:
                 response = await handler(request)
             except BadRequest as error:
                 response = JSONResponse(error.to_json(), error.status)
+            except UserError as error:  # a checkpoint that was pruned, or is damaged
+                response = JSONResponse(BadRequest(f"{error.what} {error.why}".strip(), status=500).to_json(), 500)
             response.headers.update(HEADERS)
             return response
 
@@ -90,7 +93,7 @@ class Server:
     async def list_models(self, request: Request) -> Response:
         """Answer GET /v1/models."""
         rows = [
-            {"id": name, "object": "model", "created": 0, "owned_by": "llamactl", "chats": bool(read_chat_template(folder))}
+            {"id": name, "object": "model", "created": 0, "owned_by": "llamactl", "chats": _chats(folder)}
             for name, folder in self.models.items()
         ]
         return JSONResponse({"object": "list", "data": rows})
@@ -123,12 +126,12 @@ class Server:
         loop = asyncio.get_running_loop()
 
         def deliver(delta: Delta | Exception | None) -> None:
-            loop.call_soon_threadsafe(deltas.put_nowait, delta)
+            with suppress(RuntimeError):  # the server is being stopped, and its loop is closed
+                loop.call_soon_threadsafe(deltas.put_nowait, delta)
 
         prompts = await asyncio.to_thread(read, self.models[name])
         jobs = _jobs(asked, self.models[name], prompts, deliver)
-        for job in jobs:
-            self.scheduler.submit(job)
+        self.scheduler.submit(jobs)
         identity = f"{kind.prefix}-{secrets.token_hex(12)}"
         answer = kind(name, identity, sum(len(job.ids) for job in jobs), asked.top is not None)
         if asked.stream:
@@ -185,6 +188,14 @@ def _jobs(
         )
         for number, prompt in enumerate(prompts)
     ]
+
+
+def _chats(folder: Path) -> bool:
+    """Check whether a model has a chat template; False where its files can't be read, as whoever asks it is told."""
+    try:
+        return bool(read_chat_template(folder))
+    except UserError:
+        return False
 
 
 async def _read_json(request: Request) -> object:

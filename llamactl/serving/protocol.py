@@ -49,7 +49,8 @@ class SamplingRequest(BaseModel):
     @field_validator("temperature", "top_p", mode="before")
     @classmethod
     def _whole_is_a_number_too(cls, value: object) -> object:
-        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**300
+        return float(value) if fits else value  # type: ignore[arg-type]
 
     @field_validator("model", "temperature", "top_p", "n", "stream", mode="before")
     @classmethod

@@ -2,7 +2,7 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, Full, Queue
@@ -16,6 +16,7 @@ from llamactl.inference.surprisal import spell_token
 from llamactl.model.continuous import Continuation, ContinuousBatch
 from llamactl.model.decode import Sampler, Step
 from llamactl.model.llama import Llama
+from llamactl.planning.memory import free_device_memory
 from llamactl.serving.answers import Delta, TokenDetail
 from llamactl.serving.protocol import BadRequest
 from llamactl.tokenizer.bpe import Tokenizer
@@ -78,6 +79,9 @@ class ModelQueue:
         self._model, self._tokenizer = model, tokenizer
         self._batch = ContinuousBatch(model, tokenizer.vocab_size)
         self._active: dict[Continuation, Choice] = {}
+        # A cache that grows is held twice for a moment, and others need memory as well.
+        free = free_device_memory(model.lm_head.weight.device)
+        self.most = max(1, min(MOST_ACTIVE, free // 4 // self._batch.row_bytes))
 
     def __len__(self) -> int:
         """Return the number of choices."""
@@ -86,6 +90,9 @@ class ModelQueue:
     @torch.inference_mode()
     def add(self, job: Job) -> None:
         """Begin with a job's choices."""
+        if job.cancelled.is_set():
+            job.deliver(None)
+            return
         if job.echo:
             for delta in echo_prompt(self._model, self._tokenizer, job):
                 job.deliver(delta)
@@ -96,8 +103,12 @@ class ModelQueue:
             return
         for number, seed in enumerate(job.seeds):
             text = Continuation(job.ids, job.pick, seed, self._model)
+            try:
+                self._batch.add(text)
+            except Exception as error:  # no memory for another row, say
+                self._end(job, error)
+                return
             self._active[text] = Choice(job, number, self._tokenizer)
-            self._batch.add(text)
 
     def step(self) -> None:
         """Give each choice a token; an error ends the job that it is of, or all jobs."""
@@ -150,11 +161,14 @@ class Scheduler:
         self._thread = Thread(target=self._work, name="serve", daemon=True)
         self._thread.start()
 
-    def submit(self, job: Job) -> None:
-        """Queue a job; raises BadRequest when too many wait."""
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Queue the jobs of a request; raises BadRequest when too many wait, and then none of them is begun."""
         try:
-            self._waiting.put_nowait(job)
+            for job in jobs:
+                self._waiting.put_nowait(job)
         except Full:
+            for job in jobs:
+                job.cancelled.set()
             raise BadRequest("Too many requests wait; try again in a moment.", status=503) from None
 
     def close(self) -> None:
@@ -183,16 +197,18 @@ class Scheduler:
     def _admit(self) -> None:
         """Begin with the jobs that wait, as far as there is room; wait a moment where there is no other work at all."""
         while True:
-            active = sum(map(len, self._queues.values()))
+            active = any(map(len, self._queues.values()))
             try:
                 job = self._next or self._waiting.get(block=not active, timeout=0.2)
             except Empty:
                 return
-            self._next = job if active and active + len(job.seeds) > MOST_ACTIVE else None
-            if self._next:
-                return
+            self._next = None
             try:
-                self._queue_of(job.folder).add(job)
+                queue = self._queue_of(job.folder)
+                if queue and len(queue) + len(job.seeds) > queue.most:
+                    self._next = job
+                    return
+                queue.add(job)
             except Exception as error:
                 job.deliver(error)
 

@@ -37,6 +37,7 @@ class Tokenizer:
         """Parse the text of a tokenizer.json; raises DataError when it can't be used."""
         self.description = description
         self.chat_template = ""  # of the model that it comes from: Jinja, which `chat.encode_chat` runs in a sandbox
+        self.template_names: dict[str, str] = {}  # of control tokens, as that template calls them: bos_token, eos_token
         self.library: LibraryTokenizer | None = None
         try:
             tree = parse_json(description)

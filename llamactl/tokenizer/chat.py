@@ -4,8 +4,11 @@ What somebody says can't become a control token: only what the template itself w
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from llamactl.errors import DataError, UsageError
@@ -21,7 +24,8 @@ CHAT_TEMPLATE = (
     BEGIN + "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-PRIVATE_USE = range(0xE000, 0xF900)  # characters that mean nothing: one of them marks what is not a control token
+# Characters that mean nothing: one that nobody says marks what is not a control token. There are more than a message can hold.
+PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 Message = Mapping[str, str]  # "role" and "content"
 
 
@@ -60,6 +64,12 @@ def find_turn_end(tokenizer: Tokenizer) -> int | None:
     return None if name is None else tokenizer.controls[name]
 
 
+@lru_cache(maxsize=8)
+def find_ends(tokenizer: Tokenizer) -> frozenset[int]:
+    """Return the tokens after which nothing follows: that which ends a text, and that which ends an answer."""
+    return frozenset({tokenizer.end} | ({turn} if (turn := find_turn_end(tokenizer)) is not None else set()))
+
+
 def fit_chat(tokenizer: Tokenizer, messages: Sequence[Message], room: int) -> tuple[list[int], int]:
     """Return the ids of a conversation for an answer to it, at most `room` of them, and how many messages were left out.
 
@@ -68,27 +78,32 @@ def fit_chat(tokenizer: Tokenizer, messages: Sequence[Message], room: int) -> tu
     """
     opening = [each for each in messages[:1] if each["role"] == "system"]
     turns = list(messages[len(opening) :])
-    questions = [place for place, each in enumerate(turns) if each["role"] == "user" and place] + [len(turns)]
-    for left_out in (0, *questions):
-        kept = turns[left_out:]
-        if not kept and turns:
-            break
-        ids = encode_chat(tokenizer, [*opening, *kept], generation_prompt=True)
-        if len(ids) <= room:
-            return ids, left_out
+    starts = [0, *(place for place, each in enumerate(turns) if place and each["role"] == "user")]
+
+    def encode_from(start: int) -> list[int]:
+        return encode_chat(tokenizer, [*opening, *turns[start:]], generation_prompt=True)
+
+    # A turn has a token at least, so that of a hundred thousand only the last ones are encoded.
+    starts = [start for start in starts if len(turns) - start <= room] or starts[-1:]
+    # The later a conversation begins, the shorter it is.
+    first = bisect_left(starts, True, key=lambda start: len(encode_from(start)) <= room)
+    ids = encode_from(starts[min(first, len(starts) - 1)])
+    if len(ids) <= room:
+        return ids, starts[first]
     why = f"It has {len(ids):,} tokens, and the model reads {room:,} before it answers."
     raise UsageError("This message is too long.", why, "Say it in fewer words.")
 
 
 def _unused_character(messages: Sequence[Message]) -> str:
     used = set().union(*(each["content"] for each in messages))
-    return next(character for character in map(chr, PRIVATE_USE) if character not in used)
+    return next(character for character in map(chr, chain(*PRIVATE_USE)) if character not in used)
 
 
 def _render(tokenizer: Tokenizer, messages: Sequence[Message], generation_prompt: bool) -> str:
     """Run the chat template in a sandbox; raises DataError where that fails, or where the template refuses the messages."""
     begin = tokenizer.name_of(tokenizer.start[0]) if tokenizer.start else ""
-    words = {"bos_token": begin, "eos_token": tokenizer.name_of(tokenizer.end), "messages": messages}
+    names = {"bos_token": begin, "eos_token": tokenizer.name_of(tokenizer.end), **tokenizer.template_names}
+    words: dict[str, Any] = {**names, "messages": messages, "tools": None, "documents": None}
     try:
         text: str = _compile(tokenizer.chat_template).render(**words, add_generation_prompt=generation_prompt)
     except Exception as error:  # whatever a template of somebody else's raises
@@ -100,13 +115,23 @@ def _render(tokenizer: Tokenizer, messages: Sequence[Message], generation_prompt
 def _compile(template: str) -> Any:
     """Compile a chat template with what transformers offers to one, in a sandbox: it reaches neither files nor attributes."""
     from jinja2 import TemplateError
-    from jinja2.ext import loopcontrols
+    from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    class Generation(Extension):
+        """The tag with which some templates mark answers for training: what it encloses is written as it is."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation])
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda words: datetime.now().strftime(words)  # Llama 3.2 names the day
     return environment.from_string(template)

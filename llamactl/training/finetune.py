@@ -70,9 +70,13 @@ def find_text(base: BaseModel, share: float | None, name: str) -> Mix | None:
 def _trained_on(base: BaseModel) -> str:
     """Return the name of the dataset that the run of a model was trained on; raises UsageError for a model of no run."""
     run = RunDir(base.path.absolute().parent.parent)
-    if not os.path.lexists(run.config_path):
-        raise UsageError("--mix does not know which text to take.", "The model is not of a run here.", NAME_TEXT)
-    return run.config().data.name
+    while True:
+        if not os.path.lexists(run.config_path):
+            raise UsageError("--mix does not know which text to take.", "The model is not of a run here.", NAME_TEXT)
+        config = run.config()
+        if not DatasetDir.from_name(config.data.name).holds_conversations() or not config.train.init_from:
+            return config.data.name
+        run = RunDir.from_name(config.train.init_from.partition("@")[0])  # of a run that was fine-tuned: what that began with
 
 
 def _open_text(base: BaseModel, name: str) -> Dataset:

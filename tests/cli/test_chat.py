@@ -95,6 +95,7 @@ def test_what_can_not_be_said_is_refused(run: RunDir) -> None:
     assert answer.code == 0
     assert "too long" in answer.err
     assert type_in("chat", "talker", stdin=None).out == ""
+    assert type_in("chat", "talker", "--system", "\udcff", stdin=b"x").code == 2
 
 
 def test_a_model_of_texts_is_refused(home: Path, run: RunDir) -> None:

@@ -162,3 +162,20 @@ def test_the_command_killed_at_random_moments_ends_with_the_same_bits(home: Path
     assert DatasetDir.from_name("killed").info() == DatasetDir.from_name("whole").info()
     assert_equal(weights(RunDir.from_name("whole")), weights(RunDir.from_name("killed")))
     assert logged("killed") == logged("whole")
+
+
+@pytest.mark.parametrize("option", [("--epochs", "inf"), ("--epochs", "nan"), ("--mix", "nan"), ("--val-fraction", "nan")])
+def test_a_number_that_is_none_is_refused(base: str, chat: str, option: tuple[str, str]) -> None:
+    assert type_in("finetune", chat, "--from", base, *option).code == 2
+
+
+def test_a_model_that_was_fine_tuned_gets_the_text_of_its_base_again(base: str, chat: str, tmp_path: Path) -> None:
+    """And the dataset of conversations is not what the next `train` takes."""
+    assert type_in("finetune", chat, "--from", base, "--run", "one", "--epochs", "1", *FAST).code == 0
+    assert DatasetDir.from_name("").path.name == "addresses"
+    answer = type_in("finetune", chat, "--from", "one", "--run", "two", "--epochs", "1", *FAST)
+    assert answer.code == 0
+    assert DatasetDir.from_name("two").info().recipe.mixed_with
+    shutil.rmtree(DatasetDir.from_name("addresses").path)
+    answer = type_in("finetune", chat, "--from", "one", "--run", "three", "--epochs", "1", *FAST)
+    assert "no text is mixed in" in answer.err

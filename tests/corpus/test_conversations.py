@@ -379,3 +379,13 @@ def test_the_docs_name_every_reason() -> None:
     page = (Path(__file__).parents[2] / "docs" / "chat.md").read_text("utf-8")
     reasons = {reason for _, reason in LEFT_OUT.values()} | {"a row above 16 MiB", "not JSON", "longer than the context"}
     assert reasons <= set(re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", page, flags=re.S)))
+
+
+def test_objects_of_json_keep_their_other_lists(tmp_path: Path) -> None:
+    """One after another, each with lists that are none of the conversation's."""
+    rows = [{"messages": PLAIN, "tags": ["a", "b"]}, {"prompt": "x", "response": "y", "sources": [{"url": "z"}]}]
+    path = tmp_path / "chat.json"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert list(open_rows([str(path)])) == rows
+    path.write_text(json.dumps({"version": 1, "data": rows}))
+    assert list(open_rows([str(path)])) == rows

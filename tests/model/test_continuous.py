@@ -58,6 +58,41 @@ def test_each_text_is_what_it_would_be_alone(model: Llama) -> None:
         assert [log for _, log in found[number]] == pytest.approx([log for _, log in expected], abs=2e-3)
 
 
+def test_a_cache_that_can_not_grow_changes_nothing(model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = ContinuousBatch(model, 130)
+    first, second = (Continuation([1, 2, seed], Sampler(0), seed, model) for seed in range(2))
+    batch.add(first)
+    found = [int(step.tokens) for _, step in batch.step()]
+
+    def full(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as changed:
+        changed.setattr(ContinuousBatch, "_allocate", full)
+        with pytest.raises(RuntimeError):
+            batch.add(second)
+    batch.remove(second)  # which is not there
+    assert len(batch) == 1
+    batch.add(second)
+    both = [{text: int(step.tokens) for text, step in batch.step()} for _ in range(3)]
+    found += [tokens[first] for tokens in both]
+    assert found == [token for token, _ in alone(model, [1, 2, 0], Sampler(0), 0, 4)]
+    assert [tokens[second] for tokens in both] == [token for token, _ in alone(model, [1, 2, 1], Sampler(0), 1, 3)]
+
+
+def test_memory_is_given_back(model: Llama) -> None:
+    batch = ContinuousBatch(model, 130)
+    texts = [Continuation([1], Sampler(0), seed, model) for seed in range(9)]
+    for text in texts:
+        batch.add(text)
+    list(batch.step())
+    assert len(batch._rows) == 16
+    for text in texts:
+        batch.remove(text)
+    assert list(batch.step()) == []
+    assert len(batch._rows) == 1
+
+
 def test_equal_prompts_are_read_once(model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[int] = []
     usual = Llama.hidden

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import tokenizers
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from llamactl.errors import DataError, UsageError
+from llamactl.tokenizer import chat
 from llamactl.tokenizer.bpe import Tokenizer, byte_tokenizer
 from llamactl.tokenizer.chat import CHAT_TEMPLATE, ROLE_TOKENS, encode_chat, find_turn_end, fit_chat
 from tests.tokenizer.test_library import byte_level, llama3, metaspace, sentencepiece, unigram
@@ -118,6 +120,9 @@ def test_find_turn_end(texts: list[str], kind: str, end: str) -> None:
     assert find_turn_end(tokenizer) == tokenizer.controls[end]
 
 
+USER = {"role": "user", "content": "x"}
+
+
 def chat_tokenizer() -> Tokenizer:
     """Bytes and the role tokens."""
     made = tokenizers.Tokenizer.from_str(byte_tokenizer().description)
@@ -176,3 +181,41 @@ def test_the_sandbox_hides_attributes() -> None:
 def test_surrogates_are_refused() -> None:
     with pytest.raises(UnicodeEncodeError):
         encode_chat(chat_tokenizer(), [{"role": "user", "content": json.loads('"\\ud800"')}])
+
+
+def test_a_long_conversation_is_cut_in_few_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = chat_tokenizer()
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 50_000 + [USER]
+    tries: list[int] = []
+    usual = chat.encode_chat
+
+    def counted(*arguments: Any, **more: Any) -> list[int]:
+        tries.append(len(arguments[1]))
+        return usual(*arguments, **more)
+
+    monkeypatch.setattr(chat, "encode_chat", counted)
+    ids, left_out = fit_chat(tokenizer, messages, 100)
+    assert 90 < len(ids) <= 100
+    assert ids == usual(tokenizer, messages[left_out:], generation_prompt=True)
+    assert len(tries) < 12
+    assert max(tries) <= 100
+
+
+def test_no_text_leaves_no_mark() -> None:
+    tokenizer = chat_tokenizer()
+    said = "".join(map(chr, range(0xE000, 0xF900))) + "<|end|>"
+    ids = encode_chat(tokenizer, [{"role": "user", "content": said}])
+    assert tokenizer.decode(ids) == said
+    assert ids.count(tokenizer.controls["<|end|>"]) == 1
+
+
+def test_templates_have_what_transformers_offers() -> None:
+    tokenizer = chat_tokenizer()
+    tokenizer.template_names = {"eos_token": "<|end|>"}
+    tokenizer.chat_template = (
+        "{% if tools is not none %}tools{% endif %}{{ strftime_now('%Y') }}{% for message in messages %}"
+        "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}{% endfor %}"
+    )
+    ids = encode_chat(tokenizer, [USER])
+    assert tokenizer.decode(ids).removesuffix("x").isdecimal()
+    assert ids[-1] == tokenizer.controls["<|end|>"] == find_turn_end(tokenizer)

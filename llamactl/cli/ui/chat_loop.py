@@ -80,8 +80,11 @@ def obey(chat: Chat, line: str, answer: Callable[[str], None]) -> None:
         if len(chat.messages) < 2 or chat.messages[-1]["role"] != "assistant":
             progress.print("Nothing was answered yet.", style="yellow")
             return
-        chat.messages.pop()
-        answer(chat.messages.pop()["content"])
+        before = list(chat.messages)
+        del chat.messages[-2:]
+        answer(before[-2]["content"])
+        if len(chat.messages) < len(before):  # it could not be answered again
+            chat.messages[:] = before
     elif line.startswith("/"):
         if command == "/help":
             progress.print(HELP, style="dim")
@@ -100,6 +103,9 @@ def _answer(chat: Chat, said: str, as_json: bool = False) -> None:
         progress.print(" …", style="dim")
     except UsageError as error:
         progress.print(f"{error.what} {error.why} {error.fix}".strip(), style="yellow")
+        return
+    except UnicodeEncodeError:
+        progress.print("This message is not Unicode text.", style="yellow")
         return
     if as_json:
         for message in chat.messages[-2:]:

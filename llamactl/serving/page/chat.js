@@ -48,15 +48,15 @@ async function say() {
   const messages = [...(system ? [{ role: "system", content: system }] : []), ...turns];
   const item = addTurn("assistant", "");
   const turn = turns[turns.length - 1];
-  await ask("v1/chat/completions", { messages, logprobs: true, top_logprobs: 4 }, (choice) => {
+  const stopped = !(await ask("v1/chat/completions", { messages, logprobs: true, top_logprobs: 4 }, (choice) => {
     turn.content += choice.delta.content || "";
     item.append(...((choice.logprobs && choice.logprobs.content) || []).map(tokenSpan));
     item.scrollIntoView({ block: "nearest" });
-  });
+  }));
   // The pieces of a character that several tokens make are no text by themselves.
   if (item.textContent !== turn.content) item.textContent = turn.content;
   // A message that was not answered can be said again.
-  if (!turn.content && at("trouble").textContent) {
+  if (!turn.content && (at("trouble").textContent || stopped)) {
     turns.splice(-2);
     item.previousSibling.remove();
     item.remove();

@@ -40,7 +40,7 @@ async function start() {
   showStep();
   offerChat(found[0].chats);
   // A link may carry a text: /#Once%20upon
-  if (location.hash.length > 1 && !given) {
+  if (location.hash.length > 1 && !given && !turns.length) {
     at("prompt").value = decodeURIComponent(location.hash.slice(1));
     submit();
   }
@@ -64,7 +64,7 @@ async function* events(answer) {
   }
 }
 
-// Ask the server and give each choice of the stream to `take`, until it ends or somebody asks for something else.
+// Ask the server and give each choice of the stream to `take`, until it ends (true), or is stopped or refused.
 async function ask(path, body, take) {
   if (running) running.abort();
   const mine = (running = new AbortController());
@@ -84,6 +84,7 @@ async function ask(path, body, take) {
       if (event.error) return complain(event.error.message);
       for (const choice of event.choices) take(choice);
     }
+    return true;
   } catch (error) {
     if (error.name !== "AbortError") complain("The server does not answer.");
   } finally {
