@@ -152,7 +152,7 @@ def _difference(before: Origin, job: Job) -> str:
         return ""
     changed = before.recipe.differences(now.recipe)
     if options := changed - {"inputs"}:
-        return f"It was made with a different {', '.join(sorted(options))}."
+        return f"It was made with other settings: {', '.join(sorted(options))}."
     if before.tokenizer != now.tokenizer:
         return f"It was made with a different tokenizer than {job.folder.tokenizer_path}."
     if files := describe_changes(before.inputs, job.inputs):

@@ -148,7 +148,7 @@ def test_a_complete_dataset_is_kept_and_another_recipe_refused(home: Path, corpu
         True
     ]
     assert DatasetDir.from_name("") == folder, "what was asked for last is what the next command takes"
-    with pytest.raises(DataError, match="a different tokenizer"):
+    with pytest.raises(DataError, match="other settings: tokenizer"):
         list(prepare_dataset(source, same.model_copy(update={"tokenizer": "gpt2"}), folder, local_engine(1)))
     assert folder.info_path.read_bytes() == before
 
