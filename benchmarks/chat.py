@@ -15,23 +15,25 @@ from pathlib import Path
 from openai import OpenAI
 from serve import find_address
 
-# llama.cpp has the template from the file, and its own way to run it.
+from llamactl.tokenizer.chat import TURN_END
+from llamactl.tokenizer.plain_bpe import END_OF_TEXT
+
+# What llama.cpp makes of a conversation's text, by the names of its control tokens, up to the end of the turn. That it reads
+# the template from the file, and writes the same text by it, is in tests/export/test_llama_cpp.py.
 TALK = """
 import fs from "node:fs";
-import {getLlama, LlamaChatSession, JinjaTemplateChatWrapper} from "node-llama-cpp";
+import {getLlama} from "node-llama-cpp";
 const asked = JSON.parse(fs.readFileSync(0, "utf8"));
-const llama = await getLlama({gpu: false, build: "never", skipDownload: true});
+const llama = await getLlama({gpu: false, build: "never", skipDownload: true, maxThreads: 1});
 const model = await llama.loadModel({modelPath: asked.file});
 const types = {experimentalKvCacheKeyType: "F32", experimentalKvCacheValueType: "F32"};
-const contextSequence = (await model.createContext({contextSize: asked.context, ...types})).getSequence(), said = [];
-const template = model.fileInfo.metadata.tokenizer.chat_template;
-const roles = {systemMessageRole: "system", userRoleName: "user", modelRoleName: "assistant"};
-for (const messages of asked.conversations) {
-  await contextSequence.clearHistory();
-  const session = new LlamaChatSession({contextSequence, chatWrapper: new JinjaTemplateChatWrapper({template, ...roles})});
-  session.setChatHistory(messages.slice(0, -1).map(({role, content}) =>
-    role === "user" ? {type: "user", text: content} : {type: "model", response: [content]}));
-  said.push(await session.prompt(messages.at(-1).content, {temperature: 0, maxTokens: asked.tokens}));
+const sequence = (await model.createContext({contextSize: asked.context, ...types})).getSequence(), said = [];
+for (const text of asked.texts) {
+  await sequence.clearHistory();
+  const written = [];
+  for await (const token of sequence.evaluate(model.tokenize(text, true), {temperature: 0}))
+    if (written.push(token) >= asked.tokens) break;
+  said.push(model.detokenize(written));
 }
 console.log(JSON.stringify(said));
 process.exit(0);
@@ -83,11 +85,18 @@ def ask_llama_cpp(model: str, conversations: list[list[dict[str, str]]], node: P
     with tempfile.TemporaryDirectory() as folder:
         llamactl("export", "gguf", model, "--type", "f32", "--out", folder)
         file = next(Path(folder).glob("*.gguf"))
-        asked = json.dumps({"file": str(file), "conversations": conversations, "tokens": TOKENS, "context": CONTEXT})
+        texts = [write_out(each) for each in conversations]
+        asked = json.dumps({"file": str(file), "texts": texts, "tokens": TOKENS, "context": CONTEXT})
         done = subprocess.run(["node", str(script)], input=asked, stdout=subprocess.PIPE, text=True, check=True)
     script.unlink()
     said: list[str] = json.loads(done.stdout.splitlines()[-1])
     return said
+
+
+def write_out(messages: list[dict[str, str]]) -> str:
+    """Return a conversation as the chat template writes it, for an answer."""
+    turns = "".join(f"<|{message['role']}|>{message['content']}{TURN_END}" for message in messages)
+    return f"{END_OF_TEXT}{turns}<|assistant|>"
 
 
 if __name__ == "__main__":
