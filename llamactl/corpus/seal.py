@@ -26,7 +26,9 @@ def check_complete(source: Source, recipe: Recipe, folder: DatasetDir) -> Datase
     fix = f"Use --name NAME, or remove {folder.path}."
     differ = info.recipe.differences(recipe) - {"inputs"}
     if differ:
-        raise DataError(f"{folder.path} is there already.", f"It was made with other settings: {', '.join(sorted(differ))}.", fix)
+        raise DataError(
+            f"{folder.path} is there already.", f"It was made with other settings: {', '.join(sorted(differ))}.", fix
+        )
     check_tokenizer(recipe, folder, info.tokenizer)
     files = list_inputs(hash_inputs(source.pieces))
     changed = describe_changes(info.inputs.files, files) if info.inputs else ""
