@@ -21,7 +21,7 @@ class Continuation:
         self.length = 0  # tokens in the cache
         self._pick, self._draws = pick, uniform_draws([seed], device)
 
-    def choose(self, logits: Tensor, total: Tensor) -> Step:
+    def choose_token(self, logits: Tensor, total: Tensor) -> Step:
         """Choose the next token from its logits (1 V) and add it to the text."""
         picked = self._pick(logits, self.text, next(self._draws))
         self.text = torch.cat([self.text, picked[:, None]], dim=1)
@@ -95,7 +95,7 @@ class ContinuousBatch:
                 own.copy_from(first[key][0])
             else:
                 first[key] = own, model_step(self._model, tokens, own, self._vocab_size)
-            yield text, text.choose(*first[key][1])
+            yield text, text.choose_token(*first[key][1])
 
     def _step_together(self, rows: list[int], present: dict[int, Continuation]) -> Iterator[tuple[Continuation, Step]]:
         self._steps = self._steps or RowSteps(self._model, self._cache, self._vocab_size)
@@ -106,4 +106,4 @@ class ContinuousBatch:
             for number, row in enumerate(rows):
                 text = present[row]
                 text.length = (text.length + 1) % self._model.config.context  # 0: full, to be read again
-                yield text, text.choose(logits[number : number + 1], totals[number : number + 1])
+                yield text, text.choose_token(logits[number : number + 1], totals[number : number + 1])

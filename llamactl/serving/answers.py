@@ -35,13 +35,13 @@ class Answer:
     details: bool  # with log-probabilities
     prefix, kind, piece_kind = "cmpl", "text_completion", "text_completion"
 
-    def choice(self, delta: Delta, offset: int = 0) -> dict[str, Any]:
+    def choice_json(self, delta: Delta, offset: int = 0) -> dict[str, Any]:
         """Return a choice; `offset` is the number of characters before its text."""
         return {"index": delta.choice, "text": delta.text, **self._ending(delta, offset)}
 
-    def piece(self, delta: Delta, offset: int, first: bool) -> dict[str, Any]:
+    def piece_json(self, delta: Delta, offset: int, first: bool) -> dict[str, Any]:
         """Return what is new of a choice, in a stream; `first` is whether it is the first such piece."""
-        return self.choice(delta, offset)
+        return self.choice_json(delta, offset)
 
     def body(self, choices: list[dict[str, Any]], generated: int | None = None, piece: bool = False) -> dict[str, Any]:
         """Return an answer, or a piece of a stream, with the tokens used where those that were generated are counted."""
@@ -73,12 +73,12 @@ class ChatAnswer(Answer):
 
     prefix, kind, piece_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def choice(self, delta: Delta, offset: int = 0) -> dict[str, Any]:
+    def choice_json(self, delta: Delta, offset: int = 0) -> dict[str, Any]:
         """Return a choice: a message of the assistant."""
         message = {"role": "assistant", "content": delta.text, "refusal": None}
         return {"index": delta.choice, "message": message, **self._ending(delta, offset)}
 
-    def piece(self, delta: Delta, offset: int, first: bool) -> dict[str, Any]:
+    def piece_json(self, delta: Delta, offset: int, first: bool) -> dict[str, Any]:
         """Return what is new of a message."""
         role = {"role": "assistant"} if first else {}
         return {"index": delta.choice, "delta": {**role, "content": delta.text}, **self._ending(delta, offset)}

@@ -133,7 +133,7 @@ class Server:
         jobs = _jobs(asked, self.models[name], prompts, deliver)
         self.scheduler.submit(jobs)
         identity = f"{kind.prefix}-{secrets.token_hex(12)}"
-        answer = kind(name, identity, sum(len(job.ids) for job in jobs), asked.top is not None)
+        answer = kind(name, identity, sum(len(job.ids) for job in jobs), asked.logprob_count is not None)
         if asked.stream:
             counted = bool((asked.stream_options or {}).get("include_usage"))
             return StreamingResponse(_stream(answer, jobs, deltas, counted), media_type="text/event-stream")
@@ -182,7 +182,7 @@ def _jobs(
             first=number * asked.n,
             pick=Sampler(temperature=asked.temperature, top_p=asked.top_p),
             stops=asked.stops,
-            top=asked.top,
+            top=asked.logprob_count,
             echo=prompt.echo,
             deliver=deliver,
         )
@@ -240,7 +240,7 @@ async def _stream(answer: Answer, jobs: Sequence[Job], deltas: Deltas, counted: 
             generated += delta.generated
             if delta.text or delta.tokens or delta.finish:
                 before = lengths.get(delta.choice)
-                yield _event(answer.body([answer.piece(delta, before or 0, before is None)], piece=True))
+                yield _event(answer.body([answer.piece_json(delta, before or 0, before is None)], piece=True))
                 lengths[delta.choice] = (before or 0) + len(delta.text)
     except BadRequest as error:
         yield _event(error.to_json())
@@ -269,7 +269,7 @@ async def _whole(request: Request, answer: Answer, jobs: Sequence[Job], deltas: 
             raise BadRequest("Whoever asked is gone.")
     collecting.result()
     choices = [
-        answer.choice(
+        answer.choice_json(
             Delta(
                 number,
                 "".join(delta.text for delta in found),

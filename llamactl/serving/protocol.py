@@ -63,7 +63,7 @@ class SamplingRequest(BaseModel):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
-    def top(self) -> int | None:
+    def logprob_count(self) -> int | None:
         """Return how many log-probabilities are told besides that of each token; None for not even that one."""
         raise NotImplementedError
 
@@ -104,7 +104,7 @@ class CompletionRequest(SamplingRequest):
         return cls.model_fields[info.field_name].default if value is None else value
 
     @property
-    def top(self) -> int | None:
+    def logprob_count(self) -> int | None:
         """Return how many log-probabilities are told besides that of each token; None for not even that one."""
         return self.logprobs
 
@@ -142,7 +142,7 @@ class ChatRequest(SamplingRequest):
     top_logprobs: int | None = Field(None, ge=0, le=20)
 
     @property
-    def top(self) -> int | None:
+    def logprob_count(self) -> int | None:
         """Return how many log-probabilities are told besides that of each token; None for not even that one."""
         return (self.top_logprobs or 0) if self.logprobs else None
 

@@ -119,7 +119,7 @@ def test_a_person_asks_and_leaves(run: RunDir, monkeypatch: pytest.MonkeyPatch, 
         return line
 
     monkeypatch.setattr("builtins.input", type_line)
-    monkeypatch.setattr(chat_loop, "load_history", lambda path: None)
+    monkeypatch.setattr("llamactl.cli.ui.prompt_loop.load_history", lambda path: None)
     chat_loop.run_chat_loop(chat)
     assert chat.messages == []
     assert next(typed, None) is None

@@ -1,4 +1,4 @@
-"""llamactl chat: read what is said, print the answer as it comes, and ask for more."""
+"""llamactl chat: read messages and print the answers as they come."""
 
 import json
 import sys
@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from llamactl.cli.ui.console import output, progress, show_json
-from llamactl.cli.ui.prompt_loop import change_setting, load_history
+from llamactl.cli.ui.prompt_loop import change_setting, read_typed_lines
 from llamactl.errors import DataError, UsageError, UserError
 from llamactl.inference.chat import Chat, read_messages
 from llamactl.inference.text_arguments import read_lines
-from llamactl.storage.home import home_folder
 
 HISTORY = ".chat_history"
 HELP = """\
@@ -22,20 +21,9 @@ HELP = """\
 
 def run_chat_loop(chat: Chat) -> None:
     """Read messages and print the answers until Ctrl-D; a line that begins with / is a command."""
-    load_history(home_folder() / HISTORY)
     progress.print("Say something. /help lists the commands, Ctrl-C ends an answer, Ctrl-D quits.", style="dim")
-    while True:
-        try:
-            line = input("» ")
-        except EOFError:
-            progress.print()
-            return
-        # As in a shell, Ctrl-C drops the line and Ctrl-D leaves.
-        except KeyboardInterrupt:
-            progress.print()
-            continue
-        if line.strip():
-            obey(chat, line, lambda said: _answer(chat, said))
+    for line in read_typed_lines(HISTORY):
+        obey(chat, line, lambda said: _answer(chat, said))
 
 
 def answer_lines(chat: Chat, as_json: bool) -> None:

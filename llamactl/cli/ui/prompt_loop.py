@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,19 @@ RANGES = {"top-p": (0, 1), "min-p": (0, 1), "repetition-penalty": (1, math.inf),
 
 def run_prompt_loop(model: Llama, tokenizer: Tokenizer, request: Request, raw_prompt: bool = False) -> None:
     """Read prompts and print their continuations until Ctrl-D; a line that begins with / changes a setting."""
-    load_history(home_folder() / HISTORY)
     progress.print("Type the beginning of a text. /help lists the settings, Ctrl-D quits.", style="dim")
+    for line in read_typed_lines(HISTORY):
+        if line.startswith("/"):
+            request = change_setting(line, request)
+        else:
+            _continue_prompt(model, tokenizer, replace(request, prompts=(line if raw_prompt else strip_prompt(line),)))
+            # So that the same prompt, typed again, has another continuation.
+            request = replace(request, seed=request.seed + 1)
+
+
+def read_typed_lines(history: str) -> Iterator[str]:
+    """Yield the lines that a person types, but for blank ones; `history` names the file that keeps them, in the home folder."""
+    load_history(home_folder() / history)
     while True:
         try:
             line = input("» ")
@@ -36,12 +48,8 @@ def run_prompt_loop(model: Llama, tokenizer: Tokenizer, request: Request, raw_pr
         except KeyboardInterrupt:
             progress.print()
             continue
-        if line.startswith("/"):
-            request = change_setting(line, request)
-        elif line.strip():
-            _continue_prompt(model, tokenizer, replace(request, prompts=(line if raw_prompt else strip_prompt(line),)))
-            # So that the same prompt, typed again, has another continuation.
-            request = replace(request, seed=request.seed + 1)
+        if line.strip():
+            yield line
 
 
 def apply_slash_command(line: str, request: Request) -> Request:
