@@ -43,7 +43,10 @@ def main() -> None:
     for facts in about["checkpoints"]:
         print(f"  step {facts['step']:>6}  {facts['bitsPerByte']} bits per byte")
     print(f"  before rounding: {about['bitsPerByteBefore']}, on {about['heldOutTokens']:,} held-out tokens")
-    with tempfile.TemporaryDirectory() as profile, Page(options.page.resolve().as_uri(), Path(profile), flags=OFFLINE) as page:
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
+        Page(options.page.resolve().as_uri(), Path(profile), flags=OFFLINE) as page,
+    ):
         page.wait("vocabulary !== null && job === null")
         for number, model in enumerate(models):
             found, _ = write_in_page(page, ids, options.tokens, number)
