@@ -140,7 +140,7 @@ def check_exclusive_options(to_resume: str, resume: bool, time: str, tokens: str
 
 
 def yield_to_others(resumed: str | None) -> None:
-    """Use fewer threads if other processes keep the cores busy, and print so; a run that is `resumed` keeps its number."""
+    """Share the cores if other processes keep them busy, and print so; a run that is `resumed` keeps its number of threads."""
     from llamactl.cli.ui.console import progress
     from llamactl.errors import DataError
     from llamactl.hardware.busy import avoid_crowding, describe_busy

@@ -1,6 +1,9 @@
-"""Notice other processes that keep the cores busy, and use fewer threads beside them, which sleep instead of spin."""
+"""Notice other processes that keep the cores busy; beside them, threads sleep instead of spin, and ask for long turns."""
 
+import ctypes
 import os
+import platform
+import struct
 import sys
 import time
 from pathlib import Path
@@ -9,6 +12,9 @@ from llamactl.hardware.limits import usable_cores
 
 LOADAVG = Path("/proc/loadavg")
 SAMPLES, INTERVAL = 10, 0.01  # readings of the load, and seconds between them
+SLICE = 30_000_000  # nanoseconds of a turn on a core; the kernel's own choice is about 3 million, and 100 million is its limit
+# sched_setattr(2) and sched_getattr(2), which Python has no function for, by processor.
+SYSTEM_CALLS = {"x86_64": (314, 315), "aarch64": (274, 275), "riscv64": (274, 275)}
 SETTINGS = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GOMP_SPINCOUNT")  # of OpenMP, by which people decide for themselves
 
 
@@ -38,7 +44,7 @@ def crowding_threads() -> int:
 
 
 def avoid_crowding(recorded: int = 0) -> int:
-    """Use fewer threads, which sleep while they wait, if others crowd the cores; return the number of busy threads found.
+    """Let threads sleep while they wait, and ask for long turns, if others crowd the cores; return the busy threads found.
 
     A run that is resumed keeps the number of threads that was `recorded` when it began, as other sums of floats have other
     last bits. Call it before torch is imported, which reads the settings once.
@@ -48,22 +54,34 @@ def avoid_crowding(recorded: int = 0) -> int:
     # sleep take longer to wake up, which costs a third of the speed on an idle machine: hence not always.
     if "torch" in sys.modules or any(name in os.environ for name in SETTINGS):
         return 0
-    busy, cores = crowding_threads(), usable_cores()
-    threads = recorded or (threads_beside(busy) if busy else cores)
-    if threads < cores:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+    busy = crowding_threads()
+    if 0 < recorded < usable_cores():
+        os.environ["OMP_NUM_THREADS"] = str(recorded)
     if busy:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        request_long_turns()
     return busy
 
 
-def threads_beside(busy: int) -> int:
-    """Return the threads that keep most of a fair share beside busy ones: one for each free core, at least half of all.
+def request_long_turns() -> bool:
+    """Ask the kernel to interrupt this process and its later threads seldom; return False where it can't be asked.
 
-    Two threads on cores that are shared wait for each other longer than one of them takes alone (docs/benchmarks.md).
+    A thread whose turn ends amid a product keeps the others waiting until its next one. Longer turns come as much later, so
+    that no other process loses anything, and one that reacts to people still comes first (sched_setattr(2), Linux 6.12 and
+    later; earlier kernels ignore it).
     """
-    cores = usable_cores()
-    return max(1, min(cores, max((os.cpu_count() or 1) - busy, cores // 2)))
+    if sys.platform != "linux" or platform.machine() not in SYSTEM_CALLS:
+        return False
+    set_call, get_call = SYSTEM_CALLS[platform.machine()]
+    libc, layout = ctypes.CDLL(None), struct.Struct("IIQiIQQQ")
+    attributes = ctypes.create_string_buffer(layout.size)
+    if libc.syscall(get_call, 0, attributes, layout.size, 0):
+        return False
+    size, policy, flags, nice, priority, _, deadline, period = layout.unpack(attributes.raw)
+    if policy not in (os.SCHED_OTHER, os.SCHED_BATCH):  # in others that field has another meaning
+        return False
+    layout.pack_into(attributes, 0, size, policy, flags, nice, priority, SLICE, deadline, period)
+    return libc.syscall(set_call, 0, attributes, 0) == 0
 
 
 def describe_busy(threads: int) -> str:

@@ -53,14 +53,15 @@ def test_a_system_that_does_not_say_counts_as_idle(load: Path, text: str) -> Non
     ("runnable", "set_before", "recorded", "then"),
     [
         (1, {}, 0, {}),
-        (9, {}, 0, {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}),
+        (9, {}, 0, {"OMP_WAIT_POLICY": "PASSIVE"}),
+        (9, {}, 1, {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}),
         (9, {}, 2, {"OMP_WAIT_POLICY": "PASSIVE"}),
         (1, {}, 1, {"OMP_NUM_THREADS": "1"}),
         (9, {"OMP_WAIT_POLICY": "ACTIVE"}, 0, {"OMP_WAIT_POLICY": "ACTIVE"}),
         (9, {"OMP_NUM_THREADS": "3"}, 1, {"OMP_NUM_THREADS": "3"}),
     ],
 )
-def test_fewer_threads_that_sleep_beside_others_unless_somebody_decided(
+def test_threads_sleep_and_take_long_turns_beside_others_unless_somebody_decided(
     load: Path,
     monkeypatch: pytest.MonkeyPatch,
     runnable: int,
@@ -75,19 +76,46 @@ def test_fewer_threads_that_sleep_beside_others_unless_somebody_decided(
         monkeypatch.delenv(name)
     for name, value in set_before.items():
         monkeypatch.setenv(name, value)
+    asked: list[bool] = []
+    monkeypatch.setattr(busy, "request_long_turns", lambda: asked.append(True))
     assert busy.avoid_crowding(recorded) == (0 if set_before else runnable - 1)
+    assert bool(asked) == (os.environ.get("OMP_WAIT_POLICY") == "PASSIVE")
     assert {name: os.environ[name] for name in busy.SETTINGS if name in os.environ} == then
 
 
-def test_as_many_threads_as_are_free_and_at_least_half(load: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(busy, "usable_cores", lambda: 4)
-    assert [busy.threads_beside(others) for others in (1, 2, 3, 4, 50)] == [3, 2, 2, 2, 2]
-    monkeypatch.setattr(busy, "usable_cores", lambda: 1)
-    assert busy.threads_beside(9) == 1
+LONG_TURNS = """
+import os, threading
+from llamactl.hardware import busy
+os.nice(3)
+print(busy.request_long_turns(), os.nice(0))
+def turn():
+    print(os.sched_rr_get_interval(0))
+threading.Thread(target=turn).start()
+"""
 
 
-@pytest.mark.parametrize("words", ["--preset tiny", "--resume begun"])
-def test_train_decides_before_torch_is_imported(home: Path, corpus: Path, words: str) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels are not asked")
+def test_turns_of_later_threads_are_long_and_the_priority_stays() -> None:
+    lines = subprocess.check_output([sys.executable, "-c", LONG_TURNS], text=True).splitlines()
+    asked, nice = lines[0].split()
+    assert nice == "3"
+    if asked == "False":
+        pytest.skip("this kernel can't be asked")
+    if tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 12):
+        assert float(lines[1]) == pytest.approx(busy.SLICE / 1e9, abs=0.01)  # it counts in ticks
+
+
+def test_turns_are_left_alone_where_they_mean_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = "import os; from llamactl.hardware import busy; os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0)); "
+    lines += "print(busy.request_long_turns(), os.sched_getscheduler(0) == os.SCHED_IDLE)"
+    if sys.platform == "linux":
+        assert subprocess.check_output([sys.executable, "-c", lines], text=True) == "False True\n"
+    monkeypatch.setattr(busy.platform, "machine", lambda: "vax")
+    assert not busy.request_long_turns()
+
+
+@pytest.mark.parametrize(("words", "threads"), [("--preset tiny", "all"), ("--resume begun", "1")])
+def test_train_decides_before_torch_is_imported(home: Path, corpus: Path, words: str, threads: str) -> None:
     """OpenMP reads its settings once, when torch loads it: without a setting that sticks, nothing was gained."""
     make_dataset(home / "data" / "addresses", corpus)
     RunDir.from_name("begun").path.mkdir(parents=True)
@@ -106,8 +134,8 @@ def crowded():
 with patch.object(busy, "crowding_threads", crowded), patch.object(busy, "usable_cores", lambda: 2):
     with patch("llamactl.cli.train.run_training"), patch("llamactl.cli.train.resume_run"):
         app({["train", *words.split()]}, standalone_mode=False)
-print(os.environ["OMP_WAIT_POLICY"], os.environ["OMP_NUM_THREADS"])
+print(os.environ["OMP_WAIT_POLICY"], os.environ.get("OMP_NUM_THREADS", "all"))
 """
     done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=False)
-    assert done.stdout == "PASSIVE 1\n", done.stderr
+    assert done.stdout == f"PASSIVE {threads}\n", done.stderr
     assert "This machine is busy (3 other threads on" in done.stderr
