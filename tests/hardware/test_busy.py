@@ -1,6 +1,7 @@
 """Other processes that keep the cores busy are noticed, and threads then sleep while they wait."""
 
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -110,7 +111,7 @@ def test_turns_are_left_alone_where_they_mean_something_else(monkeypatch: pytest
     lines += "print(busy.request_long_turns(), os.sched_getscheduler(0) == os.SCHED_IDLE)"
     if sys.platform == "linux":
         assert subprocess.check_output([sys.executable, "-c", lines], text=True) == "False True\n"
-    monkeypatch.setattr(busy.platform, "machine", lambda: "vax")
+    monkeypatch.setattr(platform, "machine", lambda: "vax")
     assert not busy.request_long_turns()
 
 
