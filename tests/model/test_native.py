@@ -364,7 +364,9 @@ for name, shape in t.SHAPES.items():
 @needs_library
 @pytest.mark.slow
 def test_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
-    compiler = native_build.find_compiler()[0]
+    compiler = shutil.which("g++")  # Clang's runtimes have other names
+    if compiler is None:
+        pytest.skip("no g++")
     runtime = subprocess.run(
         [compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
     ).stdout.strip()
