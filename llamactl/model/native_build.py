@@ -19,7 +19,8 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("native") / "decode.cpp"
 COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-std=c++20", "-O3", "-fopenmp", "-shared", "-fPIC")
+FLAGS = ("-std=c++20", "-O3", "-shared", "-fPIC")
+OPENMP, OWN_THREADS = "-fopenmp", "-pthread"  # Apple's compiler has no OpenMP
 NATIVE = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
 TIME_LIMIT = 300.0  # seconds: it takes two
 CPUINFO = Path("/proc/cpuinfo")
@@ -89,7 +90,7 @@ def _load_or_build(command: list[str], path: Path) -> Library:
             return Library(ctypes.CDLL(str(path)))
     with tempfile.TemporaryDirectory(prefix="llamactl-") as folder:
         built = Path(folder) / path.name
-        _run([*command, str(SOURCE), "-o", str(built)])
+        _compile(command, built)
         notice = ""
         try:
             _keep(built, path)
@@ -97,6 +98,14 @@ def _load_or_build(command: list[str], path: Path) -> Library:
             notice = f"The decoding step is compiled anew each time: {path.parent} can't be written ({error.strerror})."
         # The one that was just made, as another process may put its own into the cache meanwhile.
         return Library(ctypes.CDLL(str(built)), notice)
+
+
+def _compile(command: list[str], target: Path) -> None:
+    """Compile the library, with threads of its own where there is no OpenMP; raises BuildError."""
+    try:
+        _run([*command, OPENMP, str(SOURCE), "-o", str(target)])
+    except BuildError:
+        _run([*command, OWN_THREADS, str(SOURCE), "-o", str(target)])
 
 
 def _is_sound(path: Path) -> bool:

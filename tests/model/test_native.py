@@ -2,6 +2,7 @@
 
 import copy
 import random
+import shlex
 import shutil
 import subprocess
 import sys
@@ -304,6 +305,24 @@ def test_no_source(machine: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     (tmp_path / "decode.cpp").write_text("int main( {")
     monkeypatch.setattr(native_build, "SOURCE", tmp_path / "decode.cpp")
     no_library("failed: " if shutil.which("c++") else "compiler")
+
+
+@needs_library
+def test_a_compiler_without_openmp_has_threads_of_its_own(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model = made()
+    expected = decode(model, [[1, 2, 3]], 20)
+    script = tmp_path / "apple"
+    usual = shlex.quote(str(shutil.which(native_build.find_compiler()[0])))
+    script.write_text(f'#!/bin/sh\ncase " $* " in *" -fopenmp "*) exit 1; esac\nexec {usual} "$@"\n')
+    script.chmod(0o700)
+    monkeypatch.setenv("CXX", str(script))
+    load_library.cache_clear()
+    library = load_library().functions
+    assert library is not None, load_library().notice
+    assert decode(copy.deepcopy(model), [[1, 2, 3]], 20) == expected
+    assert b"omp_get_thread_num" not in Path(library._name).read_bytes()
 
 
 @needs_library
