@@ -118,11 +118,6 @@ class Snapshot(NamedTuple):
                 # Freed before the next one is gathered.
                 del part
 
-    def copy_to_host(self) -> "Snapshot":
-        """Copy the tensors to main memory, where training does not change them."""
-        weights, optimizer = ({name: t.to("cpu", copy=True) for name, t in tensors.items()} for tensors in self)
-        return Snapshot(weights, optimizer)
-
     def is_finite(self) -> bool:
         """Check whether every number on this rank is finite."""
         # A norm is not finite if an element is not; fused norms and a single transfer instead of one per tensor.

@@ -73,7 +73,7 @@ def train(
         "optimizer": f"{result.optimizer / result.step:.1%}",
         "waiting for data": f"{result.data / result.step:.1%}",
         "start": f"{result.start:.1f} s more for the first steps"
-        + (", with compilation" if config.train.compile == "on" else ""),
+        + (", with compilation" if config.train.compile != "off" else ""),
     }
     title = f"{config.preset} on {world.device}, {world.precision.name}, {config.optim.name}"
     show_figures(title, rows, asdict(result) if json else None)

@@ -50,7 +50,7 @@ OTHER_NAMES = {
     "train.device": "device_type accelerator gpu",
     "train.precision": "dtype bf16 fp16 fp32 amp mixed_precision autocast half",
     "train.parallel": "ddp fsdp strategy data_parallel",
-    "train.compile": "torch_compile use_compile",
+    "train.compile": "torch_compile use_compile cuda_graphs use_cuda_graphs reduce_overhead",
     "train.activation_checkpointing": "recompute gradient_checkpointing grad_checkpointing activation_checkpoint remat",
 }
 

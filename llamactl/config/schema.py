@@ -36,6 +36,7 @@ class Section(BaseModel):
 
 
 Switch = Literal["auto", "on", "off"]
+Compilation = Literal["auto", "on", "off", "graphs"]
 
 
 class ModelConfig(Section):
@@ -154,7 +155,9 @@ class TrainConfig(Section):
         "that is spread over one machine, or over N processes with hsdp:N; auto: ddp where memory allows",
     )  # fmt: skip
     deterministic: bool = Field(False, description="on a GPU: the same bits every time, at some cost in speed")
-    compile: Switch = Field("auto", description="torch.compile of the blocks; auto: when the run is long enough to gain")
+    compile: Compilation = Field(
+        "auto", description="torch.compile of the blocks; graphs: and a CUDA graph of each micro-batch; auto: what gains time"
+    )
     activation_checkpointing: Switch = Field(
         "auto", description="activations again in the backward pass; auto: when memory asks for it"
     )

@@ -30,7 +30,7 @@ class Batch(NamedTuple):
 
     inputs: Tensor
     targets: Tensor
-    share: float = 1.0
+    share: float | Tensor = 1.0
     dropout: Tensor | None = None
     documents: Tensor | None = None
 

@@ -1,7 +1,7 @@
 """Gather, shard and copy DTensors in bounded memory; plain tensors pass unchanged."""
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -9,6 +9,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
+
+T = TypeVar("T", bound=Tensor)
 
 
 def local_shard(tensor: Tensor) -> Tensor:
@@ -88,6 +90,12 @@ def is_sharded(tensor: Tensor) -> bool:
     """Check whether a tensor is a DTensor."""
     # Not isinstance: importing DTensor is slow, and most processes have none.
     return hasattr(tensor, "placements")
+
+
+def split_sharded(tensors: Iterable[T]) -> tuple[list[T], list[T]]:
+    """Split tensors into sharded and plain ones: PyTorch's operators on lists don't take both together."""
+    known = list(tensors)
+    return [each for each in known if is_sharded(each)], [each for each in known if not is_sharded(each)]
 
 
 def shard_like(full: Tensor, like: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from llamactl.distributed.context import World
+from llamactl.distributed.dtensor import split_sharded
 from llamactl.model.objective import NextToken
 
 # all_gather_single replaces all_gather_into_tensor after torch 2.12.
@@ -25,13 +26,14 @@ def device_mesh(world: World) -> DeviceMesh:
 
 
 def apply_fsdp(objective: NextToken, world: World) -> None:
-    """Shard every weight over the ranks, in place: each block by itself, the embedding and the head together."""
-    # Blocks are gathered in the dtype that autocast would cast them to. Residual stream, embedding, head and gradient sums
-    # stay fp32, as on one device.
+    """Shard every matrix over the ranks, in place: each block by itself, the embedding and the head together."""
+    # Blocks are gathered in the dtype that autocast would cast them to. Residual stream, embedding, head, gains of norms and
+    # sums of gradients stay fp32, as on one device: FSDP has one dtype for a block, so every rank holds its gains whole.
     mesh = device_mesh(world) if world.replicas > 1 else device_mesh(world)["shard"]
     policy = MixedPrecisionPolicy(world.precision.dtype, torch.float32, cast_forward_inputs=False)
     for block in objective.model.model.layers:
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        vectors = {parameter for parameter in block.parameters() if parameter.ndim == 1}
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True, ignored_params=vectors)
     # The backward pass starts with the head, so it is not freed in between.
     fully_shard(objective, mesh=mesh, reshard_after_forward=False)
     # FSDP hooks only `forward`; validation calls per_token.
@@ -55,6 +57,15 @@ def sync_gradients(module: nn.Module, last: bool) -> AbstractContextManager[None
         context: AbstractContextManager[None] = module.no_sync()
         return context
     return nullcontext()
+
+
+def average_vectors(module: nn.Module, world: World) -> None:
+    """Average over ranks the gradients of the parameters that FSDP leaves whole, in one exchange; a collective call."""
+    _, whole = split_sharded(module.parameters()) if isinstance(module, FSDPModule) else ([], [])
+    gradients = [parameter.grad for parameter in whole if parameter.grad is not None]
+    if gradients:
+        averages = world.all_reduce_sum(torch.cat([gradient.flatten() for gradient in gradients])) / world.size
+        torch._foreach_copy_(gradients, torch.split_with_sizes(averages, [len(gradient) for gradient in gradients]))
 
 
 @contextmanager

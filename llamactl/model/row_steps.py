@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
+from llamactl.hardware.graphs import capture
 from llamactl.model.attention import kernels_for_any_length
 from llamactl.model.cache import KVCache, RowsCache
 from llamactl.model.llama import Llama
@@ -46,19 +47,27 @@ class GraphedStep:
                 model_step(model, self.tokens, self.rows, vocab_size)
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        # Other threads, as those of `serve`, may use the device meanwhile.
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+        with capture(self.graph):
             self.scores = model_step(model, self.tokens, self.rows, vocab_size)
             self.positions.add_(1).clamp_(max=last)  # a row that nobody reads may come to its end
         self._last = last
 
-    def __call__(self, tokens: Tensor, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return what `model_step` does, in tensors that the next call changes; `tokens` is B 1, at B positions."""
-        self.tokens.copy_(tokens)
-        if self._known != list(positions):
+    def __call__(self, tokens: Tensor, rows: Tensor | None, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return what `model_step` does for all B rows, in tensors that the next call changes, each with its own position.
+
+        `tokens` (R 1) are those of some `rows` (R, int64), or of all (None). Others store what nobody reads where their next
+        token will be; one at position 0 is empty, and may store it anywhere.
+        """
+        if rows is None:
+            self.tokens.copy_(tokens)
+        else:
+            self.tokens.index_copy_(0, rows, tokens)
+        # Only where texts have come, as such a copy waits for the device.
+        if any(position not in (0, known) for position, known in zip(positions, self._known, strict=True)):
             self.positions.copy_(torch.tensor(positions))
+            self._known = list(positions)
         self.graph.replay()
-        self._known = [min(position + 1, self._last) for position in positions]
+        self._known = [min(position + 1, self._last) for position in self._known]
         return self.scores
 
 
@@ -80,6 +89,8 @@ class RowSteps:
         self._model, self._cache, self._vocab_size = model, cache, vocab_size
         self._find_native = lru_cache(lambda: native_step(model, cache, vocab_size))  # on first use: a model is tried first
         self._most = most_sequences(cache)
+        # Kept, as the copy to a device waits for it and texts stay in their rows.
+        self._to_device = lru_cache(8)(partial(torch.tensor, device=cache.layers[0].keys.device))
         self._native: NativeStep | None = None  # of the last call
         self._graph: GraphedStep | None = None
         self._calls = 0
@@ -98,17 +109,15 @@ class RowSteps:
         self._calls += 1
         everything = len(rows) == len(lengths)
         if self._graph and everything:
-            return self._graph(tokens, lengths)
+            return self._graph(tokens, None, lengths)
         if self._graph:
-            # Rows that are left out store what nobody reads where their next token will be.
-            filled = torch.zeros(len(lengths), 1, dtype=tokens.dtype, device=tokens.device)
-            at = torch.tensor(rows, device=tokens.device)
-            logits, totals = self._graph(filled.index_copy(0, at, tokens), lengths)
+            at = self._to_device(tuple(rows))
+            logits, totals = self._graph(tokens, at, lengths)
             return logits[at], totals[at]
         if everything and len(set(lengths)) == 1:
             self._cache.length = positions[0]
             return model_step(self._model, tokens, self._cache, self._vocab_size)
-        chosen, places = torch.tensor(rows, device=tokens.device), torch.tensor(positions, device=tokens.device)
+        chosen, places = self._to_device(tuple(rows)), torch.tensor(positions, device=tokens.device)
         cache = RowsCache(self._cache, chosen, places, max(positions) + 1)
         return model_step(self._model, tokens, cache, self._vocab_size)
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from llamactl.config.schema import OptimConfig
+from llamactl.distributed.dtensor import split_sharded
 from llamactl.model.llama import Llama
 from llamactl.optim.muon import Muon, MuonExchange, local_update
 
@@ -49,7 +50,9 @@ def split_parameters(model: Llama) -> tuple[list[nn.Parameter], list[nn.Paramete
 def _adamw(groups: list[dict[str, Any]], config: OptimConfig) -> AdamW:
     """Build AdamW for parameter groups; a group without a weight decay of its own has none."""
     fused = groups[0]["params"][0].device.type != "mps"
-    return AdamW(groups, config.lr, (config.beta1, config.beta2), config.eps, weight_decay=0.0, fused=fused)
+    # FSDP leaves vectors whole, which takes groups of their own.
+    alike = [{**group, "params": part} for group in groups for part in split_sharded(group["params"]) if part]
+    return AdamW(alike, config.lr, (config.beta1, config.beta2), config.eps, weight_decay=0.0, fused=fused)
 
 
 def set_lr_and_momentum(optimizers: list[Optimizer], lr: float, momentum: float) -> None:

@@ -77,12 +77,15 @@ def layer_bytes(model: ModelConfig, world: World, compiled: bool) -> int:
     return 8 * model.dim + width * kept
 
 
-def chunk_bytes(model: ModelConfig, world: World, compiled: bool) -> int:
-    """Return the bytes of the largest chunk of logits, of their gradient, and of the head in the compute format."""
+def chunk_bytes(model: ModelConfig, world: World, compiled: bool, tokens: int = CHUNK_ON_GPU) -> int:
+    """Return the bytes of the largest chunk of logits, of their gradient, and of the head in the compute format.
+
+    `tokens` are those of a micro-batch, of which a chunk has no more.
+    """
     width = world.precision.dtype.itemsize
     # Compiled, the gradient replaces the logits; on a CPU there is a second copy of them for a moment.
     on_gpu = compiled and world.device.type == "cuda"
-    logits = CHUNK_ON_GPU * width if on_gpu else CHUNK * (4 + 2 * width)
+    logits = min(tokens, CHUNK_ON_GPU) * width if on_gpu else min(tokens, CHUNK) * (4 + 2 * width)
     return logits * model.vocab_size + (4 + width) * model.vocab_size * model.dim
 
 

@@ -12,6 +12,7 @@ from llamactl.planning.memory import checkpoint_bytes, chunk_bytes, gathered_byt
 
 CONTEXT_OF_CUDA = 500_000_000  # bytes of the driver and cuBLAS
 LIBRARIES, COMPILER = 100_000_000, 100_000_000  # bytes that they allocate at first use
+WORKSPACES = 67_000_000  # bytes of cuBLAS for the stream of a graph, by two threads
 DISTRIBUTED = 150_000_000  # bytes of torch.distributed and gloo, a third of it at import
 
 
@@ -21,6 +22,7 @@ class MemoryEstimate:
 
     `saving` is the copy of weights and optimizer state that is written to disk while training continues, `gathered` the
     weights and gradients that FSDP holds unsharded, `exchange` the buffers of communication, `program` code and libraries.
+    A CUDA `graph` keeps what the backward pass needs while the weights are updated.
     """
 
     weights: int
@@ -33,12 +35,13 @@ class MemoryEstimate:
     program: int
     gathered: int = 0
     exchange: int = 0
+    graph: int = 0
 
     @property
     def total(self) -> int:
         """Return the peak: the sum, with only the larger one of backward pass and update."""
         # Activations, logits and gathered weights are freed before the optimizer allocates its update.
-        persistent = self.weights + self.gradients + self.optimizer + self.saving + self.program + self.exchange
+        persistent = self.weights + self.gradients + self.optimizer + self.saving + self.program + self.exchange + self.graph
         return persistent + max(self.activations + self.logits + self.gathered, self.update)
 
     @property
@@ -53,22 +56,26 @@ def estimate_memory(config: Config, world: World) -> MemoryEstimate:
     model, optimizer = config.model, config.optim.name
     parameters, state = -(-4 * num_params(model) // world.shards), state_bytes(model, optimizer, world.shards)
     on_cpu = world.device.type == "cpu"
-    compiled = config.train.compile == "on"
+    compiled = config.train.compile != "off"
     window = window_bytes(model, config.train.activation_checkpointing == "on", world, compiled)
+    activations = config.train.micro_batch * window
+    logits = chunk_bytes(model, world, compiled, config.train.micro_batch * model.context)
+    update = update_bytes(model, optimizer, world)
     return MemoryEstimate(
         weights=parameters,
         gradients=parameters,
         # state_bytes counts weights and gradients too.
         optimizer=state - 2 * parameters,
-        activations=config.train.micro_batch * window,
-        logits=chunk_bytes(model, world, compiled),
-        update=update_bytes(model, optimizer, world),
+        activations=activations,
+        logits=logits,
+        update=update,
         saving=_saving(model, optimizer, world),
         program=resident_memory() + LIBRARIES + compiled * COMPILER + (world.size > 1) * DISTRIBUTED
         if on_cpu
         else CONTEXT_OF_CUDA,
         gathered=gathered_bytes(model, world),
         exchange=buffer_bytes(optimizer, world),
+        graph=WORKSPACES + min(activations + logits, update) if config.train.compile == "graphs" else 0,
     )
 
 

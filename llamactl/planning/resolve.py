@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Literal
 
-from llamactl.config.schema import Config, ModelConfig, Switch
+from llamactl.config.schema import Compilation, Config, ModelConfig
 from llamactl.corpus.dataset import Dataset
 from llamactl.corpus.openings import held_out_openings
 from llamactl.corpus.targets import window_rule
@@ -19,6 +19,10 @@ from llamactl.planning.memory_estimate import estimate_memory
 
 # FLOPs of a run below which compiling takes longer than it saves: about a minute of work on each device.
 WORTH_COMPILING = {"cpu": 1e13, "cuda": 1e16}
+# FLOPs of a micro-batch per layer below which a GPU waits for the host: the fastest take a millisecond for them, and the host
+# as long for the 50 launches of a layer. The launches are rehearsed, the times are estimates.
+GRAPHED_BELOW = 4e11
+ROOMY = 0.5  # the fraction of free memory that a run with a graph may take, as nothing else can use the graph's meanwhile
 PROMPTS = 3  # held-out openings that are sampled at each validation
 SAFE = 0.95  # the fraction of free memory that `auto` may plan to use: the rest is for fragmentation
 
@@ -92,7 +96,7 @@ def resolve_config(config: Config, dataset: Dataset, world: World) -> Config:
         "lr": optim.lr or lr_scale * default_lr(optim.name, model.dim),
         "embedding_scale": optim.embedding_scale or (EMBEDDING_SCALE_TIED if model.tie_embeddings else EMBEDDING_SCALE),
     }
-    return config.model_copy(
+    complete = config.model_copy(
         update={
             "model": model,
             "data": config.data.model_copy(update={"name": dataset.name}),
@@ -100,6 +104,7 @@ def resolve_config(config: Config, dataset: Dataset, world: World) -> Config:
             "train": train.model_copy(update=resolved),
         }
     )
+    return _add_graphs(complete, world) if train.compile == "auto" else complete
 
 
 def _fraction_of_rate(config: Config) -> float:
@@ -134,8 +139,19 @@ def _batch(config: Config, world: World) -> tuple[int, int]:
     )
 
 
-def _compile(setting: Switch, flops: float, world: World) -> Literal["on", "off"]:
+def _compile(setting: Compilation, flops: float, world: World) -> Literal["on", "off", "graphs"]:
     """Resolve torch.compile: `auto` is on for runs of enough FLOPs; where there is no compiler, training turns it off."""
     if setting != "auto":
         return setting
     return "on" if world.device.type != "mps" and flops > WORTH_COMPILING.get(world.device.type, 0) else "off"
+
+
+def _add_graphs(config: Config, world: World) -> Config:
+    """Replay the micro-batches of a compiled run as a CUDA graph where they are small and alike, and memory suffices."""
+    train, model = config.train, config.model
+    is_small = train.micro_batch * model.context * flops_per_token(model) < GRAPHED_BELOW * model.n_layers
+    alike = train.tokens_per_step % (train.micro_batch * model.context) == 0
+    if train.compile != "on" or world.device.type != "cuda" or world.size > 1 or not (is_small and alike):
+        return config
+    graphed = config.with_train(compile="graphs")
+    return graphed if estimate_memory(graphed, world).required_bytes <= ROOMY * free_memory(world) else config

@@ -57,7 +57,7 @@ def expected_efficiency(config: Config, world: World) -> float:
         return ON_GPU
     width, size = config.model.dim, world.precision.dtype.itemsize
     limit, half_width = EFFICIENCY[size]
-    return limit * width / (width + half_width) * (1.0 if config.train.compile == "on" else EAGER[size])
+    return limit * width / (width + half_width) * (1.0 if config.train.compile != "off" else EAGER[size])
 
 
 def estimate_step_time(config: Config, world: World, rate: float) -> StepTime:
@@ -75,7 +75,7 @@ def estimate_step_time(config: Config, world: World, rate: float) -> StepTime:
     communication, muon_exchange = exchange_seconds(estimate_traffic(config, world), world)
     gradients = max(compute, communication) if overlaps_compute(world) else compute + communication
     step = gradients + update_flops(model, config.optim.name, world.size) / achieved + muon_exchange
-    return StepTime(step, COMPILING + COMPILING_WIDE * model.dim / 1000 if train.compile == "on" else 0.0)
+    return StepTime(step, COMPILING + COMPILING_WIDE * model.dim / 1000 if train.compile != "off" else 0.0)
 
 
 def estimate_duration(config: Config, world: World, steps: int, step_time: StepTime, evaluated: int = 0) -> Duration:
@@ -88,6 +88,6 @@ def estimate_duration(config: Config, world: World, steps: int, step_time: StepT
     # Weights are read once per sampled token, in fp32.
     token = PER_TOKEN + 4 * num_params(config.model) / READING.get(world.device.type, READING["cpu"])
     samples = len(train.prompts) * train.sample_tokens * token
-    loading = LOADING if train.compile == "on" else 0.0
+    loading = LOADING if train.compile != "off" else 0.0
     looking = validations * (forward + samples) + evaluated * token_seconds
     return Duration(steps * step_time.step, looking, step_time.start + loading)

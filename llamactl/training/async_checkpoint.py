@@ -10,11 +10,11 @@ from llamactl.checkpoint.huggingface import read_chat_template
 from llamactl.checkpoint.retention import Retention
 from llamactl.checkpoint.select import locate_checkpoint
 from llamactl.config.schema import Config
-from llamactl.planning.memory import free_main_memory
 from llamactl.runs.run_dir import RunDir
 from llamactl.storage import disk
 from llamactl.storage.folder_guard import RESUME_RUN, FolderGuard
 from llamactl.tokenizer.bpe import Tokenizer
+from llamactl.training.host_copy import HostCopies
 
 
 class AsyncCheckpointer:
@@ -31,6 +31,7 @@ class AsyncCheckpointer:
         # One thread, so that a checkpoint is never pruned or written beside another one.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._pending: Future[State] | None = None
+        self._copies = HostCopies()
 
     def newest(self) -> tuple[Path | None, tuple[str, ...]]:
         """Find the newest valid checkpoint, None without one, and describe the damage of newer ones; raises FolderMoved."""
@@ -52,10 +53,9 @@ class AsyncCheckpointer:
             self._pending = Future()
             self._pending.set_result(self._write(taken, state))
             return
-        # The copy must leave as much memory free as it takes.
-        can_copy = 2 * taken.nbytes < free_main_memory()
-        self._pending = self._pool.submit(self._write, taken.copy_to_host() if can_copy else taken, state)
-        if not can_copy:
+        copy = self._copies.take(taken)
+        self._pending = self._pool.submit(self._write, copy or taken, state)
+        if not copy:
             # Waits for the write without raising: `poll` raises its error.
             self._pending.exception()
 

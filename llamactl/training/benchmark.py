@@ -69,7 +69,9 @@ def benchmark_training(config: Config, dataset: Dataset, run: RunDir, world: Wor
     """Time `steps` optimizer steps, phase by phase, of a run that is not saved; raises OutOfSpace."""
     rate = matmul_flops(world.device, world.precision.dtype)
     trainer = Trainer(config, dataset, run, world, rate)
+    started = time.perf_counter()
     list(trainer.compile())
+    compiling = time.perf_counter() - started
     warm_up = [sum(_time_step(trainer)) for _ in range(WARM_UP)]
     timings = [_time_step(trainer) for _ in range(steps)]
     data, gradients, optimizer = map(statistics.median, zip(*timings, strict=True))
@@ -84,7 +86,7 @@ def benchmark_training(config: Config, dataset: Dataset, run: RunDir, world: Wor
         matrix_share=flops / rate,
         matrix_rate=rate,
         memory=peak_memory(world.device),
-        start=max(0.0, sum(warm_up) - WARM_UP * step),
+        start=max(0.0, compiling + sum(warm_up) - WARM_UP * step),
         step=step,
         data=data,
         gradients=gradients,

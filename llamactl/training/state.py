@@ -28,6 +28,11 @@ class TrainState:
     lowest_loss: float | None = None  # of all validations, where patience asks for it
     validations_since: int = 0  # the lowest one
 
+    @property
+    def batch(self) -> int:
+        """Return the number of the step's batch in the order of the data."""
+        return self.step + self.data_offset
+
     def take_validation(self, loss: float, patience: int) -> None:
         """Note the loss of a validation; with `patience`, count how long it has not fallen."""
         self.validation_loss = loss

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint import io as checkpoint_io
@@ -15,10 +15,7 @@ from llamactl.config.schema import Config
 from llamactl.corpus.batches import Batch
 from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World, broadcast_from_rank0
-from llamactl.distributed.dtensor import full_tensor
 from llamactl.distributed.parallelize import wrap_ddp
-from llamactl.errors import OutOfSpace
-from llamactl.hardware.device import is_out_of_memory
 from llamactl.hardware.memory import peak_memory, release_cached_memory
 from llamactl.optim.build import OPTIMIZERS, set_lr_and_momentum
 from llamactl.optim.distributed_muon import build_muon_exchange
@@ -31,7 +28,8 @@ from llamactl.training.build import build_batches, build_objective, init_weights
 from llamactl.training.compile import compile_objective
 from llamactl.training.dropout import load_micro_batches
 from llamactl.training.events import Event
-from llamactl.training.gradients import accumulate_gradients, update_weights
+from llamactl.training.gradients import accumulate_gradients, check_repeatable, clip_gradients, update_weights, zero_gradients
+from llamactl.training.graphs import GraphedGradients, graph_gradients
 from llamactl.training.init_from import load_init_weights
 from llamactl.training.prefetch import Prefetcher
 from llamactl.training.provenance import check_same_data, environment_differences, numeric_environment
@@ -69,8 +67,9 @@ class Trainer:
         self.model = self.objective.model
         self.model.model.activation_checkpointing = config.train.activation_checkpointing == "on"
         self.forward = wrap_ddp(self.objective, world)
-        exchange = build_muon_exchange(world)
-        self.optimizers = OPTIMIZERS[config.optim.name](self.model, config.optim, world.precision.dtype, exchange)
+        self.graph: GraphedGradients | None = None
+        build_optimizers = OPTIMIZERS[config.optim.name]
+        self.optimizers = build_optimizers(self.model, config.optim, world.precision.dtype, build_muon_exchange(world))
         self.batches = build_batches(dataset, config, world)
         self.prefetch = Prefetcher(self._load_micro_batches)
         # Small gradients underflow in fp16, so the loss is scaled up; bf16 and fp32 have the range without it.
@@ -143,7 +142,7 @@ class Trainer:
     def roll_back(self) -> Iterator[events.Saved | events.RolledBack]:
         """Return to the newest checkpoint, else to step 0, and skip the data since; raises Diverged after too many times."""
         yield from self.poll(wait=True)
-        failed_step, position = self.state.step, self.state.step + self.state.data_offset
+        failed_step, position = self.state.step, self.state.batch
         self.guard.check_rollbacks(self.state, self.config.optim.lr)
         path, _ = broadcast_from_rank0(self.checkpointer.newest)
         if path is None:
@@ -166,14 +165,18 @@ class Trainer:
         self.saved_step = 0
 
     def compile(self) -> Iterator[events.Degraded]:
-        """Compile the blocks if the config asks for it; yield `Degraded` if this machine can't."""
-        if reason := compile_objective(self.objective) if self.config.train.compile == "on" else "":
+        """Compile the blocks and capture a CUDA graph, as the config asks for; yield `Degraded` for what this machine can't."""
+        if reason := compile_objective(self.objective) if self.config.train.compile != "off" else "":
             yield events.Degraded(*self.progress, f"without torch.compile: {reason}")
+        if self.config.train.compile == "graphs" and not self.is_over:
+            self.graph, reason = graph_gradients(self.forward, self.prefetch(self.state.batch), self.world, self.scaler)
+            if reason:
+                yield events.Degraded(*self.progress, f"without CUDA graphs: {reason}")
 
     def train_step(self) -> Iterator[events.Stepped | events.Skipped | events.Degraded]:
         """Run one optimizer step. Skip the update if it is not finite; out of memory, halve the micro-batch and retry."""
         started = time.perf_counter()
-        while (loss_sum := self.forward_backward(self.prefetch(self.state.step + self.state.data_offset))) is None:
+        while (loss_sum := self.forward_backward(self.prefetch(self.state.batch))) is None:
             yield self._halve_micro_batch()
             started = time.perf_counter()
         loss, norm = self.optimizer_step(loss_sum)
@@ -193,17 +196,14 @@ class Trainer:
     def forward_backward(self, micro_batches: list[Batch]) -> Tensor | None:
         """Accumulate a step's gradients; return its mean loss, a scalar tensor, or None if out of memory."""
         try:
-            return accumulate_gradients(self.forward, micro_batches, self.world, self.scaler)
+            return accumulate_gradients(self.forward, micro_batches, self.world, self.scaler, self.graph)
         except RuntimeError as error:
-            if self.state.micro_batch == 1 or not is_out_of_memory(error):
-                raise
-            if self.world.size > 1:  # the others wait inside this step's collectives, so one rank can't repeat it alone
-                halved = f"--set train.micro_batch={-(-self.state.micro_batch // 2)}"
-                raise OutOfSpace(f"{self.world.device} ran out of memory.", "", f"Add {halved}") from error
+            check_repeatable(error, self.world, self.state.micro_batch)
         return None
 
     def _halve_micro_batch(self) -> events.Degraded:
         """Free the failed step's memory, which the traceback references in the except block, and halve the micro-batch."""
+        self.graph = None  # of the larger one
         self._zero_grad()
         release_cached_memory(self.world.device)
         torch.compiler.reset()  # code is kept for a few shapes only, after which blocks would run eagerly
@@ -216,9 +216,9 @@ class Trainer:
         set_lr_and_momentum(self.optimizers, self._lr, muon_momentum(self.state.step, self.config.optim.momentum))
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        total_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.max_grad_norm)
+        total_norm = clip_gradients(self.model.parameters(), self.config.optim.max_grad_norm)
         # Both numbers in one transfer: it waits for the device, which until here has a queue of work and never idles.
-        loss, norm = torch.stack([loss_sum, full_tensor(total_norm)]).tolist()
+        loss, norm = torch.stack([loss_sum, total_norm]).tolist()
         if math.isfinite(loss) and math.isfinite(norm):
             update_weights(self.optimizers, self.scaler, self.world.device)
         self.scaler.update()
@@ -226,8 +226,8 @@ class Trainer:
         return loss, norm
 
     def _zero_grad(self) -> None:
-        # DDP's gradients are views of its buckets; to drop them would allocate the memory a second time.
-        self.model.zero_grad(set_to_none=self.world.parallel != "ddp")
+        # DDP's gradients are views of its buckets, and a graph adds to those it was captured with: they stay allocated.
+        zero_gradients(self.model, keep=self.world.parallel == "ddp" or self.graph is not None)
 
     @property
     def _lr(self) -> float:

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from llamactl.hardware import device as hardware_device
+from tests.cli.inline import type_in
+from tests.conftest import make_dataset
+
 COMMANDS = {
     "train": 3,
     "train --data nosuch": 3,
@@ -46,3 +50,10 @@ def test_no_mistake_waits_for_torch(command: str, home: Path) -> None:
     ]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=home, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == f"{COMMANDS[command]} False", done.stderr
+
+
+def test_a_gpu_that_is_left_unused_is_told_before_training(home: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_dataset(home / "data" / "addresses", corpus)
+    monkeypatch.setattr(hardware_device, "unused_gpu", lambda name, _: f"This machine has a GPU, asked for {name}")
+    answer = type_in("train", "--preset", "tiny", "--tokens", "4096", "--set", "train.device=cpu", "--dry-run")
+    assert "This machine has a GPU, asked for cpu: it trains on the CPU." in answer.err

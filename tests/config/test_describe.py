@@ -19,7 +19,7 @@ def test_every_knob_is_there_with_what_it_takes() -> None:
     assert takes["model.head_dim"] == "a whole number, at least 2, at most 8192, a multiple of 2"
     assert takes["optim.beta1"] == "a number, at least 0, below 1"
     assert takes["optim.name"] == "muon or adamw"
-    assert takes["train.compile"] == "auto, on or off"
+    assert takes["train.compile"] == "auto, on, off or graphs"
     assert takes["train.prompts"] == "a list of texts"
     assert takes["train.deterministic"] == "true or false"
 

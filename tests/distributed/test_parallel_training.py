@@ -21,6 +21,7 @@ from llamactl.config.schema import Config, build_config
 from llamactl.corpus.batches import Batch
 from llamactl.corpus.dataset import Dataset, DatasetDir
 from llamactl.distributed.context import World, broadcast_from_rank0, init_device
+from llamactl.distributed.dtensor import is_sharded
 from llamactl.errors import DataError, PeerFailed
 from llamactl.hardware.device import choose_precision
 from llamactl.planning.resolve import choose_sharding, resolve_config
@@ -263,6 +264,30 @@ def test_copies_hold_their_gradients_once(dataset: Dataset) -> None:
         assert after == before
 
     together(2, step_twice)
+
+
+@pytest.mark.parametrize("way", ["fsdp", "hsdp:2"])
+def test_gains_of_norms_stay_in_fp32_and_are_the_same_for_all(way: str, home: Path, dataset: Dataset) -> None:
+    """FSDP gathers a block in bf16, whose neighbouring numbers are 0.008 apart near 1: a gain is not one of them."""
+
+    def step_twice() -> None:
+        config, world = prepared(dataset, train={"parallel": way, "precision": "bf16"})
+        made = Trainer(config, dataset, RunDir.from_name("a"), world, RATE)
+        seen: set[torch.dtype] = set()
+        norm = made.model.model.layers[1].input_layernorm
+        assert isinstance(norm, nn.Module)
+        norm.register_forward_pre_hook(lambda module, _: seen.add(module.weight.dtype))
+        losses = [event.loss for _ in range(2) for event in made.train_step() if isinstance(event, Stepped)]
+        made.close()
+        gains = [weight for weight in made.model.parameters() if weight.ndim == 1]
+        whole = [gain.tolist() for gain in gains if not is_sharded(gain)]
+        assert seen == {torch.float32}
+        assert len(whole) == 4
+        assert not torch.equal(gains[0], torch.ones_like(gains[0]))
+        (home / f"{world.rank}.json").write_text(json.dumps([losses, whole]))
+
+    together(4, step_twice)
+    assert len({(home / f"{rank}.json").read_text() for rank in range(4)}) == 1
 
 
 @pytest.mark.parametrize(("items", "size"), [(7, 3), (3, 4), (8, 4), (1, 1)])

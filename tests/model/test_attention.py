@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from llamactl.model import attention as attention_module
-from llamactl.model.attention import attention, blockwise_causal, sdpa, takes_groups
+from llamactl.model.attention import attention, blockwise_causal, kernels_for_any_length, sdpa, takes_groups
 
 
 def textbook(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -73,3 +73,10 @@ def test_keys_are_repeated_where_no_fast_kernel_takes_groups(monkeypatch: pytest
 def test_only_flash_attention_takes_groups_on_a_gpu(device: str, dtype: torch.dtype, masked: bool, groups: bool) -> None:
     q = SimpleNamespace(device=torch.device(device), dtype=dtype)
     assert takes_groups(cast(torch.Tensor, q), torch.ones(1) if masked else None) is groups
+
+
+def test_prompts_of_any_length_do_without_cudnn() -> None:
+    with kernels_for_any_length(torch.device("cuda")):
+        assert not torch._C._get_cudnn_sdp_enabled()
+        assert torch._C._get_flash_sdp_enabled()
+    assert torch._C._get_cudnn_sdp_enabled()

@@ -1,25 +1,64 @@
 """Texts that come and go while others are continued: each is what it would be alone."""
 
 import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import islice
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from llamactl.config.schema import ModelConfig
+from llamactl.model.cache import KVCache
 from llamactl.model.continuous import Continuation, ContinuousBatch
 from llamactl.model.decode import Sampler, decode_tokens
 from llamactl.model.llama import Llama
+from llamactl.model.row_steps import GraphedStep, model_step
 
 SHAPE = ModelConfig(n_layers=2, dim=32, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=48, context=24, vocab_size=131)
 
 
-@pytest.fixture(params=["native", "PyTorch"])
+class Replayed(GraphedStep):
+    """A step whose graph does on a CPU what was captured, where it was captured: in the same tensors."""
+
+    def __init__(self, model: Llama, cache: KVCache, vocab_size: int, positions: Sequence[int]) -> None:
+        self.model, self.vocab_size = model, vocab_size
+        stream = SimpleNamespace(wait_stream=lambda _: None)
+        captured: dict[str, Any] = {
+            "Stream": lambda: stream,
+            "current_stream": lambda: stream,
+            "stream": nullcontext,
+            "CUDAGraph": lambda: self,
+        }
+        with patch.multiple(torch.cuda, **captured), patch("llamactl.model.row_steps.capture", self.capture):
+            super().__init__(model, cache, vocab_size, positions)
+
+    @contextmanager
+    def capture(self, _: object) -> Iterator[None]:
+        """Run what a GPU would only record, and take back what that changed and a replay reads."""
+        before = self.positions.clone()
+        yield
+        self.positions.copy_(before)
+
+    def replay(self) -> None:
+        with torch.inference_mode():
+            again = model_step(self.model, self.tokens, self.rows, self.vocab_size)
+            for held, new in zip(self.scores, again, strict=True):
+                held.copy_(new)
+            self.positions.add_(1).clamp_(max=SHAPE.context - 1)
+
+
+@pytest.fixture(params=["native", "PyTorch", "graph"])
 def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Llama:
-    if request.param == "PyTorch":
+    if request.param != "native":
         monkeypatch.setattr("llamactl.model.row_steps.native_step", lambda *_: None)
+    if request.param == "graph":
+        monkeypatch.setattr("llamactl.model.row_steps.capture_step", Replayed)
     torch.manual_seed(3)
-    model = Llama(SHAPE).double().eval() if request.param == "PyTorch" else Llama(SHAPE).eval()
+    model = Llama(SHAPE).eval() if request.param == "native" else Llama(SHAPE).double().eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.3)
     return model
@@ -112,3 +151,26 @@ def test_equal_prompts_are_read_once(model: Llama, monkeypatch: pytest.MonkeyPat
     for seed, text in enumerate(texts):
         tokens = [token for token, _ in alone(model, [1, 2, 3], Sampler(1.0), seed, 2)]
         assert tokens == [int(text.text[0, 3]), *again[text]]
+
+
+@pytest.mark.parametrize("left_out", [0, 2])
+def test_positions_are_sent_to_the_device_only_where_texts_have_come(left_out: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each such copy waits for a GPU: neither a text that goes on nor an empty row needs one."""
+    cache = KVCache(SHAPE, 4, torch.device("cpu"), torch.float32)
+    lengths = [3 + row for row in range(4)]
+    lengths[left_out] = 0
+    steps, sent, tensor = Replayed(Llama(SHAPE).eval(), cache, 130, lengths), list[object](), torch.tensor
+
+    def send(values: list[int]) -> torch.Tensor:
+        sent.append(values)
+        return tensor(values)
+
+    monkeypatch.setattr(torch, "tensor", send)
+    for _ in range(5):
+        steps(torch.ones(4, 1, dtype=torch.int64), None, lengths)
+        lengths = [length + (length > 0) for length in lengths]
+    assert not sent
+    lengths[left_out] = 9
+    steps(torch.ones(4, 1, dtype=torch.int64), None, lengths)
+    assert sent == [lengths]
+    assert steps.positions.tolist() == [length + 1 for length in lengths]

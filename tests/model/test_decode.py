@@ -143,6 +143,15 @@ def test_the_numbers_of_a_sequence_are_its_own() -> None:
     assert len({float(each[0]) for each in alone}) == 150
 
 
+@pytest.mark.parametrize(("device", "dtype"), [("mps", torch.float32), ("cuda", torch.float64)])
+def test_apples_gpus_get_numbers_of_a_format_they_have(
+    device: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, _, dtype: to(tensor, dtype))
+    assert next(uniform_draws([7], torch.device(device))).dtype == dtype
+
+
 def test_a_step_of_one_shape_gives_the_logits_of_the_usual_one(model: Llama) -> None:
     """What a CUDA graph captures, run without one: buffers of all positions, a mask, a position on the device."""
     ids = torch.randint(0, SHAPE.vocab_size, (2, 12))

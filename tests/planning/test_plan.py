@@ -8,8 +8,9 @@ import torch
 
 from llamactl.config.schema import Config, build_config, preset_settings
 from llamactl.corpus.dataset import Dataset
-from llamactl.distributed.context import World, init_device
+from llamactl.distributed.context import World, init_device, world_of_card
 from llamactl.errors import DataError, OutOfSpace, UsageError
+from llamactl.hardware.gpus import find_card
 from llamactl.model.llama import Llama, num_embedding_params, num_params
 from llamactl.optim.build import CONTINUED_RATE, OPTIMIZERS
 from llamactl.planning import batch_size
@@ -20,8 +21,9 @@ from llamactl.planning.budget import advise_budget
 from llamactl.planning.fit import check_memory
 from llamactl.planning.flops import flops_per_token, update_flops
 from llamactl.planning.memory import state_bytes
+from llamactl.planning.memory_estimate import WORKSPACES, estimate_memory
 from llamactl.planning.plan import make_plan
-from llamactl.planning.resolve import resolve_config
+from llamactl.planning.resolve import ROOMY, resolve_config
 from llamactl.planning.step_time import LOADING, StepTime, estimate_step_time
 
 Configured = Callable[..., tuple[Config, World]]
@@ -190,3 +192,39 @@ def test_what_was_never_measured_gets_no_loss(dataset: Dataset) -> None:
     assert planned(dataset, preset_settings("tiny"))[1].loss
     assert planned(dataset, preset_settings("tiny"), {"optim": {"name": "adamw"}})[1].loss is None
     assert planned(dataset, preset_settings("tiny"), {"train": {"init_from": "a@1"}})[1].loss is None
+
+
+@pytest.mark.parametrize(
+    ("preset", "train", "resolved"),
+    [
+        ("tiny", {}, "graphs"),
+        ("10m", {}, "graphs"),
+        ("150m", {"micro_batch": 32}, "on"),
+        ("tiny", {"micro_batch": 3, "tokens_per_step": 4 * 256}, "on"),
+        ("tiny", {"compile": "on"}, "on"),
+        ("150m", {"micro_batch": 32, "compile": "graphs"}, "graphs"),
+        ("tiny", {"tokens": 10_000}, "off"),
+    ],
+)
+def test_small_micro_batches_of_a_gpu_are_replayed(
+    preset: str, train: dict[str, object], resolved: str, dataset: Dataset
+) -> None:
+    """Where they are all alike; others, and runs that are too short to compile, are not."""
+    config = build_config([preset_settings(preset), {"train": {"tokens": 10**9, **train}}])
+    assert resolve_config(config, dataset, world_of_card(find_card("h100"))).train.compile == resolved
+    two = replace(world_of_card(find_card("h100")), size=2, local_world_size=2)
+    assert (resolve_config(config, dataset, two).train.compile == "graphs") == (train.get("compile") == "graphs")
+    assert planned(dataset, config.model_dump())[0].train.compile != "graphs" or train.get("compile") == "graphs"
+
+
+def test_a_graph_keeps_its_memory_beside_the_updates(dataset: Dataset) -> None:
+    config = build_config([preset_settings("tiny"), {"train": {"tokens": 10**9}}])
+    world = world_of_card(find_card("h100"))
+    graphed = resolve_config(config, dataset, world)
+    estimates = [estimate_memory(graphed.with_train(compile=each), world) for each in ("graphs", "on")]
+    assert estimates[0].graph == WORKSPACES + min(estimates[1].update, estimates[1].activations + estimates[1].logits)
+    assert estimates[0].total == estimates[1].total + estimates[0].graph
+    # A card on which only the plain run fits.
+    bytes_needed = int((estimates[0].required_bytes - 1) / ROOMY)
+    tight = resolve_config(graphed.with_train(compile="auto"), dataset, replace(world, memory_override=bytes_needed))
+    assert tight.train.compile == "on"

@@ -22,7 +22,9 @@ from llamactl.corpus.dataset import Dataset
 from llamactl.corpus.dataset_info import DatasetInfo, Recipe
 from llamactl.distributed.context import World, init_device, process_group
 from llamactl.hardware.device import choose_device
+from llamactl.hardware.throughput import matmul_flops
 from llamactl.model.attention import sdpa
+from llamactl.model.continuous import Continuation, ContinuousBatch
 from llamactl.model.convert import convert_weights
 from llamactl.model.decode import Sampler, decode_tokens
 from llamactl.model.llama import Llama
@@ -40,7 +42,10 @@ class Counts(ctypes.Structure):
     """The counters of the driver, since they were set to 0."""
 
     _fields_ = [
-        *((name, ctypes.c_long) for name in ["launches", "syncs", "d2h", "pinned", "pageable", "mallocs", "products", "ooms"]),
+        *(
+            (name, ctypes.c_long)
+            for name in ["launches", "syncs", "d2h", "d2h_pageable", "pinned", "pageable", "mallocs", "products", "ooms"]
+        ),
         *((name, ctypes.c_double) for name in ["product_flops", "d2h_bytes", "h2d_bytes", "bytes_set"]),
     ]
 
@@ -54,7 +59,8 @@ def counted(work: Callable[[], object]) -> dict[str, int]:
     driver.fake_reset()
     work()
     counts = driver.fake_stats().contents
-    return {name: int(getattr(counts, name)) for name in ("launches", "syncs", "d2h", "pinned", "pageable", "products")}
+    names = ("launches", "syncs", "d2h", "d2h_pageable", "pinned", "pageable", "products")
+    return {name: int(getattr(counts, name)) for name in names}
 
 
 def random_tokens() -> Dataset:
@@ -76,23 +82,51 @@ def resolved(preset: str, train: dict[str, Any], context: int, dataset: Dataset)
 
 
 def step(preset: str, windows: int, context: int, compile: str) -> None:
-    """Print the counts of the gradients and the update of a later step, the plan's bytes and those at the peak."""
+    """Print the counts of the gradients and the update of a later step, the plan's bytes and those at the peak.
+
+    A graph keeps its memory, also what it has not allocated at the moment.
+    """
     dataset = random_tokens()
     tokens = windows * (context or build_config([preset_settings(preset)]).model.context)
     train = {"tokens_per_step": tokens, "tokens": 10_000 * tokens, "micro_batch": windows, "compile": compile}
     config, world = resolved(preset, train, context, dataset)
     planned = make_plan(config, dataset, world, RATE).memory
     trainer = Trainer(config, dataset, RunDir(Path("nowhere")), world, RATE)
-    list(trainer.compile())
+    degraded = [event.why for event in trainer.compile()]
     for _ in range(2):
         list(trainer.train_step())
     torch.cuda.reset_peak_memory_stats()
     batches, losses = trainer.prefetch(trainer.state.step), list[Any]()
     gradients = counted(lambda: losses.append(trainer.forward_backward(batches)))
     update = counted(lambda: trainer.optimizer_step(losses[0]))
-    peak = torch.cuda.max_memory_allocated() + planned.program
-    print(json.dumps({"gradients": gradients, "update": update, "planned": planned.total, "peak": peak}))
+    segments = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+    graphs = [segment for segment in segments if tuple(segment["segment_pool_id"]) != (0, 0)]
+    unused = sum(segment["total_size"] - segment["allocated_size"] for segment in graphs)
+    peak = torch.cuda.max_memory_allocated() + unused + planned.program
+    found = {"gradients": gradients, "update": update, "planned": planned.total, "peak": peak}
+    print(json.dumps(found | {"degraded": degraded}))
     trainer.close()
+
+
+def save(preset: str) -> None:
+    """Print the counts of two checkpoints, of which the second has the memory of the first."""
+    dataset = random_tokens()
+    train = {"tokens_per_step": 4096, "tokens": 8 * 4096, "compile": "off"}
+    config, world = resolved(preset, train, 0, dataset)
+    with TemporaryDirectory() as folder:
+        run = RunDir(Path(folder) / "run")
+        run.start(config, {}, False)
+        trainer = Trainer(config, dataset, run, world, RATE)
+        for _ in range(2):
+            list(trainer.train_step())
+            print(json.dumps(counted(lambda: list(trainer.save_checkpoint()))), flush=True)
+        list(trainer.poll(wait=True))
+        trainer.close()
+
+
+def rate() -> None:
+    """Print the counts of a measurement of the matrix rate in five tries."""
+    print(json.dumps(counted(lambda: matmul_flops(torch.device("cuda"), torch.bfloat16, tries=5))))
 
 
 def kernels() -> None:
@@ -110,11 +144,11 @@ def kernels() -> None:
         print(json.dumps([dtype, heads, masked, sorted(names & known)]))
 
 
-def full_card(windows: int) -> None:
+def full_card(windows: int, compile: str) -> None:
     """Train a run whose micro-batch is too large for the card, and print its events."""
     dataset = random_tokens()
     tokens = windows * 512
-    train = {"tokens_per_step": tokens, "tokens": 3 * tokens, "micro_batch": windows, "compile": "on", "eval_tokens": 8192}
+    train = {"tokens_per_step": tokens, "tokens": 3 * tokens, "micro_batch": windows, "compile": compile, "eval_tokens": 8192}
     config, world = resolved("10m", train, 512, dataset)
     with TemporaryDirectory() as folder:
         run = RunDir(Path(folder) / "run")
@@ -138,6 +172,26 @@ def decode(kind: str) -> None:
     print(json.dumps(counted(lambda: list(islice(steps, 10)))))
 
 
+def rows(number: int) -> None:
+    """Print the counts of ten steps of texts of different lengths that are continued together, then of ten without one."""
+    config = build_config([preset_settings("150m"), {"model": {"vocab_size": VOCABULARY}}]).model
+    model = convert_weights(Llama(config).cuda().eval(), "bf16")
+    batch = ContinuousBatch(model, VOCABULARY)
+    texts = [Continuation([1, 2, 3, 4][: 1 + length % 4], Sampler(0.0), length, model) for length in range(number)]
+    for text in texts:
+        batch.add(text)
+
+    def take(steps: int) -> None:
+        for _ in range(steps):
+            list(batch.step())
+
+    take(CAPTURED_AFTER + 4)
+    print(json.dumps(counted(lambda: take(10))), flush=True)
+    batch.remove(texts[1])
+    take(1)
+    print(json.dumps(counted(lambda: take(10))))
+
+
 def together(parallel: str) -> None:
     """Train one of several processes for a few steps, in micro-batches."""
     dataset = random_tokens()
@@ -159,7 +213,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True, dest="command")
     words: dict[str, Callable[..., None]] = {
         "step": step, "kernels": kernels, "full_card": full_card, "second_card": second_card, "decode": decode,
-        "together": together,
+        "together": together, "save": save, "rate": rate, "rows": rows,
     }  # fmt: skip
     for name, work in words.items():
         command = commands.add_parser(name)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from llamactl.corpus.batches import Batch
-from llamactl.training.gradients import to_device
+from llamactl.training.gradients import clip_gradients, to_device
 
 
 def test_a_batch_is_pinned_without_gaps_and_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,3 +28,16 @@ def test_a_batch_is_pinned_without_gaps_and_copied_once(monkeypatch: pytest.Monk
     assert moved.share == 0.5
     assert torch.equal(moved.inputs, rows[:, :-1])
     assert torch.equal(moved.targets, rows[:, 1:])
+
+
+def test_gradients_are_clipped_as_pytorch_does_it() -> None:
+    torch.manual_seed(0)
+    weights = [[torch.nn.Parameter(torch.zeros(4, 5)), torch.nn.Parameter(torch.zeros(5))] for _ in range(2)]
+    for ours, reference in zip(*weights, strict=True):
+        ours.grad = torch.randn_like(ours)
+        reference.grad = ours.grad.clone()
+    assert torch.equal(clip_gradients(weights[0], 0.5), torch.nn.utils.clip_grad_norm_(weights[1], 0.5))
+    for ours, reference in zip(*weights, strict=True):
+        assert ours.grad is not None
+        assert reference.grad is not None
+        assert torch.equal(ours.grad, reference.grad)

@@ -247,8 +247,11 @@ def test_a_full_memory_halves_the_micro_batch_and_changes_nothing_else(
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return forward(self, inputs, *rest)
 
+    forgotten: list[int] = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: forgotten.append(1))
     monkeypatch.setattr(NextToken, "forward", cramped)
     events = list(train_run(config, dataset, RunDir.from_name("cramped"), world, RATE))
+    assert len(forgotten) == 2, "code for more than eight shapes would not be compiled"
     assert [event.why for event in events if isinstance(event, Degraded)] == [
         "out of memory: micro-batch 4 from here on",
         "out of memory: micro-batch 2 from here on",

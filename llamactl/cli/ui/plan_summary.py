@@ -50,7 +50,7 @@ def show_plan_lines(plan: Plan, config: Config, dataset: Dataset, world: World, 
             + (", activations recomputed to save memory" if config.train.activation_checkpointing == "on" else ""),
             "optimizer": f"{config.optim.name}, learning rate {config.optim.lr:.2g}, {config.schedule.name}",
             "device": f"{world.device}, {_precision_name(world)} ({world.precision.reason}), fp32 weights"
-            + (", compiled" if config.train.compile == "on" else "")
+            + {"off": "", "graphs": ", compiled, CUDA graphs"}.get(config.train.compile, ", compiled")
             + _processes(world),
             "disk": f"up to {show_bytes(plan.disk)} for checkpoints of {show_bytes(plan.checkpoint)}",
             "memory": f"about {show_bytes(plan.memory.total)}{' per process' if plan.processes > 1 else ''}; "
@@ -139,6 +139,7 @@ PARTS = {
     "saving": "a copy of the checkpoint being saved",
     "gathered": "unsharded weights and gradients",
     "exchange": "NCCL buffers",
+    "graph": "memory that the CUDA graph keeps",
     "program": "Python and PyTorch",
 }
 

@@ -1,0 +1,23 @@
+"""Memory of a device: what is free, and what is given back."""
+
+import pytest
+import torch
+
+from llamactl.hardware.memory import release_cached_memory
+from llamactl.planning.memory import free_device_memory
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps", "cpu"])
+def test_cached_memory_is_given_back_to_the_device_that_it_is_of(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    for name in ("cuda", "mps"):
+        monkeypatch.setattr(getattr(torch, name), "empty_cache", lambda name=name: asked.append(name))
+    release_cached_memory(torch.device(device))
+    assert asked == [device] * (device != "cpu")
+
+
+@pytest.mark.parametrize(("held", "free"), [(3_000, 7_000), (11_000, 0)])
+def test_apples_gpus_may_use_a_part_of_the_memory(held: int, free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 10_000)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: held)
+    assert free_device_memory(torch.device("mps")) == free
