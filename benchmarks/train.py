@@ -71,8 +71,8 @@ def configured(options: argparse.Namespace) -> tuple[Config, Dataset, World]:
 def llamactl(config: Config, dataset: Dataset, world: World, _: argparse.Namespace) -> Step:
     """Ours, as `llamactl train` runs it."""
     trainer = Trainer(config, dataset, RunDir(Path("nowhere")), world, rate=1.0)
-    for notice in trainer.compile():
-        raise SystemExit(notice.why)
+    if trainer.uncompiled:
+        raise SystemExit(trainer.uncompiled)
     return lambda: list(trainer.train_step())
 
 

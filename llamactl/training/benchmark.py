@@ -69,7 +69,6 @@ def benchmark_training(config: Config, dataset: Dataset, run: RunDir, world: Wor
     """Time `steps` optimizer steps, phase by phase, of a run that is not saved; raises OutOfSpace."""
     rate = matmul_flops(world.device, world.precision.dtype)
     trainer = Trainer(config, dataset, run, world, rate)
-    list(trainer.compile())
     warm_up = [sum(_time_step(trainer)) for _ in range(WARM_UP)]
     timings = [_time_step(trainer) for _ in range(steps)]
     data, gradients, optimizer = map(statistics.median, zip(*timings, strict=True))

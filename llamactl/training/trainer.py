@@ -76,7 +76,9 @@ class Trainer:
         # Small gradients underflow in fp16, so the loss is scaled up; bf16 and fp32 have the range without it.
         self.scaler = torch.amp.GradScaler(world.device.type, init_scale=2.0**12, enabled=world.precision.name == "fp16")
         self.clock = SaveClock(config.train.save_minutes)
-        self.environment = numeric_environment(config, dataset, world)
+        # Why blocks that are to be compiled are not; before the environment, which says what computes the steps.
+        self.uncompiled = compile_objective(self.objective) if config.train.compile == "on" else ""
+        self.environment = numeric_environment(config, dataset, world) | ({"compile": "off"} if self.uncompiled else {})
         # Rounded up: the last step may exceed the token budget.
         self.max_steps = -(-config.train.tokens // config.train.tokens_per_step)
         self.state, self.guard = TrainState(config.train.micro_batch), NonFiniteGuard()
@@ -85,7 +87,8 @@ class Trainer:
     def __iter__(self) -> Iterator[Event]:
         """Train to the end of the token budget, or until a stop is requested."""
         yield from self.load_checkpoint()
-        yield from self.compile()
+        if self.uncompiled:
+            yield events.Degraded(*self.progress, f"without torch.compile: {self.uncompiled}")
         self.clock.restart()
         stop_signal = 0
         # The maximum over all ranks: signals reach them at different times, but all must leave the loop at the same step.
@@ -164,11 +167,6 @@ class Trainer:
             optimizer.state.clear()
         self.state = TrainState(self.state.micro_batch, rollbacks=self.state.rollbacks)
         self.saved_step = 0
-
-    def compile(self) -> Iterator[events.Degraded]:
-        """Compile the blocks if the config asks for it; yield `Degraded` if this machine can't."""
-        if reason := compile_objective(self.objective) if self.config.train.compile == "on" else "":
-            yield events.Degraded(*self.progress, f"without torch.compile: {reason}")
 
     def train_step(self) -> Iterator[events.Stepped | events.Skipped | events.Degraded]:
         """Run one optimizer step. Skip the update if it is not finite; out of memory, halve the micro-batch and retry."""

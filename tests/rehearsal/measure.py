@@ -83,7 +83,6 @@ def step(preset: str, windows: int, context: int, compile: str) -> None:
     config, world = resolved(preset, train, context, dataset)
     planned = make_plan(config, dataset, world, RATE).memory
     trainer = Trainer(config, dataset, RunDir(Path("nowhere")), world, RATE)
-    list(trainer.compile())
     for _ in range(2):
         list(trainer.train_step())
     torch.cuda.reset_peak_memory_stats()
