@@ -25,13 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from llamactl.checkpoint.hf_config import hf_config
+from llamactl.config.parameters import num_params
 from llamactl.config.schema import Config, ModelConfig, build_config, preset_settings
 from llamactl.corpus.dataset import Dataset
 from llamactl.corpus.dataset_info import DatasetInfo, Recipe
 from llamactl.distributed.context import World, init_device
 from llamactl.hardware.memory import peak_memory
 from llamactl.hardware.throughput import matmul_flops
-from llamactl.model.llama import num_params
 from llamactl.planning.flops import flops_per_token
 from llamactl.planning.resolve import resolve_config
 from llamactl.runs.run_dir import RunDir

@@ -6,19 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from llamactl.config.parameters import num_embedding_params, num_params
 from llamactl.config.presets import PRESETS
 from llamactl.config.schema import ModelConfig, build_config, preset_settings
 from llamactl.hardware.device import Precision
-from llamactl.model.llama import (
-    Block,
-    Llama,
-    RMSNorm,
-    apply_rotary,
-    num_embedding_params,
-    num_params,
-    project_together,
-    rotary_table,
-)  # fmt: skip
+from llamactl.model.llama import Block, Llama, RMSNorm, apply_rotary, project_together, rotary_table
 from llamactl.model.objective import NextToken
 
 SMALL = ModelConfig(n_layers=3, dim=48, n_heads=6, n_kv_heads=2, head_dim=8, ffn_dim=80, context=64, vocab_size=128)
