@@ -33,7 +33,7 @@ from llamactl.checkpoint.select import locate_checkpoint, retry_while_pruned
 from llamactl.config.schema import ModelConfig
 from llamactl.distributed import dtensor
 from llamactl.errors import DataError
-from llamactl.model.llama import Llama
+from llamactl.model.llama import Llama, build_empty
 from llamactl.storage import atomic
 from llamactl.tokenizer.bpe import Tokenizer, read_tokenizer
 
@@ -150,8 +150,7 @@ def load_model(path: Path, device: torch.device, verified: State | None = None) 
         why = f"It has {tokenizer.vocab_size:,} ids; config.json has rows for {config.vocab_size:,}."
         raise DataError(f"{path / 'tokenizer.json'} is not the model's.", why)
     _check_shapes(path, state, config)
-    with torch.device("meta"):
-        model = Llama(config)
+    model = build_empty(config)
     # fp32 whatever they are stored in: products of bf16 are exact in it, and a CPU is no slower.
     weights = {name: tensor.float() for name, tensor in _iter_weights(path, state, config)}
     if config.tie_embeddings:
@@ -174,9 +173,9 @@ def _check_shapes(path: Path, state: State, config: ModelConfig, verdict: str = 
     if config.n_layers > len(stored):
         why = f"It has {config.n_layers:,} layers; the weights beside it have {len(stored):,} tensors."
         raise DataError(f"{path / 'config.json'} is not the model's.", why)
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in Llama(config).state_dict().items()}
-    expected = {name: shape for name, shape in expected.items() if not _is_derived(name, config)}
+    expected = {
+        name: tuple(tensor.shape) for name, tensor in build_empty(config).state_dict().items() if not _is_derived(name, config)
+    }
     for name in sorted(stored.keys() | expected.keys()):
         if stored.get(name) != expected.get(name):
             found, due = (list(each[name]) if name in each else "missing" for each in (stored, expected))

@@ -5,14 +5,15 @@ Weights are fp32; the caller chooses the precision of the matrix products by aut
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import repeat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from llamactl.config.schema import ModelConfig
@@ -253,3 +254,22 @@ class Llama(nn.Module):
                 yield parameter, weights.fill_(0.0 if name.endswith("bias") else 1.0)
             else:
                 yield parameter, weights.normal_(std=INIT_STD / math.sqrt(writers))
+
+
+class _SkipInit(TorchFunctionMode):
+    """Leave the tensors of new layers as they are."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Return the tensor that a function of `torch.nn.init` would fill; call any other function."""
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def build_empty(config: ModelConfig) -> Llama:
+    """Build a model on the meta device: its weights have shapes, but neither memory nor values."""
+    # To draw values there, PyTorch would import its compiler, which takes a second.
+    with torch.device("meta"), _SkipInit():
+        return Llama(config)

@@ -22,7 +22,8 @@ def moving_average(values: np.ndarray) -> np.ndarray:
     places = np.arange(len(values))
     reach = np.minimum(len(values) // 50, places // 4)
     starts, ends = places - reach, np.minimum(len(values) - 1, places + reach) + 1
-    return (sums[ends] - sums[starts]) / (ends - starts)
+    averages: np.ndarray = (sums[ends] - sums[starts]) / (ends - starts)
+    return averages
 
 
 def keep_extremes(values: np.ndarray, most: int) -> np.ndarray:
