@@ -26,11 +26,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llamactl.config.parameters import num_params
 from llamactl.config.schema import Config, build_config, preset_settings
 from llamactl.corpus.batches import Batches, Windows
 from llamactl.corpus.dataset import Dataset, DatasetDir
 from llamactl.distributed.context import World, init_device
-from llamactl.model.llama import num_params
 from llamactl.model.objective import NextToken
 from llamactl.planning.resolve import resolve_config
 from llamactl.report.plots import COLOURS, STYLE

@@ -5,9 +5,9 @@
 
 A row is a process of its own, which builds the model, takes a few steps to warm up, and gives the median of the next ones:
 gradients of one batch, clipping, AdamW. Rows run in turn, `--repeat` times; the figures are medians. Each row measures the
-device's matrix rate before and after its steps, so that its share of that rate is its own minute's. `start` is the
-time of the first step, less that of a usual one: what compiling costs. On a GPU the same command takes `--batches 50
---context 256` or `--batches 32 --context 1024`.
+device's matrix rate before and after its steps, so that its share of that rate is its own minute's; the share counts
+products that causal attention needs, whatever a row computes. `start` is the time of the first step, less that of a usual
+one: what compiling costs. On a GPU the same command takes `--batches 50 --context 256` or `--batches 32 --context 1024`.
 """
 
 import argparse
@@ -25,13 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from llamactl.checkpoint.hf_config import hf_config
-from llamactl.config.schema import Config, build_config, preset_settings
+from llamactl.config.parameters import num_params
+from llamactl.config.schema import Config, ModelConfig, build_config, preset_settings
 from llamactl.corpus.dataset import Dataset
 from llamactl.corpus.dataset_info import DatasetInfo, Recipe
 from llamactl.distributed.context import World, init_device
 from llamactl.hardware.memory import peak_memory
 from llamactl.hardware.throughput import matmul_flops
-from llamactl.model.llama import num_params
 from llamactl.planning.flops import flops_per_token
 from llamactl.planning.resolve import resolve_config
 from llamactl.runs.run_dir import RunDir
@@ -71,8 +71,8 @@ def configured(options: argparse.Namespace) -> tuple[Config, Dataset, World]:
 def llamactl(config: Config, dataset: Dataset, world: World, _: argparse.Namespace) -> Step:
     """Ours, as `llamactl train` runs it."""
     trainer = Trainer(config, dataset, RunDir(Path("nowhere")), world, rate=1.0)
-    for notice in trainer.compile():
-        raise SystemExit(notice.why)
+    if trainer.uncompiled:
+        raise SystemExit(trainer.uncompiled)
     return lambda: list(trainer.train_step())
 
 
@@ -80,7 +80,8 @@ def hugging_face_llama(config: Config, dataset: Dataset, world: World, options: 
     """LlamaForCausalLM of the same shape, its own loss, fused AdamW."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    model = LlamaForCausalLM(LlamaConfig(**hf_config(config.model)))
+    # Without a cache, as its own Trainer has it: a step would build one of all layers' keys and values and drop it.
+    model = LlamaForCausalLM(LlamaConfig(**hf_config(config.model) | {"use_cache": False}))
     assert sum(parameter.numel() for parameter in model.parameters()) == num_params(config.model)
     return peer(model, lambda forward, x, y: forward(input_ids=x, labels=x).loss, config, dataset, world, options)
 
@@ -132,6 +133,12 @@ ROWS: dict[str, Callable[[Config, Dataset, World, argparse.Namespace], Step]] = 
 }
 
 
+def causal_flops(model: ModelConfig) -> float:
+    """FLOPs of a token where no query is multiplied with a later key: on average it sees (T + 1) / 2 of T positions."""
+    unseen = model.n_layers * model.n_heads * model.head_dim * (model.context - 1) / 2
+    return flops_per_token(model) - 12 * unseen
+
+
 def measure(options: argparse.Namespace) -> dict[str, float]:
     """The figures of a row, in this process."""
     config, dataset, world = configured(options)
@@ -145,7 +152,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     usual = statistics.median(seconds[options.warmup :])
     speed = options.batch * options.context / usual
     rate = max(before, matmul_flops(world.device, world.precision.dtype))
-    share = speed * flops_per_token(config.model) / rate
+    share = speed * causal_flops(config.model) / rate
     start = sum(seconds[: options.warmup]) - options.warmup * usual
     return {"speed": speed, "share": share, "rate": rate, "memory": peak_memory(world.device), "start": start}
 

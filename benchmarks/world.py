@@ -86,7 +86,6 @@ def where_a_step_goes(arguments: argparse.Namespace) -> None:
     config = broadcast_from_rank0(lambda: resolve_config(config, dataset, world))
     made = Trainer(config, dataset, RunDir.from_name(RUN), world, RATE)
     apart = Trainer(config, dataset, RunDir.from_name(RUN), replace(world, rank=0, size=1, shards=1), RATE)
-    list(made.compile()), list(apart.compile())
     parts = [timed_step(made, apart) for _ in range(STEPS + 2)][2:]
     alone, gradients, update, waiting = (statistics.median(part) for part in zip(*parts, strict=True))
     for each in (made, apart):

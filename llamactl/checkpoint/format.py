@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -214,16 +214,21 @@ def read_state(path: Path) -> State:
     return read_record(path / STATE, State, checkpoint_root(path))
 
 
-def read_verified_state(path: Path) -> State:
-    """Read the state of a checkpoint and verify the hash of each file; raises DataError for the first damaged one."""
-    for file, damage in check_files(path):
+def read_verified_state(path: Path, unused: Container[str] = ()) -> State:
+    """Read the state of a checkpoint and verify the hash of each file but `unused` ones, which the caller must not read.
+
+    Raises DataError for the first damaged one.
+    """
+    if is_foreign(path):
+        return describe_foreign(path)
+    for file, damage in check_files(path, unused):
         if damage:
             raise DataError(f"{file} is damaged: {damage}")
     return read_state(path)
 
 
-def check_files(path: Path) -> Iterator[tuple[Path, str]]:
-    """Yield each file of a checkpoint, state.json first, with a description of its damage; empty if it is intact.
+def check_files(path: Path, unused: Container[str] = ()) -> Iterator[tuple[Path, str]]:
+    """Yield each file of a checkpoint but `unused` ones, state.json first, with its damage; empty if it is intact.
 
     Another program's folder has no hashes to compare with: it is intact when its files can be read.
     """
@@ -244,7 +249,8 @@ def check_files(path: Path) -> Iterator[tuple[Path, str]]:
     missing = sorted(REQUIRED - state.files.keys()) or ([] if find_weights(state.files) else [WEIGHTS])
     yield from ((path / name, f"{STATE} has no hash for it.") for name in missing)
     for name, digest in state.files.items():
-        yield path / name, _damage(path, name, digest)
+        if name not in unused:
+            yield path / name, _damage(path, name, digest)
 
 
 def _damage(path: Path, name: str, digest: str) -> str:

@@ -8,12 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from pydantic import ValidationError
 
 from llamactl.config.schema import ModelConfig
 from llamactl.errors import DataError
-from llamactl.model.llama import Llama
+from llamactl.model.llama import build_empty
 from llamactl.storage.records import explain_error, read_object
 
 # Settings of the model by our names, and by Hugging Face's.
@@ -67,9 +66,7 @@ def find_architecture(config: ModelConfig) -> Architecture:
 @lru_cache(maxsize=8)
 def is_edited(config: ModelConfig) -> bool:
     """Check whether the model has other weights than the class in config.json would have: somebody changed its code."""
-    with torch.device("meta"):
-        names = Llama(config).state_dict().keys()
-    return names != _published_names(config)
+    return build_empty(config).state_dict().keys() != _published_names(config)
 
 
 def check_published(config: ModelConfig, program: str) -> None:

@@ -4,6 +4,7 @@ No pickle: tensors are safetensors, the rest is JSON. state.json is written last
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,11 @@ from llamactl.checkpoint.format import (
 )
 from llamactl.checkpoint.hf_config import read_hf_config
 from llamactl.checkpoint.huggingface import description_files, read_chat_template, read_opening, read_template_names
-from llamactl.checkpoint.select import retry_while_pruned
+from llamactl.checkpoint.select import locate_checkpoint, retry_while_pruned
 from llamactl.config.schema import ModelConfig
 from llamactl.distributed import dtensor
 from llamactl.errors import DataError
-from llamactl.model.llama import Llama
+from llamactl.model.llama import Llama, build_empty
 from llamactl.storage import atomic
 from llamactl.tokenizer.bpe import Tokenizer, read_tokenizer
 
@@ -135,12 +136,12 @@ def _is_derived(name: str, config: ModelConfig) -> bool:
     return (name == "lm_head.weight" and config.tie_embeddings) or name.endswith("rotary_emb.inv_freq")
 
 
-def load_model(path: Path, device: torch.device) -> tuple[Llama, Tokenizer, State]:
+def load_model(path: Path, device: torch.device, verified: State | None = None) -> tuple[Llama, Tokenizer, State]:
     """Load a checkpoint, or a folder that another program saved: its model in eval mode and fp32, its tokenizer, its state.
 
-    Raises DataError.
+    `verified` is the state if the caller has just verified all files that are used. Raises DataError.
     """
-    state, root = read_verified_state(path), checkpoint_root(path)
+    state, root = verified or _verify_model(path), checkpoint_root(path)
     config, tokenizer = read_hf_config(path, root), read_tokenizer(locate_file(path, "tokenizer.json"), root)
     if is_foreign(path):
         tokenizer.start = read_opening(path, tokenizer)
@@ -149,8 +150,7 @@ def load_model(path: Path, device: torch.device) -> tuple[Llama, Tokenizer, Stat
         why = f"It has {tokenizer.vocab_size:,} ids; config.json has rows for {config.vocab_size:,}."
         raise DataError(f"{path / 'tokenizer.json'} is not the model's.", why)
     _check_shapes(path, state, config)
-    with torch.device("meta"):
-        model = Llama(config)
+    model = build_empty(config)
     # fp32 whatever they are stored in: products of bf16 are exact in it, and a CPU is no slower.
     weights = {name: tensor.float() for name, tensor in _iter_weights(path, state, config)}
     if config.tie_embeddings:
@@ -173,9 +173,9 @@ def _check_shapes(path: Path, state: State, config: ModelConfig, verdict: str = 
     if config.n_layers > len(stored):
         why = f"It has {config.n_layers:,} layers; the weights beside it have {len(stored):,} tensors."
         raise DataError(f"{path / 'config.json'} is not the model's.", why)
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in Llama(config).state_dict().items()}
-    expected = {name: shape for name, shape in expected.items() if not _is_derived(name, config)}
+    expected = {
+        name: tuple(tensor.shape) for name, tensor in build_empty(config).state_dict().items() if not _is_derived(name, config)
+    }
     for name in sorted(stored.keys() | expected.keys()):
         if stored.get(name) != expected.get(name):
             found, due = (list(each[name]) if name in each else "missing" for each in (stored, expected))
@@ -183,11 +183,23 @@ def _check_shapes(path: Path, state: State, config: ModelConfig, verdict: str = 
             raise DataError(f"{path / (WEIGHTS if len(files) == 1 else INDEX)} {verdict}.", why)
 
 
-def open_model(
-    name: str, device: torch.device, resolve: Callable[[str], Path] | None = None
-) -> tuple[Path, Llama, Tokenizer, State]:
+def _verify_model(path: Path) -> State:
+    """Read the state of a checkpoint and verify the files of which a model is loaded; raises DataError."""
+    return read_verified_state(path, unused=(OPTIMIZER,))
+
+
+def open_model(name: str, device: torch.device) -> tuple[Path, Llama, Tokenizer, State]:
     """Find a checkpoint by name and load it as `load_model` does, also while its run is training."""
-    return retry_while_pruned(name, lambda path: (path, *load_model(path, device)), resolve)
+    verified: dict[Path, State] = {}
+
+    def verify(path: Path) -> State:
+        verified[path] = _verify_model(path)
+        return verified[path]
+
+    def load(path: Path) -> tuple[Path, Llama, Tokenizer, State]:
+        return path, *load_model(path, device, verified.pop(path, None))
+
+    return retry_while_pruned(name, load, partial(locate_checkpoint, verify=verify))
 
 
 def load_weights(path: Path, files: Iterable[str]) -> dict[str, Tensor]:

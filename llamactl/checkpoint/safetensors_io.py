@@ -111,8 +111,9 @@ def load_tensors(path: Path, root: Path | None = None) -> dict[str, Tensor]:
 
 
 def _check_finite(path: Path, name: str, tensor: Tensor) -> Tensor:
-    # The minimum and the maximum suffice: both are NaN if an element is.
-    if tensor.numel() and not all(torch.isfinite(end) for end in tensor.aminmax()):
+    # The sum is finite only if all elements are, and all threads add it up; one of large elements may not be. The minimum and
+    # the maximum suffice: both are NaN if an element is.
+    if tensor.numel() and not tensor.sum().isfinite() and not all(torch.isfinite(end) for end in tensor.aminmax()):
         raise DataError(f"{path} is damaged.", f"{name} holds numbers that are not finite.")
     return tensor
 

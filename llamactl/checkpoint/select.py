@@ -17,6 +17,7 @@ from llamactl.storage import atomic, locks
 from llamactl.storage.records import read_record
 
 T = TypeVar("T")
+Verify = Callable[[Path], State]  # raises DataError for a damaged checkpoint
 MODEL = "RUN, RUN@STEP, RUN@best, the folder of a model, or hf:ORG/NAME"
 # Seconds to retry while a trainer prunes the checkpoints that are read.
 PATIENCE = 60
@@ -26,7 +27,7 @@ TRANSIENT_ERRORS = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.EN
 ATTEMPTS = 16
 
 
-def find_newest(run: RunDir) -> tuple[Path | None, tuple[str, ...]]:
+def find_newest(run: RunDir, verify: Verify = read_verified_state) -> tuple[Path | None, tuple[str, ...]]:
     """Find the newest valid checkpoint, None without one, and describe the damage of newer ones.
 
     A checkpoint that its trainer prunes while it is read does not count as damaged. Raises OSError for a file that can't be
@@ -38,7 +39,7 @@ def find_newest(run: RunDir) -> tuple[Path | None, tuple[str, ...]]:
         for path in map(run.checkpoint, reversed(steps)):
             before = folder_identity(path)
             try:
-                read_verified_state(path)
+                verify(path)
             except (UserError, OSError) as error:
                 # There is a newer checkpoint then: start over.
                 pruned = folder_identity(path) != before
@@ -85,7 +86,7 @@ def folder_identity(path: Path) -> tuple[int, ...]:
     return status.st_dev, status.st_ino
 
 
-def find_checkpoint(name: str) -> Path:
+def find_checkpoint(name: str, verify: Verify = read_verified_state) -> Path:
     """Find a checkpoint by name: RUN, RUN@STEP or RUN@best; an empty RUN is the newest run. Raises DataError.
 
     RUN is its newest checkpoint; of a run with patience, which stops after its best, it is the best.
@@ -93,7 +94,7 @@ def find_checkpoint(name: str) -> Path:
     run_name, _, suffix = name.partition("@")
     run = RunDir.from_name(run_name).check_exists()
     if not suffix:
-        path, damaged = find_newest(run)
+        path, damaged = find_newest(run, verify)
         if path is None:
             raise _no_checkpoint(run, damaged)
         if not _ends_after_its_best(run):
@@ -145,8 +146,11 @@ def retry_while_pruned(name: str, work: Callable[[Path], T], resolve: Callable[[
                 raise
 
 
-def locate_checkpoint(name: str) -> Path:
-    """Find a checkpoint by name, as `find_checkpoint` does, or by the path of its folder; raises DataError."""
+def locate_checkpoint(name: str, verify: Verify = read_verified_state) -> Path:
+    """Find a checkpoint by name, as `find_checkpoint` does, or by the path of its folder; raises DataError.
+
+    `verify` is what a run's newest checkpoint must pass; one that is named by step or folder is verified where it is read.
+    """
     if name.startswith(PREFIX):
         return download_model(name)
     path = Path(name)
@@ -154,7 +158,7 @@ def locate_checkpoint(name: str) -> Path:
         return path
     # A single word is a name, unless it is a model in the current folder.
     if len(path.parts) <= 1:
-        return find_checkpoint(name)
+        return find_checkpoint(name, verify)
     why = "It has neither a state.json, as checkpoints here do, nor a config.json, as other programs' models do."
     raise DataError(f"{path} is not a model.", why, f"A model is {MODEL}.")
 

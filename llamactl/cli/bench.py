@@ -7,6 +7,7 @@ import typer
 
 from llamactl.cli import completion
 from llamactl.cli.options import MODEL_HELP, DataName, DeviceName, PresetName, Settings, config_of_new_run, typed_settings
+from llamactl.cli.preconditions import import_torch
 
 app = typer.Typer(no_args_is_help=True, help="Measure the speed of this machine, of training and of decoding.")
 
@@ -21,6 +22,7 @@ def peak(
     json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """Measure FLOP/s of matrix products and memory bandwidth."""
+    import_torch()
     # Imported in the function, as in every command: torch takes seconds, and --help and Tab must not wait for it.
     from llamactl.cli.ui.console import show_figures
     from llamactl.config.schema import TrainConfig
@@ -45,6 +47,7 @@ def train(
     json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """Time training steps: tokens per second, MFU, and the time of gradients, optimizer and data."""
+    import_torch()
     from llamactl.cli.ui.console import show_figures
     from llamactl.corpus.dataset import DatasetDir
     from llamactl.distributed.context import init_device
@@ -94,6 +97,7 @@ def decode(
     json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """Time decoding: time to the first token, tokens per second, and the rate at which memory is read."""
+    import_torch()
     from llamactl.checkpoint import io as checkpoint_io
     from llamactl.cli.decoding import convert_for_decoding
     from llamactl.cli.ui.console import show_figures

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llamactl.cli.options import DeviceName
+from llamactl.cli.preconditions import import_torch
 
 if TYPE_CHECKING:
     from llamactl.diagnostics.check import CheckResult
@@ -22,6 +23,7 @@ def doctor(
 
     The exit code is 0 when nothing is wrong, and 4 when something is; notes (!) are not errors.
     """
+    import_torch()
     from dataclasses import asdict
 
     from llamactl.cli.ui.console import progress, show_json

@@ -23,7 +23,7 @@ from llamactl.cli.options import (
     typed_positions,
     typed_settings,
 )
-from llamactl.cli.preconditions import require_settings_and_dataset
+from llamactl.cli.preconditions import import_torch, require_settings_and_dataset
 
 if TYPE_CHECKING:
     from llamactl.cli.ui.plan_tables import Tariff
@@ -66,20 +66,22 @@ def plan(
     typed += [{"train": {"parallel": parallel}}] if parallel else []
     if not init_from:
         require_settings_and_dataset(preset, config, typed)
-    from llamactl.cli.ui.plan_tables import Tariff
-    from llamactl.corpus.dataset import DatasetDir
     from llamactl.errors import UsageError
     from llamactl.hardware.gpus import find_card
-    from llamactl.planning.resolve import choose_sharding
-    from llamactl.training.init_from import pin_init_from
 
     if card and probe:
         raise UsageError("--card and --probe exclude each other.", "A GPU that is not in this machine can't run steps.")
     if gpus > 1 and probe:
         raise UsageError("--gpus and --probe exclude each other.", "One process can't measure the steps of many.")
+    gpu = find_card(card) if card else None
+    import_torch()
+    from llamactl.cli.ui.plan_tables import Tariff
+    from llamactl.corpus.dataset import DatasetDir
+    from llamactl.planning.resolve import choose_sharding
+    from llamactl.training.init_from import pin_init_from
+
     chosen = config_of_init_from(init_from, preset, config, typed) if init_from else config_of_new_run(preset, config, typed)
     dataset = DatasetDir.from_name(chosen.data.name).open()
-    gpu = find_card(card) if card else None
     tariff = Tariff.read(price, watts or (gpus * gpu.watts if gpu else 0.0))
     world, rate = choose_devices(chosen, gpu, gpus)
     chosen = pin_init_from(chosen, dataset)

@@ -54,7 +54,7 @@ def plot_loss(
         progress.print("The grey lines are for OpenWebText; these runs were trained on another text.", style="yellow")
     if json:
         both = zip(curves, summaries, strict=True)
-        ends = [{"run": curve.name, "loss": curve.loss[-1], "validation": run.validation_loss} for curve, run in both]
+        ends = [{"run": curve.name, "loss": float(curve.loss[-1]), "validation": run.validation_loss} for curve, run in both]
         show_json({"picture": str(picture), "runs": ends, "references": [baseline.label for baseline in shown]})
     else:
         output.print(str(picture))

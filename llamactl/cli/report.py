@@ -17,16 +17,14 @@ def report(
 ) -> None:
     """Write an HTML page about one or more runs: curves to explore, results, settings, samples. It needs no network."""
     from llamactl.cli.ui.console import output, show_next, suggest_out
+    from llamactl.config.parameters import num_params
+    from llamactl.report.page import render_report
+    from llamactl.report.run_data import read_run_data
     from llamactl.runs.run_dir import RunDir
     from llamactl.storage import atomic
 
     # dict.fromkeys: a run that is named twice is shown once.
     folders = [RunDir.from_name(name).check_exists() for name in dict.fromkeys(runs or [""])]
-    # PyTorch takes seconds to import: not before a wrong name is told.
-    from llamactl.model.llama import num_params
-    from llamactl.report.page import render_report
-    from llamactl.report.run_data import read_run_data
-
     data = [read_run_data(folder, num_params(folder.config().model)) for folder in folders]
     path = out or folders[0].path / "report.html"
     with suggest_out(out, path):

@@ -149,11 +149,11 @@ def describe_better(path: "Path", state: "State") -> str:
 def longer_run(state: "State") -> str:
     """Return the command for ten times the tokens, or as many as the data is worth; empty when it has had them."""
     from llamactl.config.describe import train_command
+    from llamactl.config.parameters import num_params
     from llamactl.config.schema import build_config, preset_settings
     from llamactl.corpus.dataset import DatasetDir
     from llamactl.distributed.context import init_device
     from llamactl.errors import UserError
-    from llamactl.model.llama import num_params
     from llamactl.planning.defaults import default_budget
     from llamactl.planning.resolve import resolve_config
 

@@ -7,7 +7,7 @@ import typer
 
 from llamactl.cli import completion
 from llamactl.cli.options import MODEL_HELP, DeviceName
-from llamactl.cli.preconditions import require_run
+from llamactl.cli.preconditions import import_torch, require_run
 
 if TYPE_CHECKING:
     from socket import socket
@@ -46,6 +46,7 @@ def serve(
     except ModuleNotFoundError as error:
         what = "There is no server."
         raise UserError(what, f"{error.name} is not installed.", f"Install it: {install_command('serve')}") from error
+    import_torch()
     from llamactl.checkpoint.select import locate_checkpoint
     from llamactl.cli.decoding import show_native_step
     from llamactl.hardware.device import choose_device

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llamactl.cli.preconditions import import_torch
+
 if TYPE_CHECKING:
     from llamactl.runs.run_dir import RunDir
 
@@ -62,6 +64,7 @@ def check_named(name: str) -> Iterator[tuple[str, str]]:
 
 def check_model(name: str) -> Iterator[tuple[str, str]]:
     """Yield each file of a model's folder, and what is wrong with it; another program's must be readable, and fit together."""
+    import_torch()
     import torch
 
     from llamactl.checkpoint import format as checkpoint_format
@@ -94,6 +97,7 @@ def files_of_run(run: "RunDir") -> "Iterator[tuple[Path, Callable[[], object]]]"
 
 def check_run(run: "RunDir") -> Iterator[tuple[str, str]]:
     """Yield each file of a run (config, logs, checkpoints), and what is wrong with it, empty when nothing is."""
+    import_torch()
     from llamactl.checkpoint import format as checkpoint_format
     from llamactl.checkpoint import select as checkpoint_select
     from llamactl.errors import UserError

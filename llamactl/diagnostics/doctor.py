@@ -1,10 +1,8 @@
 """Check whether this machine can train, and how well: each requirement is tested by a trial, not only looked up."""
 
 import os
-import platform
 import subprocess
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -25,7 +23,7 @@ from llamactl.diagnostics.system import (
 )
 from llamactl.distributed.context import World
 from llamactl.hardware.busy import crowding_threads, describe_busy
-from llamactl.hardware.device import choose_device, choose_precision, unused_gpu
+from llamactl.hardware.device import choose_device, choose_precision, processor_name, unused_gpu
 from llamactl.hardware.limits import usable_cores
 from llamactl.planning.memory import checkpoint_bytes, chunk_bytes, free_memory, state_bytes, window_bytes
 from llamactl.units import show_bytes
@@ -69,7 +67,7 @@ def check_gpu(device: torch.device, asked: str) -> CheckResult:
 def check_cpu(device: torch.device, asked: str) -> CheckResult:
     """Describe the device used instead of a CUDA GPU, and check whether there is an NVIDIA GPU that PyTorch can't use."""
     instructions = f", {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else ""
-    what = f"{device}, {_processor()}{instructions}"
+    what = f"{device}, {processor_name()}{instructions}"
     if (why := unused_gpu(asked, device)) and (seen := _drivers()):
         return CheckResult("device", "wrong", f"{what}. {why} (driver {seen[0]})", NO_CUDA)
     return CheckResult("device", "fine", what)
@@ -83,16 +81,6 @@ def _drivers() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return answer.stdout.split()
-
-
-def _processor() -> str:
-    """Return the name of the CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def check_free_memory(world: World) -> CheckResult:

@@ -11,11 +11,12 @@ from llamactl.checkpoint.format import State
 from llamactl.checkpoint.hf_config import check_published, find_architecture, read_hf_config
 from llamactl.checkpoint.huggingface import description_files
 from llamactl.checkpoint.select import describe_model
+from llamactl.config.parameters import num_params
 from llamactl.config.schema import Config, ModelConfig
 from llamactl.errors import DataError, UserError
 from llamactl.escape import escape_markdown
 from llamactl.export.publish import name_export, publish_folder
-from llamactl.model.llama import Llama, num_params
+from llamactl.model.llama import Llama
 from llamactl.runs.run_dir import RunDir
 from llamactl.runs.summary import read_evaluation
 from llamactl.storage.records import read_file

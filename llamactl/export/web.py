@@ -22,13 +22,14 @@ from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint import io as checkpoint_io
 from llamactl.checkpoint.hf_config import check_published, find_architecture
 from llamactl.checkpoint.select import describe_model
+from llamactl.config.parameters import num_params
 from llamactl.config.schema import ModelConfig
 from llamactl.errors import DataError, UsageError, UserError
 from llamactl.escape import embed_json, escape_control_chars
 from llamactl.export.publish import name_export, publish_files
 from llamactl.export.web_measure import HeldOut, dataset_name, find_held_out
 from llamactl.export.web_weights import SMALLEST, Change, Kind, Rounded, encode_change, parse_change, parse_rounded, round_model
-from llamactl.model.llama import Llama, num_params, rotary_frequencies
+from llamactl.model.llama import Llama, rotary_frequencies
 from llamactl.runs.run_dir import RunDir
 from llamactl.runs.summary import read_evaluation
 from llamactl.storage.records import parse_json, to_json

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from llamactl.checkpoint import format as checkpoint_format
+from llamactl.config.parameters import num_params
 from llamactl.config.schema import ModelConfig
 from llamactl.corpus.dataset import Dataset, DatasetDir
 from llamactl.corpus.memmap import read_tokens, shard_lengths
 from llamactl.corpus.openings import held_out_openings
 from llamactl.errors import UserError
 from llamactl.inference.evaluate import evaluate_streams
-from llamactl.model.llama import Llama, num_params
+from llamactl.model.llama import Llama
 from llamactl.runs.run_dir import RunDir
 from llamactl.storage.records import look_up
 from llamactl.tokenizer.bpe import Tokenizer

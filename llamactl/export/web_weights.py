@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from llamactl.config.schema import ModelConfig
-from llamactl.model.llama import Llama
+from llamactl.model.llama import Llama, build_empty
 
 Kind = Literal["int8", "int4"]
 STEPS = 127  # integers of int8 on each side of zero
@@ -76,8 +76,7 @@ class Rounded:
 
     def to_model(self, config: ModelConfig) -> Llama:
         """Build the model that the page computes, in eval mode; its vocabulary has no padding rows."""
-        with torch.device("meta"):
-            model = Llama(config.model_copy(update={"vocab_size": self.layout.matrices[0][1]}))
+        model = build_empty(config.model_copy(update={"vocab_size": self.layout.matrices[0][1]}))
         found = {name: torch.from_numpy(self.matrix(number)) for number, (name, *_) in enumerate(self.layout.matrices)}
         start = 0
         for name, size in self.layout.vectors:

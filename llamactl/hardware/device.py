@@ -1,9 +1,10 @@
 """Choose the device that computes, and the number format of its matrix products."""
 
 import os
+import platform
 import re
 import shutil
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ FULL = re.compile(
     r"out of memory|can't allocate memory|(CUBLAS|CUDNN|CUSOLVER)_STATUS_ALLOC_FAILED|cublasCreate", re.IGNORECASE
 )
 DRIVER = Path("/proc/driver/nvidia/version")  # of NVIDIA's GPUs, on Linux
+CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,15 @@ def unused_gpu(name: str, device: torch.device) -> str:
         return f"This PyTorch has no code for this machine's {torch.cuda.get_device_name()}"
     built = f"is for CUDA {torch.version.cuda}, which its driver may not know" if torch.version.cuda else "has no CUDA"
     return f"This machine has an NVIDIA GPU, but this PyTorch {built}"
+
+
+def processor_name() -> str:
+    """Return the name of the CPU, as far as the system tells."""
+    with suppress(OSError):
+        for line in CPUINFO.read_text("utf-8", "replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:

@@ -5,14 +5,15 @@ Weights are fp32; the caller chooses the precision of the matrix products by aut
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import repeat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from llamactl.config.schema import ModelConfig
@@ -255,14 +256,20 @@ class Llama(nn.Module):
                 yield parameter, weights.normal_(std=INIT_STD / math.sqrt(writers))
 
 
-def num_params(config: ModelConfig) -> int:
-    """Return the number of parameters of a config without building the model; a tied matrix counts once."""
-    attention = 2 * config.dim * (config.n_heads + config.n_kv_heads) * config.head_dim
-    added = 2 * config.head_dim * config.qk_norm + (config.n_heads + 2 * config.n_kv_heads) * config.head_dim * config.qkv_bias
-    block = attention + added + 3 * config.dim * config.ffn_dim + 2 * config.dim
-    return config.n_layers * block + config.dim + num_embedding_params(config)
+class _SkipInit(TorchFunctionMode):
+    """Leave the tensors of new layers as they are."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Return the tensor that a function of `torch.nn.init` would fill; call any other function."""
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
-def num_embedding_params(config: ModelConfig) -> int:
-    """Return the number of parameters in the embedding and the output head."""
-    return config.vocab_size * config.dim * (1 if config.tie_embeddings else 2)
+def build_empty(config: ModelConfig) -> Llama:
+    """Build a model on the meta device: its weights have shapes, but neither memory nor values."""
+    # To draw values there, PyTorch would import its compiler, which takes a second.
+    with torch.device("meta"), _SkipInit():
+        return Llama(config)

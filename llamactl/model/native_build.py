@@ -1,21 +1,27 @@
 """Compile `native/decode.cpp` on first use, keep the library in the user's cache folder, and load it.
 
 There is one library for each source, compiler, set of flags and kind of processor: machines that share a home folder have one
-each. Where none can be made, `load_library` says why, and decoding takes PyTorch's way.
+each. Those that none of them used for months are removed when another one is compiled. Where none can be made,
+`load_library` says why, and decoding takes PyTorch's way.
 """
 
 import ctypes
 import hashlib
 import os
 import platform
+import secrets
 import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from llamactl.errors import UsageError
+from llamactl.storage.home import cache_folder
 
 SOURCE = Path(__file__).with_name("native") / "decode.cpp"
 COMPILERS = ("c++", "g++", "clang++")
@@ -23,6 +29,7 @@ FLAGS = ("-std=c++20", "-O3", "-shared", "-fPIC")
 OPENMP, OWN_THREADS = "-fopenmp", "-pthread"  # Apple's compiler has no OpenMP
 NATIVE = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
 TIME_LIMIT = 300.0  # seconds: it takes two
+UNUSED = 90 * 86_400.0  # seconds after its last use that a library is kept
 CPUINFO = Path("/proc/cpuinfo")
 INSTALL = "Install a C++ compiler (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++) for several times the speed."
 
@@ -45,16 +52,8 @@ def load_library() -> Library:
     try:
         command = find_compiler()
         return _load_or_build(command, cache_folder() / f"decode-{library_key(command)}.so")
-    except (BuildError, OSError) as error:
-        return Library(None, f"Decoding by PyTorch, which is slower: {error}")
-
-
-def cache_folder() -> Path:
-    """Return the folder of compiled libraries, below XDG_CACHE_HOME or ~/.cache."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llamactl"
-    except RuntimeError:  # no home folder
-        raise BuildError("there is no home folder to keep the compiled step in. Set XDG_CACHE_HOME.") from None
+    except (BuildError, OSError, UsageError) as error:
+        return Library(None, f"Decoding by PyTorch, which is slower: {' '.join(str(error).split())}")
 
 
 def find_compiler() -> list[str]:
@@ -86,6 +85,8 @@ def describe_processor() -> str:
 def _load_or_build(command: list[str], path: Path) -> Library:
     """Load a library from the cache folder, or compile it, into a temporary folder where the cache can't be written."""
     if _is_sound(path):
+        with suppress(OSError):  # the folder of another user
+            _note_use(path)
         with suppress(OSError):
             return Library(ctypes.CDLL(str(path)))
     with tempfile.TemporaryDirectory(prefix="llamactl-") as folder:
@@ -94,6 +95,7 @@ def _load_or_build(command: list[str], path: Path) -> Library:
         notice = ""
         try:
             _keep(built, path)
+            remove_unused(path.parent)
         except OSError as error:
             notice = f"The decoding step is compiled anew each time: {path.parent} can't be written ({error.strerror})."
         # The one that was just made, as another process may put its own into the cache meanwhile.
@@ -116,12 +118,28 @@ def _is_sound(path: Path) -> bool:
         return False
 
 
+def _note_use(path: Path) -> None:
+    """Set the times of a library and its hash to now, by which `remove_unused` knows them; raises OSError."""
+    for file in (path, path.with_suffix(".sha256")):
+        os.utime(file)
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove libraries that no machine loaded for `UNUSED` seconds, their hashes, and drafts that are as old."""
+    # Several processes may do so at once, and one that has a library open keeps it.
+    for pattern in ("decode-*", ".decode-*"):
+        for file in folder.glob(pattern):
+            with suppress(OSError):
+                if time.time() - file.lstat().st_mtime > UNUSED:
+                    file.unlink()
+
+
 def _keep(built: Path, path: Path) -> None:
     """Copy a library and its hash into the cache folder, each of them at once; raises OSError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     content = built.read_bytes()
     for target, data in ((path, content), (path.with_suffix(".sha256"), hashlib.sha256(content).hexdigest().encode())):
-        draft = path.parent / f".{target.name}-{os.getpid()}"
+        draft = path.parent / f".{target.name}-{secrets.token_hex(8)}"  # process numbers repeat on other machines
         try:
             draft.write_bytes(data)
             draft.replace(target)

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, replace
 
+from llamactl.config.parameters import num_params
 from llamactl.config.schema import Config
 from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World
-from llamactl.model.llama import num_params
 from llamactl.planning.communication import Traffic, estimate_traffic
 from llamactl.planning.defaults import final_eval_tokens, worthwhile_tokens
 from llamactl.planning.memory import free_memory

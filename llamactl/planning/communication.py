@@ -4,10 +4,10 @@ from dataclasses import astuple, dataclass
 
 import torch
 
+from llamactl.config.parameters import num_params
 from llamactl.config.schema import Config
 from llamactl.distributed.context import World
 from llamactl.hardware.gpus import PCIE, recognize_card
-from llamactl.model.llama import num_params
 from llamactl.planning.batch_size import windows_per_rank
 from llamactl.planning.flops import matrix_shapes, num_block_params, num_root_params
 

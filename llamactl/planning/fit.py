@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+from llamactl.config.parameters import num_params
 from llamactl.config.presets import PRESETS
 from llamactl.config.schema import Config, build_config, preset_settings
 from llamactl.distributed.context import World
 from llamactl.errors import OutOfSpace
-from llamactl.model.llama import num_params
 from llamactl.planning.alternatives import strategy_name
 from llamactl.planning.budget import check_budget
 from llamactl.planning.memory import free_memory

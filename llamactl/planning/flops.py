@@ -2,8 +2,8 @@
 
 from collections import Counter
 
+from llamactl.config.parameters import num_embedding_params, num_params
 from llamactl.config.schema import ModelConfig
-from llamactl.model.llama import num_embedding_params, num_params
 from llamactl.optim.muon import newton_schulz_flops
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llamactl.config.parameters import num_params
 from llamactl.config.schema import ModelConfig
 from llamactl.corpus.dataset import Dataset
 from llamactl.corpus.memmap import read_tokens, shard_lengths
-from llamactl.model.llama import num_params
 from llamactl.planning.defaults import TOKENS_PER_PARAMETER
 from llamactl.planning.flops import num_matmul_params
 

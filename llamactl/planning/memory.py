@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
+from llamactl.config.parameters import num_embedding_params, num_params
 from llamactl.config.schema import ModelConfig
 from llamactl.distributed.context import World
 from llamactl.hardware import limits
-from llamactl.model.llama import num_embedding_params, num_params
 from llamactl.model.objective import CHUNK, CHUNK_ON_GPU
 from llamactl.planning.flops import matrix_shapes, num_block_params, num_root_params
 

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from llamactl.config.parameters import num_params
 from llamactl.config.schema import Config, ModelConfig
 from llamactl.distributed.context import World
 from llamactl.hardware.memory import resident_memory
-from llamactl.model.llama import num_params
 from llamactl.planning.communication import buffer_bytes
 from llamactl.planning.flops import matrix_shapes
 from llamactl.planning.memory import checkpoint_bytes, chunk_bytes, gathered_bytes, state_bytes, update_bytes, window_bytes

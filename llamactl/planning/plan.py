@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
+from llamactl.config.parameters import num_embedding_params, num_params
 from llamactl.config.schema import Config
 from llamactl.corpus.batches import Windows
 from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World
 from llamactl.errors import DataError
-from llamactl.model.llama import num_embedding_params, num_params
 from llamactl.planning.communication import estimate_traffic
 from llamactl.planning.defaults import final_eval_tokens, worthwhile_tokens
 from llamactl.planning.flops import flops_per_token

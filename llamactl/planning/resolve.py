@@ -3,13 +3,13 @@
 from dataclasses import replace
 from typing import Literal
 
+from llamactl.config.parameters import num_params
 from llamactl.config.schema import Compilation, Config, ModelConfig
 from llamactl.corpus.dataset import Dataset
 from llamactl.corpus.openings import held_out_openings
 from llamactl.corpus.targets import window_rule
 from llamactl.distributed.context import World
 from llamactl.errors import UsageError
-from llamactl.model.llama import num_params
 from llamactl.optim.build import CONTINUED_RATE, EMBEDDING_SCALE, EMBEDDING_SCALE_TIED, FINETUNED_RATE, default_lr
 from llamactl.planning.batch_size import max_micro_batch, resolve_batch, resolve_micro_batch, resolve_recompute
 from llamactl.planning.defaults import default_budget, default_eval_tokens

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from llamactl.config.parameters import num_params
 from llamactl.config.schema import Config, TrainConfig
 from llamactl.distributed.context import World
-from llamactl.model.llama import num_params
 from llamactl.planning.batch_size import windows_per_rank
 from llamactl.planning.communication import estimate_traffic, exchange_seconds, overlaps_compute
 from llamactl.planning.flops import flops_per_token, update_flops

@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
+from llamactl.config.parameters import num_params
 from llamactl.config.schema import Config, ModelConfig, build_config, preset_settings
 from llamactl.corpus.batches import Windows
 from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World
 from llamactl.errors import UsageError
-from llamactl.model.llama import num_params
 from llamactl.planning.defaults import (
     CHOSEN,
     DROPOUT,

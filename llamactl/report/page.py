@@ -9,8 +9,10 @@ from llamactl.config.schema import dump_toml
 from llamactl.escape import embed_json, escape_control_chars, escape_html
 from llamactl.report.plots import COLOURS
 from llamactl.report.results import compare_with_plan, differing_settings, headline_results
-from llamactl.report.run_data import Columns, RunData, keep_extremes, spread_evenly
+from llamactl.report.run_data import RunData
 from llamactl.report.scores import render_scores
+from llamactl.report.thinning import keep_extremes, spread_evenly
+from llamactl.runs.metrics_log import Columns
 
 LARGEST = 2_000_000  # bytes of a page
 FINEST, COARSEST = 4_000, 50  # points of a curve
@@ -62,9 +64,9 @@ def _data(subject: RunData, number: int, most: int) -> dict[str, object]:
     }
 
 
-def _thin(columns: Columns, most: int) -> Columns:
+def _thin(columns: Columns, most: int) -> dict[str, list[float]]:
     kept = keep_extremes(columns.get("loss", columns["step"]), most)
-    return {name: [_short(values[place]) for place in kept] for name, values in columns.items()}
+    return {name: [_short(value) for value in values[kept].tolist()] for name, values in columns.items()}
 
 
 def _short(value: float) -> float:

@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ import numpy as np
 from llamactl.errors import DataError, UsageError, suggest_nearest
 from llamactl.report.axes import AXES, Axis, label_axis
 from llamactl.report.baselines import Baseline
-from llamactl.runs.metrics_log import Columns, read_columns
+from llamactl.report.thinning import drawable_rows, keep_extremes, moving_average
+from llamactl.runs.metrics_log import read_columns
 from llamactl.runs.run_dir import RunDir
 from llamactl.storage import atomic
 
@@ -27,7 +27,8 @@ GREY = "#777777"  # colour of the baselines
 # The loss of the first 2 % of a long run is so high that the rest would look flat; it may lie above the figure's range.
 EARLY, HEADROOM = 0.02, 0.5
 
-LARGEST = 1e30  # absolute value of a number that is drawn
+# Points of a curve in a picture, whose 1,440 columns of pixels show no more: the lowest and the highest of each interval.
+MOST_POINTS = 6_000
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -42,8 +43,8 @@ class Curve:
     """
 
     name: str
-    x: tuple[float, ...]
-    loss: tuple[float, ...]
+    x: np.ndarray
+    loss: np.ndarray
     validation_x: tuple[float, ...]
     validation: tuple[float, ...]
     resumed: tuple[float, ...]
@@ -51,16 +52,9 @@ class Curve:
     spikes: tuple[float, ...] = ()
 
     @cached_property
-    def smooth(self) -> list[float]:
-        """Return the moving average of the loss over about 4 % of the run around each step.
-
-        The window is shorter at the start, where the loss falls fast.
-        """
-        sums = [0.0, *accumulate(self.loss)]
-        last = len(self.loss) - 1
-        reach = [min(len(self.loss) // 50, step // 4) for step in range(len(self.loss))]
-        spans = [(step - reach[step], min(last, step + reach[step]) + 1) for step in range(len(self.loss))]
-        return [(sums[end] - sums[start]) / (end - start) for start, end in spans]
+    def smooth(self) -> np.ndarray:
+        """Return the moving average of the loss over about 4 % of the run around each step."""
+        return moving_average(self.loss)
 
 
 def read_curve(run: RunDir, axis: Axis) -> Curve:
@@ -68,24 +62,20 @@ def read_curve(run: RunDir, axis: Axis) -> Curve:
     field = AXES[axis][0]
     measured = dict.fromkeys(("step", "validation", "spike"), tuple({field, "loss"} - {"step"}))
     wanted = {**measured, "resumed": tuple({field} - {"step"})}
-    rows = {kind: _finite(columns) for kind, columns in read_columns(run.check_exists().metrics_path, wanted, run.path).items()}
+    found = read_columns(run.check_exists().metrics_path, wanted, run.path)
+    rows = {kind: drawable_rows(columns) for kind, columns in found.items()}
+    steps = rows["step"]
 
     def points(kind: str, value: str) -> tuple[float, ...]:
         return tuple(rows[kind][value].tolist())
 
-    if not points("step", "loss"):
+    if not len(steps["loss"]):
         raise DataError(f"The run {run.path.name} has no losses yet.", "", "Watch it, or start one: llamactl train")
     return Curve(
-        run.path.name, points("step", field), points("step", "loss"),
+        run.path.name, steps[field], steps["loss"],
         points("validation", field), points("validation", "loss"), points("resumed", field),
         points("spike", field), points("spike", "loss"),
     )  # fmt: skip
-
-
-def _finite(columns: Columns) -> Columns:
-    """Remove rows with values that are not finite, or so large that sums of them would not be finite."""
-    kept = np.logical_and.reduce([np.abs(column) < LARGEST for column in columns.values()])
-    return {name: column[kept] for name, column in columns.items()}
 
 
 def is_visible(reference: Baseline, curves: Sequence[Curve], axis: Axis) -> bool:
@@ -94,7 +84,7 @@ def is_visible(reference: Baseline, curves: Sequence[Curve], axis: Axis) -> bool
 
 
 def _end(curves: Sequence[Curve]) -> float:
-    return max(curve.x[-1] for curve in curves)
+    return max(float(curve.x[-1]) for curve in curves)
 
 
 def draw_plot(curves: Sequence[Curve], axis: Axis, path: Path, references: Sequence[Baseline] = ()) -> None:
@@ -152,8 +142,12 @@ STYLE: Any = {
 
 def _draw_curve(axes: Any, curve: Curve, colour: str, alone: bool) -> None:
     label = "train" if alone else curve.name
-    axes.plot(curve.x, curve.loss, color=colour, alpha=0.25, linewidth=0.8)
-    axes.plot(curve.x, curve.smooth, color=colour, linewidth=1.6, label=label)
+    for values, style in (
+        (curve.loss, {"alpha": 0.25, "linewidth": 0.8}),
+        (curve.smooth, {"linewidth": 1.6, "label": label}),
+    ):
+        kept = keep_extremes(values, MOST_POINTS)
+        axes.plot(curve.x[kept], values[kept], color=colour, **style)
     dots = {"marker": "o", "markersize": 4.5, "markeredgecolor": "white", "markeredgewidth": 0.8}
     darker = COLOURS[1] if alone else colour
     if curve.validation:
@@ -189,9 +183,9 @@ def _top(curves: Sequence[Curve], known: Sequence[Points], end: float) -> float:
 
     It leaves room for the legend above the median of each baseline and above all of the runs except their first 2 %.
     """
-    late = [loss for c in curves for x, loss in zip(c.x, c.loss, strict=True) if x >= EARLY * end]
-    highest = max([*late, *(statistics.median(losses) for _, losses in known if losses)])
-    return highest + HEADROOM * (highest - min(late) or 1)
+    late = np.concatenate([curve.loss[curve.x >= EARLY * end] for curve in curves])
+    highest = max([late.max(), *(statistics.median(losses) for _, losses in known if losses)])
+    return float(highest + HEADROOM * (highest - late.min() or 1))
 
 
 def _label(axes: Any, curves: Sequence[Curve]) -> None:
@@ -208,12 +202,13 @@ DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 
 def sketch_plot(curve: Curve, axis: Axis, width: int = 64, height: int = 12) -> str:
     """Draw the smoothed training loss as `width` by `height` characters of braille dots, plus labels; validation is omitted."""
-    low, high = min(curve.smooth), max(curve.smooth)
-    first, last = curve.x[0], curve.x[-1]
+    low, high = curve.smooth.min(), curve.smooth.max()
+    first, last = float(curve.x[0]), float(curve.x[-1])
     cells = [[0x2800] * width for _ in range(height)]
-    for x, y in zip(*_filled(curve.x, curve.smooth, 2 * width), strict=True):
-        column = round((x - first) / ((last - first) or 1) * (2 * width - 1))
-        row = round((high - y) / ((high - low) or 1) * (4 * height - 1))
+    x, y = _filled(curve.x, curve.smooth, 2 * width)
+    columns = np.rint((x - first) / ((last - first) or 1) * (2 * width - 1)).astype(int)
+    rows = np.rint((high - y) / ((high - low) or 1) * (4 * height - 1)).astype(int)
+    for row, column in set(zip(rows.tolist(), columns.tolist(), strict=True)):
         cells[row // 4][column // 2] |= DOTS[column % 2][row % 4]
     labels = {0: f"{high:.2f}", height - 1: f"{low:.2f}"}
     lines = [f"{labels.get(number, ''):>7} ┤{''.join(map(chr, line))}" for number, line in enumerate(cells)]
@@ -222,10 +217,9 @@ def sketch_plot(curve: Curve, axis: Axis, width: int = 64, height: int = 12) -> 
     return "\n".join([*lines, ruler, f"{'':9}{start}{end:>{width - len(start)}}  {AXES[axis][1]}"])
 
 
-def _filled(x: Sequence[float], y: Sequence[float], most: int) -> tuple[list[float], list[float]]:
+def _filled(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Interpolate between the points, so that a short run is drawn as a continuous line too."""
     between = max(1, math.ceil(2 * most / len(x)))
-    pairs = list(zip(x, y, strict=True))
-    steps = [(a, b, k / between) for a, b in pairwise(pairs) for k in range(between)]
-    filled = [(a[0] + (b[0] - a[0]) * t, a[1] + (b[1] - a[1]) * t) for a, b, t in steps] + [pairs[-1]]
-    return [point[0] for point in filled], [point[1] for point in filled]
+    parts = np.arange(between) / between
+    filled = (np.append((a[:-1, None] + np.diff(a)[:, None] * parts).ravel(), a[-1]) for a in (x, y))
+    return next(filled), next(filled)

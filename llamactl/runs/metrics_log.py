@@ -6,58 +6,23 @@ error names the file, the line and the field; a number that is not finite is rea
 
 import math
 import os
-from array import array
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, NotRequired, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
-from typing_extensions import TypedDict
+from pydantic import TypeAdapter, ValidationError
 
 from llamactl.errors import DataError
-from llamactl.storage.records import Count, explain_error, open_file
+from llamactl.runs.rows import Block, Row, decode_rows
+from llamactl.storage.records import explain_error, open_file
 
 LONGEST_ROW = 1 << 24  # bytes per line
 CHUNK = 1 << 20  # bytes per read
 
-Number = Annotated[float | None, Field(strict=True)]
-
-
-@with_config(ConfigDict(extra="allow", strict=True))
-class Row(TypedDict):
-    """The known fields of a row: its kind and step, and the types of the optional fields."""
-
-    kind: str
-    step: Count
-    tokens: NotRequired[Count]
-    memory: NotRequired[Count | None]
-    steps: NotRequired[Count]
-    different: NotRequired[Count]
-    from_step: NotRequired[Count]
-    signal: NotRequired[Count]
-    flops: NotRequired[Number]
-    seconds: NotRequired[Number]
-    loss: NotRequired[Number]
-    lr: NotRequired[Number]
-    grad_norm: NotRequired[Number]
-    tokens_per_second: NotRequired[Number]
-    mfu: NotRequired[Number]
-    bits_per_byte: NotRequired[Number]
-    bits_per_byte_error: NotRequired[Number]
-    loss_error: NotRequired[Number]
-    eval_tokens: NotRequired[Count]
-    usual: NotRequired[Number]
-    largest: NotRequired[Number]
-    path: NotRequired[str]
-    why: NotRequired[str]
-    prompt: NotRequired[str]
-    text: NotRequired[str]
-    damaged: NotRequired[list[str]]
-    differs: NotRequired[list[str]]
-
-
 _ROW = TypeAdapter(Row)
+_NO_STEP = re.compile(rb'\n(?!\{"kind": "step", )')  # the end of a line, before one that is not as `Journal` writes a step
 
 Columns = dict[str, np.ndarray]
 T = TypeVar("T")
@@ -77,7 +42,8 @@ def read_rows(path: Path, root: Path | None = None) -> Iterator[dict[str, Any]]:
 
     An incomplete last line, left by a process that was killed, is skipped.
     """
-    yield from _read(path, root, parse_row)
+    for number, lines in _blocks(path, root):
+        yield from _parsed(path, number, lines, parse_row)
 
 
 def read_columns(path: Path, wanted: Mapping[str, tuple[str, ...]], root: Path | None = None) -> dict[str, Columns]:
@@ -85,23 +51,30 @@ def read_columns(path: Path, wanted: Mapping[str, tuple[str, ...]], root: Path |
 
     A number that is not finite becomes NaN. Raises DataError that names the line when a row lacks a field.
     """
-    steps = {kind: array("q") for kind in wanted}
-    fields = {kind: {name: array("d") for name in names} for kind, names in wanted.items()}
+    found: dict[str, list[Block]] = {kind: [] for kind in wanted}
+    for number, lines in _blocks(path, root):
+        columns = decode_rows(lines, wanted) or _validate_rows(path, number, lines, wanted)
+        for kind, block in columns.items():
+            found[kind].append(block)
+    return {kind: _ordered(("step", *wanted[kind]), blocks) for kind, blocks in found.items()}
 
-    def take(line: bytes) -> None:
-        row: Any = _ROW.validate_json(line)
-        kind = row["kind"]
-        if kind not in steps:
-            return
-        for name, column in fields[kind].items():
-            if name not in row:
-                raise ValueError(f"{name} is missing from a row of the kind {kind!r}.")
-            column.append(math.nan if row[name] is None else row[name])
-        steps[kind].append(row["step"])
 
-    for _ in _read(path, root, take):
-        pass
-    return {kind: _ordered(np.asarray(steps[kind]), fields[kind]) for kind in wanted}
+def _validate_rows(path: Path, number: int, lines: bytes, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, Block]:
+    """Validate each line of a block that begins with line `number`, and do what `decode_rows` does; raises DataError."""
+    rows: dict[str, list[Any]] = {kind: [] for kind in wanted}
+    for place, row in enumerate(_parsed(path, number, lines, _ROW.validate_json), start=number):
+        missing = [name for name in wanted.get(row["kind"], ()) if name not in row]
+        if missing:
+            why = f"{missing[0]} is missing from a row of the kind {row['kind']!r}."
+            raise DataError(f"{path}, line {place}, is damaged.", why)
+        rows.get(row["kind"], []).append(row)
+
+    def columns(kind: str) -> Iterator[np.ndarray]:
+        yield np.array([row["step"] for row in rows[kind]], np.int64)
+        # None, which is null in the log, becomes NaN.
+        yield from (np.array([row[name] for row in rows[kind]], np.float64) for name in wanted[kind])
+
+    return {kind: tuple(columns(kind)) for kind in wanted}
 
 
 def last_rows(path: Path, kinds: tuple[str, ...], root: Path | None = None) -> dict[str, dict[str, Any]]:
@@ -112,17 +85,28 @@ def last_rows(path: Path, kinds: tuple[str, ...], root: Path | None = None) -> d
     missing = {kind: f'"{kind}"'.encode() for kind in kinds}
     with open_file(path, root) as file:
         for number, lines in enumerate(_backwards(file, path)):
+            if number and "step" not in missing:
+                lines = _other_rows(lines)
             # The last row is always parsed, to check that the file is a log; other rows only if they contain a wanted kind.
             place = len(lines) - 1 if number == 0 else _find_last(lines, missing, len(lines))
             while place >= 0:
-                at = lines.rfind(b"\n", 0, place) + 1
-                row = _parse_last(path, lines[at : lines.find(b"\n", place)])
+                end = lines.rfind(b"\n", 0, place) + 1
+                row = _parse_last(path, lines[end : lines.find(b"\n", place)])
                 if missing.pop(row["kind"], None):
                     found[row["kind"]] = row
-                place = _find_last(lines, missing, at)
+                    if row["kind"] == "step":
+                        lines = _other_rows(lines[:end])
+                        end = len(lines)
+                place = _find_last(lines, missing, end)
             if not missing:
                 break
     return found
+
+
+def _other_rows(lines: bytes) -> bytes:
+    """Return the rows of a block but for those that begin as a step's, of which a log has most."""
+    starts = (0, *(match.end() for match in _NO_STEP.finditer(lines)))
+    return b"".join(lines[at : lines.find(b"\n", at) + 1] for at in starts if at < len(lines))
 
 
 def _find_last(lines: bytes, words: Mapping[str, bytes], end: int) -> int:
@@ -152,22 +136,32 @@ def whole_lines(file: BinaryIO, path: Path) -> int:
     return 0
 
 
-def _read(path: Path, root: Path | None, parse: Callable[[bytes], T]) -> Iterator[T]:
-    """Yield the parsed lines of a log; a missing log has none. Raises DataError that names the line."""
+def _blocks(path: Path, root: Path | None) -> Iterator[tuple[int, bytes]]:
+    """Yield blocks of complete lines, each with the number of its first line; a missing log has none. Raises DataError."""
     if not os.path.lexists(path):
         return
     with open_file(path, root) as file:
-        number = 0
-        while (line := file.readline(LONGEST_ROW)).endswith(b"\n"):
-            number += 1
-            try:
-                yield parse(line)
-            except ValidationError as error:
-                raise DataError(f"{path}, line {number}, is damaged.", explain_error(error)) from error
-            except ValueError as error:
-                raise DataError(f"{path}, line {number}, is damaged.", str(error)) from error
-        if len(line) == LONGEST_ROW:
-            raise DataError(f"{path}, line {number + 1}, is damaged.", f"It has more than {LONGEST_ROW:,} bytes.")
+        number, rest = 1, b""
+        while read := file.read(CHUNK):
+            end = read.rfind(b"\n") + 1
+            if end:
+                lines, rest = rest + read[:end], b""
+                yield number, lines
+                number += lines.count(b"\n")
+            rest += read[end:]
+            if len(rest) >= LONGEST_ROW:
+                raise DataError(f"{path}, line {number}, is damaged.", f"It has more than {LONGEST_ROW:,} bytes.")
+
+
+def _parsed(path: Path, number: int, lines: bytes, parse: Callable[[bytes], T]) -> Iterator[T]:
+    """Yield the parsed lines of a block that begins with line `number`; raises DataError that names the line."""
+    for place, line in enumerate(lines.split(b"\n")[:-1], start=number):
+        try:
+            yield parse(line)
+        except ValidationError as error:
+            raise DataError(f"{path}, line {place}, is damaged.", explain_error(error)) from error
+        except ValueError as error:
+            raise DataError(f"{path}, line {place}, is damaged.", str(error)) from error
 
 
 def _backwards(file: BinaryIO, path: Path) -> Iterator[bytes]:
@@ -186,9 +180,11 @@ def _backwards(file: BinaryIO, path: Path) -> Iterator[bytes]:
             yield whole
 
 
-def _ordered(steps: np.ndarray, fields: Mapping[str, "array[float]"]) -> Columns:
-    """Sort the columns by step, and keep the last row of each step."""
+def _ordered(names: tuple[str, ...], blocks: list[Block]) -> Columns:
+    """Join the columns of some blocks, sort them by step, and keep the last row of each step."""
+    empty = (np.array([], np.int64), *(np.array([]) for _ in names[1:]))
+    steps, *fields = (np.concatenate(parts) for parts in zip(empty, *blocks, strict=True))
     order = np.argsort(steps, kind="stable")
     last = np.append(np.diff(steps[order]) != 0, True)[: len(order)]
     kept = order[last]
-    return {"step": steps[kept], **{name: np.asarray(column)[kept] for name, column in fields.items()}}
+    return {name: column[kept] for name, column in zip(names, (steps, *fields), strict=True)}

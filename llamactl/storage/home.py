@@ -1,4 +1,4 @@
-"""Find the folder that holds data/ and runs/, and check the names of datasets and runs."""
+"""Find the folder that holds data/ and runs/, and that of the cache; check the names of datasets and runs."""
 
 import os
 import re
@@ -18,6 +18,14 @@ def home_folder() -> Path:
         return Path(os.environ.get("LLAMACTL_HOME") or ".").expanduser()
     except RuntimeError as error:
         raise UsageError("LLAMACTL_HOME can't be used.", f"{error}", "Set it to an absolute path.") from error
+
+
+def cache_folder() -> Path:
+    """Return this user's cache folder, by the XDG base directory specification; raises UsageError without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llamactl"
+    except RuntimeError as error:
+        raise UsageError("There is no home folder for a cache.", f"{error}", "Set XDG_CACHE_HOME to a folder.") from error
 
 
 def _holding(folders: Path, file: str) -> list[Path]:

@@ -12,15 +12,11 @@ from pathlib import Path
 from llamactl import install_command
 from llamactl.errors import DataError, NoNetwork
 from llamactl.storage import atomic
+from llamactl.storage.home import cache_folder
 
 URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
 SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"  # as tiktoken's openai_public.py expects it
 CACHE_NAME = hashlib.sha1(URL.encode()).hexdigest()  # the file name in tiktoken's cache
-
-
-def cache_folder() -> Path:
-    """Return llamactl's cache folder of this user, by the XDG base directory specification."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llamactl"
 
 
 def find_vocabulary() -> Path:

@@ -9,7 +9,7 @@ from llamactl.corpus.targets import window_rule
 from llamactl.distributed.context import World
 from llamactl.distributed.dtensor import copy_into
 from llamactl.distributed.parallelize import apply_fsdp
-from llamactl.model.llama import Llama
+from llamactl.model.llama import Llama, build_empty
 from llamactl.model.objective import NextToken
 
 
@@ -23,8 +23,7 @@ def build_batches(dataset: Dataset, config: Config, world: World) -> Batches:
 def build_objective(config: Config, world: World) -> NextToken:
     """Build a model and its loss in fp32; a seed gives the same weights on every device and with every sharding."""
     # On the meta device first, so that no rank allocates the full model before it is sharded.
-    with torch.device("meta"):
-        objective = NextToken(Llama(config.model))
+    objective = NextToken(build_empty(config.model))
     if world.shards > 1:
         apply_fsdp(objective, world)
     objective.to_empty(device=world.device)

@@ -17,6 +17,7 @@ from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World
 from llamactl.distributed.launch import read_launch
 from llamactl.errors import DataError
+from llamactl.hardware.device import processor_name
 from llamactl.redact import redact_words
 from llamactl.storage.records import look_up
 
@@ -41,7 +42,10 @@ def redacted_command() -> str:
 
 
 def numeric_environment(config: Config, dataset: Dataset, world: World) -> dict[str, Any]:
-    """Return all that can change the numbers of a run, if only in their last bits."""
+    """Return all that can change the numbers of a run, if only in their last bits.
+
+    `compile` is what the config asks for: the trainer corrects it where this machine has no compiler.
+    """
     cuda = world.device.type == "cuda"
     settings = config.train.model_dump(include=set(NUMERIC_SETTINGS))
     return {
@@ -50,6 +54,7 @@ def numeric_environment(config: Config, dataset: Dataset, world: World) -> dict[
         "system": platform.platform(),
         "packages": {name: version(name) for name in PACKAGES},
         "device": torch.cuda.get_device_name(world.device) if cuda else platform.processor() or platform.machine(),
+        "processor": processor_name(),
         "instructions": "" if cuda else torch.backends.cpu.get_cpu_capability(),
         "precision": world.precision.name,
         "threads": torch.get_num_threads(),
@@ -61,17 +66,19 @@ def numeric_environment(config: Config, dataset: Dataset, world: World) -> dict[
 
 
 def environment_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
-    """List what differs between the environment of a checkpoint and the current one, as "name old -> new"."""
-    packages = {name: look_up(before, "packages", name) for name in now["packages"]}
+    """List what differs between the environment of a checkpoint and the current one, as "name old -> new".
+
+    Names that an older checkpoint lacks are unknown, not different.
+    """
     # Checkpoints from before distributed training lack both keys.
     before = {"processes": 1, "parallel": "one", **before}
     names = (
-        "llamactl", "python", "packages", "device", "instructions", "precision", "threads", "processes", "parallel",
+        "llamactl", "python", "device", "processor", "instructions", "precision", "threads", "processes", "parallel",
         *NUMERIC_SETTINGS,
     )  # fmt: skip
-    pairs = {name: (before.get(name), now[name]) for name in names if name != "packages"}
-    pairs |= {name: (packages[name], now["packages"][name]) for name in packages}
-    return tuple(f"{name} {old} -> {new}" for name, (old, new) in pairs.items() if old != new)
+    pairs = {name: (before[name], now[name]) for name in names if name in before}
+    pairs |= {name: (look_up(before, "packages", name), version) for name, version in now["packages"].items()}
+    return tuple(f"{name} {old} -> {new}" for name, (old, new) in pairs.items() if old not in (None, new))
 
 
 def check_same_data(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -75,7 +75,9 @@ class Trainer:
         # Small gradients underflow in fp16, so the loss is scaled up; bf16 and fp32 have the range without it.
         self.scaler = torch.amp.GradScaler(world.device.type, init_scale=2.0**12, enabled=world.precision.name == "fp16")
         self.clock = SaveClock(config.train.save_minutes)
-        self.environment = numeric_environment(config, dataset, world)
+        # Why blocks that are to be compiled are not; before the environment, which says what computes the steps.
+        self.uncompiled = compile_objective(self.objective) if config.train.compile != "off" else ""
+        self.environment = numeric_environment(config, dataset, world) | ({"compile": "off"} if self.uncompiled else {})
         # Rounded up: the last step may exceed the token budget.
         self.max_steps = -(-config.train.tokens // config.train.tokens_per_step)
         self.state, self.guard = TrainState(config.train.micro_batch), NonFiniteGuard()
@@ -165,9 +167,9 @@ class Trainer:
         self.saved_step = 0
 
     def compile(self) -> Iterator[events.Degraded]:
-        """Compile the blocks and capture a CUDA graph, as the config asks for; yield `Degraded` for what this machine can't."""
-        if reason := compile_objective(self.objective) if self.config.train.compile != "off" else "":
-            yield events.Degraded(*self.progress, f"without torch.compile: {reason}")
+        """Capture a CUDA graph if the config asks for one; yield `Degraded` for what this machine can't compile or capture."""
+        if self.uncompiled:
+            yield events.Degraded(*self.progress, f"without torch.compile: {self.uncompiled}")
         if self.config.train.compile == "graphs" and not self.is_over:
             self.graph, reason = graph_gradients(self.forward, self.prefetch(self.state.batch), self.world, self.scaler)
             if reason:
@@ -266,12 +268,8 @@ class Trainer:
         if any(self.world.all_reduce_max(not snapshot.is_finite())):
             yield from self.roll_back()
             return
-        state = self.state.to_checkpoint(
-            self.config.train.tokens_per_step,
-            scaler=self.scaler.state_dict(),
-            environment=self.environment,
-            config=self.config.model_dump(mode="json"),
-        )
+        size, config, scaler = self.config.train.tokens_per_step, self.config.model_dump(mode="json"), self.scaler.state_dict()
+        state = self.state.to_checkpoint(size, scaler=scaler, environment=self.environment, config=config)
         self.checkpointer.save(snapshot, state)
         self.saved_step = self.state.step
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint import io as checkpoint_io
+from llamactl.checkpoint import safetensors_io
 from llamactl.checkpoint import select as checkpoint_select
 from llamactl.checkpoint.format import State
 from llamactl.checkpoint.hf_config import read_hf_config
@@ -24,7 +25,7 @@ from llamactl.model.llama import Llama
 from llamactl.optim.build import OPTIMIZERS
 from llamactl.runs.run_dir import RunDir
 from llamactl.storage import atomic
-from llamactl.storage.records import read_record
+from llamactl.storage.records import hash_file, read_record
 from llamactl.tokenizer import bpe
 
 SMALL = ModelConfig(n_layers=2, dim=48, n_heads=6, n_kv_heads=2, head_dim=8, ffn_dim=80, context=64, vocab_size=384)
@@ -293,6 +294,46 @@ def test_the_newest_sound_checkpoint_is_used(home: Path) -> None:
     path, damaged = checkpoint_select.find_newest(run)
     assert path == run.checkpoint(2)
     assert "step-00000003/model.safetensors is damaged" in damaged[0]
+
+
+def test_what_is_loaded_is_hashed_once_and_nothing_else(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The optimizer's state is not read, so its damage matters only to a resume; damaged weights lead to older ones."""
+    run = RunDir.from_name("a")
+    for step in (1, 2):
+        save(run.checkpoint(step), SMALL, step)
+    run.config_path.touch()
+    hashed: list[str] = []
+
+    def hash_noted(path: Path, root: Path | None = None, limit: int | None = None) -> str:
+        hashed.append(path.name)
+        return hash_file(path, root, limit)
+
+    monkeypatch.setattr(checkpoint_format, "hash_file", hash_noted)
+    files = set(checkpoint_format.read_state(run.checkpoint(2)).files) - {checkpoint_format.OPTIMIZER}
+    for name in ("a", "a@2", str(run.checkpoint(2))):
+        hashed.clear()
+        path, _, _, state = checkpoint_io.open_model(name, torch.device("cpu"))
+        assert (path, state.step) == (run.checkpoint(2), 2)
+        assert sorted(hashed) == sorted(files)
+    (run.checkpoint(2) / checkpoint_format.OPTIMIZER).write_bytes(b"")
+    assert checkpoint_io.open_model("a", torch.device("cpu"))[3].step == 2
+    assert checkpoint_select.find_newest(run)[0] == run.checkpoint(1)
+    (run.checkpoint(2) / checkpoint_format.WEIGHTS).write_bytes(b"")
+    assert checkpoint_io.open_model("a", torch.device("cpu"))[3].step == 1
+    with pytest.raises(DataError, match=r"model\.safetensors is damaged"):
+        checkpoint_io.open_model("a@2", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("value", "is_read"), [(3e38, True), (-3e38, True), (float("inf"), False), (float("nan"), False)])
+def test_numbers_are_finite_one_by_one(value: float, is_read: bool, tmp_path: Path) -> None:
+    """Also where the sum of finite ones is not."""
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"".join(safetensors_io.serialize_tensors({"a": torch.tensor([1.0, value, value]), "b": torch.ones(0)})))
+    if is_read:
+        assert dict(safetensors_io.iter_tensors(path))["a"][1] == value
+    else:
+        with pytest.raises(DataError, match="not finite"):
+            list(safetensors_io.iter_tensors(path))
 
 
 def test_checkpoints_are_found_as_people_name_them(home: Path) -> None:

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from llamactl.config.schema import build_config
 from llamactl.hardware import device as hardware_device
+from llamactl.runs.run_dir import RunDir
 from tests.cli.inline import type_in
 from tests.conftest import make_dataset
+from tests.runs.test_metrics_log import step, write
 
 COMMANDS = {
     "train": 3,
@@ -23,6 +26,8 @@ COMMANDS = {
     "train --resume nosuch": 3,
     "plan --data nosuch": 3,
     "plan --preset nosuch": 2,
+    "bench nosuch": 2,
+    "serve nosuch": 3,
     "sample x": 3,
     "sample x --run nosuch@best": 3,
     "eval": 3,
@@ -39,17 +44,23 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_no_mistake_waits_for_torch(command: str, home: Path) -> None:
+NO_TORCH = (
+    "--help", "runs list", "runs show a", "runs diff a b", "runs remove a --yes", "plot-loss a b", "report a b", "config",
+    "config a", "data list", "report --help",
+)  # fmt: skip
+
+
+def typed(command: str, home: Path) -> str:
+    """The exit code of a command in a process of its own, and whether PyTorch was imported."""
     lines = [
         "import sys",
         "from llamactl.cli import main",
         f"sys.argv = ['llamactl', *{command.split()!r}]",
         "try: main()",
-        "except SystemExit as ended: print(ended.code, 'torch' in sys.modules)",
+        "except SystemExit as ended: print(); print(ended.code, 'torch' in sys.modules)",
     ]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=home, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == f"{COMMANDS[command]} False", done.stderr
+    return f"{done.stdout.splitlines()[-1]} {done.stderr}"
 
 
 def test_a_gpu_that_is_left_unused_is_told_before_training(home: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,3 +68,17 @@ def test_a_gpu_that_is_left_unused_is_told_before_training(home: Path, corpus: P
     monkeypatch.setattr(hardware_device, "unused_gpu", lambda name, _: f"This machine has a GPU, asked for {name}")
     answer = type_in("train", "--preset", "tiny", "--tokens", "4096", "--set", "train.device=cpu", "--dry-run")
     assert "This machine has a GPU, asked for cpu: it trains on the CPU." in answer.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_mistake_waits_for_torch(command: str, home: Path) -> None:
+    assert typed(command, home).startswith(f"{COMMANDS[command]} False")
+
+
+@pytest.mark.parametrize("command", NO_TORCH)
+def test_what_needs_no_torch_does_not_import_it(command: str, home: Path) -> None:
+    for name in "ab":
+        run = RunDir.from_name(name)
+        run.start(build_config([{"data": {"name": "d"}, "train": {"tokens": 99, "tokens_per_step": 9}}]), {"device": "cpu"})
+        write(run.metrics_path, *map(step, range(1, 10)))
+    assert typed(command, home).startswith("0 False")

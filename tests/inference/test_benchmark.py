@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from llamactl.config.parameters import num_params
 from llamactl.config.schema import ModelConfig
 from llamactl.inference.benchmark import benchmark_decoding, reading_rate, step_bytes
 from llamactl.model.convert import convert_weights
-from llamactl.model.llama import Llama, num_params
+from llamactl.model.llama import Llama
 
 SHAPE = ModelConfig(n_layers=2, dim=64, n_heads=4, n_kv_heads=2, head_dim=16, ffn_dim=96, context=64, vocab_size=256)
 

@@ -1,24 +1,18 @@
 """The model: its size, its causality, and the notebook's mistakes, which must not come back."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
 
+from llamactl.config.parameters import num_embedding_params, num_params
 from llamactl.config.presets import PRESETS
 from llamactl.config.schema import ModelConfig, build_config, preset_settings
 from llamactl.hardware.device import Precision
-from llamactl.model.llama import (
-    Block,
-    Llama,
-    RMSNorm,
-    apply_rotary,
-    num_embedding_params,
-    num_params,
-    project_together,
-    rotary_table,
-)  # fmt: skip
+from llamactl.model.llama import Block, Llama, RMSNorm, apply_rotary, project_together, rotary_table
 from llamactl.model.objective import NextToken
 
 SMALL = ModelConfig(n_layers=3, dim=48, n_heads=6, n_kv_heads=2, head_dim=8, ffn_dim=80, context=64, vocab_size=128)
@@ -198,3 +192,20 @@ def test_projections_are_one_product_in_mixed_precision(bias: bool) -> None:
     assert all(torch.allclose(*pair, atol=1e-2) for pair in zip(together, alone, strict=True))
     torch.autograd.backward(torch.cat(tuple(together), dim=-1).float().sum())
     assert all(layer.weight.grad is not None and layer.weight.grad.dtype == torch.float32 for layer in layers)
+
+
+def test_an_empty_model_has_shapes_alone_and_takes_no_compiler() -> None:
+    """PyTorch imports its compiler, a second's work, where values are drawn on the meta device."""
+    code = """
+import sys
+from llamactl.config.schema import ModelConfig
+from llamactl.model.llama import Llama, build_empty
+config = ModelConfig(n_layers=2, dim=8, n_heads=2, n_kv_heads=1, head_dim=4, ffn_dim=8, context=4, vocab_size=16, qkv_bias=True)
+empty, usual = build_empty(config).state_dict(), Llama(config).state_dict()
+assert {name: tensor.shape for name, tensor in empty.items()} == {name: tensor.shape for name, tensor in usual.items()}
+assert {tensor.device.type for tensor in empty.values()} == {"meta"}
+assert usual["model.embed_tokens.weight"].std() > 0
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "False", done.stderr

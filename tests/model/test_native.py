@@ -1,11 +1,13 @@
 """The native step computes what the model does, in each format of the weights, and gives way to PyTorch where it is missing."""
 
 import copy
+import os
 import random
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -361,6 +363,29 @@ def test_one_library_for_each_processor_and_a_damaged_one_is_made_again(machine:
     assert [compile_times(), compile_times()] == [1, 0]
     assert len(list(machine.glob("*.so"))) == 2
     assert not list(machine.glob(".*"))
+
+
+@needs_library
+def test_what_no_machine_used_for_months_is_removed(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others still load stays, as does what is not a library; one that vanishes while it is looked at is no error."""
+    machine.mkdir(parents=True)
+    months_ago = time.time() - native_build.UNUSED - 60
+    for name in ("decode-old.so", "decode-old.sha256", ".decode-old.so-12", "decode-kept.so", "decode-kept.sha256", "vocab"):
+        (machine / name).write_text("")
+        os.utime(machine / name, (months_ago, months_ago + 3600 * ("kept" in name)))
+    assert load_library().functions is not None
+    (own,) = (path for path in machine.glob("*.so") if path.stem != "decode-kept")
+    assert {path.name for path in machine.iterdir()} == {
+        "decode-kept.so", "decode-kept.sha256", "vocab", own.name, own.with_suffix(".sha256").name,
+    }  # fmt: skip
+    for file in machine.iterdir():
+        os.utime(file, (months_ago, months_ago))
+    load_library.cache_clear()
+    assert load_library().functions is not None
+    native_build.remove_unused(machine)
+    assert {path.name for path in machine.iterdir()} == {"vocab", own.name, own.with_suffix(".sha256").name}
+    monkeypatch.setattr(Path, "glob", lambda *_: [machine / "decode-gone.so"])
+    native_build.remove_unused(machine)
 
 
 SANITIZED = """

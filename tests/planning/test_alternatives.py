@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from llamactl.config.parameters import num_params
 from llamactl.config.schema import Config, build_config, preset_settings
 from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World, init_device, world_of_card
 from llamactl.errors import OutOfSpace, UsageError
 from llamactl.hardware.gpus import find_card
-from llamactl.model.llama import num_params
 from llamactl.planning.alternatives import parallel_strategies
 from llamactl.planning.batch_size import windows_per_rank
 from llamactl.planning.fit import check_memory

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from llamactl.config.parameters import num_params
 from llamactl.config.schema import Config, build_config
 from llamactl.distributed.context import World
 from llamactl.hardware.device import Precision
-from llamactl.model.llama import num_params
 from llamactl.planning import communication
 from llamactl.planning import flops as planning_flops
 from llamactl.planning.communication import NETWORK, Traffic, buffer_bytes, exchange_seconds, link_bandwidth

@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from llamactl.config.parameters import num_embedding_params, num_params
 from llamactl.config.schema import Config, build_config, preset_settings
 from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World, init_device, world_of_card
 from llamactl.errors import DataError, OutOfSpace, UsageError
 from llamactl.hardware.gpus import find_card
-from llamactl.model.llama import Llama, num_embedding_params, num_params
+from llamactl.model.llama import Llama
 from llamactl.optim.build import CONTINUED_RATE, OPTIMIZERS
 from llamactl.planning import batch_size
 from llamactl.planning import memory as planning_memory

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from llamactl.config.schema import build_config
@@ -16,7 +17,8 @@ from llamactl.escape import embed_json, escape_control_chars
 from llamactl.planning.memory_estimate import MemoryEstimate
 from llamactl.report.page import LARGEST, render_report
 from llamactl.report.results import compare_with_plan
-from llamactl.report.run_data import RunData, keep_extremes, read_run_data, spread_evenly
+from llamactl.report.run_data import RunData, read_run_data
+from llamactl.report.thinning import keep_extremes, spread_evenly
 from llamactl.runs.run_dir import RunDir
 from llamactl.runs.scores import ScoredTest, SuiteScores, keep_scores
 from llamactl.storage.records import to_json
@@ -194,11 +196,11 @@ def test_a_long_run_fits_and_keeps_its_extremes(home: Path) -> None:
 
 def test_thinning_keeps_lows_and_highs_and_ends() -> None:
     values = [float((n * 7919) % 1000) for n in range(1000)]
-    kept = keep_extremes(values, 40)
+    kept = keep_extremes(np.array(values), 40).tolist()
     assert kept == sorted(set(kept))
     assert len(kept) <= 42
     assert {0, 999, values.index(0.0), values.index(999.0)} <= set(kept)
-    assert keep_extremes(values, 1000) == list(range(1000))
+    assert keep_extremes(np.array(values), 1000).tolist() == list(range(1000))
     assert spread_evenly(list(range(101)), 5) == [0, 25, 50, 75, 100]
     assert (spread_evenly([3], 5), spread_evenly([], 5), spread_evenly([1, 2], 2)) == ([3], [], [1, 2])
 

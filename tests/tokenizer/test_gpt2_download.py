@@ -11,6 +11,7 @@ import pytest
 
 from llamactl import install_command
 from llamactl.errors import DataError, NoNetwork
+from llamactl.storage.home import cache_folder
 from llamactl.tokenizer import gpt2_download
 
 REAL = gpt2_download.find_vocabulary()
@@ -71,12 +72,12 @@ def test_a_wrong_download_is_not_kept(served: dict[str, bytes]) -> None:
     served["content"] = b"<html>log in to the hotel</html>"
     with pytest.raises(NoNetwork, match="sha256"):
         gpt2_download.find_vocabulary()
-    assert not (gpt2_download.cache_folder() / gpt2_download.CACHE_NAME).exists()
+    assert not (cache_folder() / gpt2_download.CACHE_NAME).exists()
 
 
 def test_without_a_network_the_ways_out_are_named() -> None:
     with pytest.raises(NoNetwork) as caught:
         gpt2_download.find_vocabulary()
     assert caught.value.code == 5
-    for way in (install_command("offline"), str(gpt2_download.cache_folder()), "bpe:8192"):
+    for way in (install_command("offline"), str(cache_folder()), "bpe:8192"):
         assert way in caught.value.fix

@@ -5,6 +5,7 @@ from collections import deque
 from dataclasses import dataclass
 from statistics import median
 
+import numpy as np
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
@@ -137,7 +138,7 @@ class View:
     def _chart(self, width: int, height: int) -> list[Text]:
         if len(self._points) < 2:
             return []
-        x, y = zip(*self._points, strict=True)
+        x, y = np.array(self._points).T
         drawn = sketch_plot(Curve("", x, y, (), (), ()), "step", width, height - 3).split("\n")
         return [*(Text(line, style="cyan") for line in drawn[:-2]), *(Text(line, style="dim") for line in drawn[-2:]), Text()]
 

@@ -123,7 +123,8 @@ class TrainingScreen:
         if event.changed:
             self._say(f"settings changed: {', '.join(event.changed)}", "yellow", event)
         if event.differs:
-            self._say(f"from here on results are not bit-identical to before: {', '.join(event.differs)}", "yellow", event)
+            text = f"the last bits may differ from those of an uninterrupted run: {', '.join(event.differs)}"
+            self._say(text, "yellow", event)
 
     def _show_step(self, event: Stepped) -> None:
         due = time.monotonic() - self._last_line > PLAIN_LINE_EVERY
