@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ SHORT = 1024
 # The widest head that FlashAttention takes, and what its width is a multiple of.
 FLASH_WIDTH, FLASH_MULTIPLE = 256, 8
 # Newer PyTorch wants to be told that key/value heads are shared; the kernel takes them without a word.
-GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
 class Documents(NamedTuple):
@@ -109,21 +109,21 @@ def within_documents(q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> Tensor:
     if q.device.type != "cpu":
         return varlen(q, k, v, starts)
     # Lengths are numbers of Python: compiled, they would be code for each batch.
-    alone: Callable[..., Tensor] = torch.compiler.disable(_one_by_one)
+    alone: Callable[..., Tensor] = torch.compiler.disable(_one_by_one)  # type: ignore[no-untyped-call]
     return alone(q, k, v, starts)
 
 
 def varlen(q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> Tensor:
     """Compute attention as `within_documents` does, in one launch of FlashAttention's kernel for packed sequences."""
     batch, heads, longest, width = q.shape  # the longest that a document may be, so that no batch has another kernel
-    packed = [each.transpose(1, 2).flatten(0, 1) for each in (q, k, v)]
-    out: Tensor = varlen_attn(*packed, starts, starts, longest, longest, window_size=(-1, 0), **GROUPED)
+    q, k, v = (each.transpose(1, 2).flatten(0, 1) for each in (q, k, v))
+    out: Any = varlen_attn(q, k, v, starts, starts, longest, longest, window_size=(-1, 0), **GROUPED)
     return out.view(batch, longest, heads, width).transpose(1, 2)
 
 
 def _one_by_one(q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> Tensor:
     lengths: list[int] = starts.diff().tolist()
-    parts = (each.transpose(0, 1).flatten(1, 2)[None].split(lengths, dim=2) for each in (q, k, v))
+    parts = (torch.split(each.transpose(0, 1).flatten(1, 2)[None], lengths, dim=2) for each in (q, k, v))
     alone = [attention(*document) for document in zip(*parts, strict=True)]
     return torch.cat(alone, dim=2).view(q.shape[1], q.shape[0], *q.shape[2:]).transpose(0, 1)
 

@@ -21,7 +21,7 @@ SHAPE = ModelConfig(
 )
 # Where documents begin in each window; one begins at 0 anyway.
 LAYOUTS = st.lists(st.lists(st.integers(1, WINDOW - 1), max_size=9, unique=True), min_size=1, max_size=3)
-KNOWN = (
+KNOWN: tuple[list[list[int]], ...] = (
     [[]],  # a whole window
     [list(range(1, WINDOW))],  # documents of one token
     [[WINDOW - 1], [1]],  # a token at the end, and one at the start
@@ -85,12 +85,10 @@ def test_the_kernel_for_packed_documents_gets_them_one_after_another(monkeypatch
         assert starts is same
         assert longest == (WINDOW, WINDOW)
         assert options["window_size"] == (-1, 0)
-        parts = [
-            F.scaled_dot_product_attention(
-                *(each[start:end].transpose(0, 1) for each in (q, k, v)), is_causal=True, enable_gqa=True
-            )
-            for start, end in pairwise(starts.tolist())
-        ]
+        parts = []
+        for start, end in pairwise(starts.tolist()):
+            rows, keys, values = (each[start:end].transpose(0, 1) for each in (q, k, v))
+            parts.append(F.scaled_dot_product_attention(rows, keys, values, is_causal=True, enable_gqa=True))
         return torch.cat(parts, dim=1).transpose(0, 1)
 
     monkeypatch.setattr(attention_module, "varlen_attn", kernel)
