@@ -3,10 +3,8 @@
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -34,37 +32,6 @@ def test_every_command_of_an_example_is_one(name: str, line: str) -> None:
         assert words[0] in command.commands, name
         command = command.commands[words.pop(0)]
     command.make_context("llamactl", words)
-
-
-@pytest.mark.slow
-def test_colab_begins_and_resumes_a_run(tmp_path: Path) -> None:
-    """The cells of two sessions, with a small budget on this CPU; the first one is cut off while it trains."""
-    (tmp_path / "google").mkdir()
-    (tmp_path / "google" / "colab.py").write_text("class drive:\n    mount = print\n")
-    smaller = {
-        "/content/drive/MyDrive/llamactl": str(tmp_path / "drive"),
-        "prepare openwebtext --max-tokens 500M": "prepare sample --max-tokens 200k --tokenizer bpe:512",
-        "--preset 50m --tokens 500M": "--preset tiny --tokens 64k --set train.save_every=4 --set train.prompts=[]",
-    }
-    script = ["import subprocess"]
-    for line in "\n".join("".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "code").splitlines():
-        for large, small in smaller.items():
-            line = line.replace(large, small)
-        if not line.startswith("!pip"):
-            script.append(f"subprocess.run({line[1:]!r}, shell=True)" if line.startswith("!") else line)
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    words, surroundings = [sys.executable, "-c", "\n".join(script)], {**os.environ, "PATH": path, "PYTHONPATH": str(tmp_path)}
-    checkpoints = tmp_path / "drive" / "runs" / "colab" / "checkpoints"
-    with subprocess.Popen(words, cwd=tmp_path, env=surroundings, start_new_session=True) as session:
-        while session.poll() is None and not list(checkpoints.glob("step-*")):
-            time.sleep(0.1)
-        os.killpg(session.pid, signal.SIGKILL)
-    assert not (tmp_path / "loss.png").exists()
-    done = subprocess.run(words, cwd=tmp_path, env=surroundings, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "resum" in done.stderr.lower()
-    assert (tmp_path / "loss.png").exists()
-    assert "California is " in done.stdout
 
 
 @pytest.mark.slow
