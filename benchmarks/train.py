@@ -5,9 +5,10 @@
 
 A row is a process of its own, which builds the model, takes a few steps to warm up, and gives the median of the next ones:
 gradients of one batch, clipping, AdamW. Rows run in turn, `--repeat` times; the figures are medians. Each row measures the
-device's matrix rate before and after its steps, so that its share of that rate is its own minute's; the share counts
-products that causal attention needs, whatever a row computes. `start` is the time of the first step, less that of a usual
-one: what compiling costs. On a GPU the same command takes `--batches 50 --context 256` or `--batches 32 --context 1024`.
+device's matrix rate before and after its steps, so that its share of that rate is its own minute's. FLOPs are those of its
+own shape; the share counts products that causal attention needs, whatever a row computes. `start` is the time of the first
+step, less that of a usual one: what compiling costs. On a GPU the same command takes `--batches 50 --context 256` or
+`--batches 32 --context 1024`.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from llamactl.corpus.dataset import Dataset
 from llamactl.corpus.dataset_info import DatasetInfo, Recipe
 from llamactl.distributed.context import World, init_device
 from llamactl.hardware.memory import peak_memory
-from llamactl.hardware.throughput import matmul_flops
+from llamactl.hardware.throughput import datasheet_flops, matmul_flops
 from llamactl.planning.flops import flops_per_token
 from llamactl.planning.resolve import resolve_config
 from llamactl.runs.run_dir import RunDir
@@ -39,6 +40,7 @@ from llamactl.tokenizer.bpe import byte_tokenizer
 from llamactl.training.trainer import Trainer
 
 Step = Callable[[], object]
+Row = tuple[Step, float]  # a step, and the FLOPs of a token of it
 
 
 def random_tokens(vocab_size: int) -> Dataset:
@@ -68,25 +70,26 @@ def configured(options: argparse.Namespace) -> tuple[Config, Dataset, World]:
     return resolve_config(config, dataset, world), dataset, world
 
 
-def llamactl(config: Config, dataset: Dataset, world: World, _: argparse.Namespace) -> Step:
+def llamactl(config: Config, dataset: Dataset, world: World, _: argparse.Namespace) -> Row:
     """Ours, as `llamactl train` runs it."""
     trainer = Trainer(config, dataset, RunDir(Path("nowhere")), world, rate=1.0)
-    if trainer.uncompiled:
-        raise SystemExit(trainer.uncompiled)
-    return lambda: list(trainer.train_step())
+    for notice in trainer.compile():
+        raise SystemExit(notice.why)
+    return lambda: list(trainer.train_step()), flops_per_token(config.model)
 
 
-def hugging_face_llama(config: Config, dataset: Dataset, world: World, options: argparse.Namespace) -> Step:
+def hugging_face_llama(config: Config, dataset: Dataset, world: World, options: argparse.Namespace) -> Row:
     """LlamaForCausalLM of the same shape, its own loss, fused AdamW."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     # Without a cache, as its own Trainer has it: a step would build one of all layers' keys and values and drop it.
     model = LlamaForCausalLM(LlamaConfig(**hf_config(config.model) | {"use_cache": False}))
     assert sum(parameter.numel() for parameter in model.parameters()) == num_params(config.model)
-    return peer(model, lambda forward, x, y: forward(input_ids=x, labels=x).loss, config, dataset, world, options)
+    step = peer(model, lambda forward, x, y: forward(input_ids=x, labels=x).loss, config, dataset, world, options)
+    return step, flops_per_token(config.model)
 
 
-def nanogpt(config: Config, dataset: Dataset, world: World, options: argparse.Namespace) -> Step:
+def nanogpt(config: Config, dataset: Dataset, world: World, options: argparse.Namespace) -> Row:
     """A GPT of as many layers, heads and channels."""
     sys.path.insert(0, options.nanogpt)
     from model import GPT, GPTConfig  # type: ignore[import-not-found]
@@ -95,7 +98,10 @@ def nanogpt(config: Config, dataset: Dataset, world: World, options: argparse.Na
     heads = shape.dim // shape.head_dim
     sizes = dict(n_layer=shape.n_layers, n_head=heads, n_embd=shape.dim, block_size=shape.context, vocab_size=shape.vocab_size)
     model: nn.Module = GPT(GPTConfig(bias=False, dropout=0.0, **sizes))
-    return peer(model, lambda forward, x, y: forward(x, y)[1], config, dataset, world, options)
+    # As `flops_per_token` counts: 6 for a weight that a token is multiplied with, and attention.
+    weights = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
+    flops = 6 * weights + 12 * shape.n_layers * shape.dim * shape.context
+    return peer(model, lambda forward, x, y: forward(x, y)[1], config, dataset, world, options), flops
 
 
 def peer(
@@ -122,7 +128,7 @@ def peer(
     return step
 
 
-ROWS: dict[str, Callable[[Config, Dataset, World, argparse.Namespace], Step]] = {
+ROWS: dict[str, Callable[[Config, Dataset, World, argparse.Namespace], Row]] = {
     "llamactl, eager": llamactl,
     "llamactl, compiled": llamactl,
     "llamactl, Muon, compiled": llamactl,
@@ -133,17 +139,16 @@ ROWS: dict[str, Callable[[Config, Dataset, World, argparse.Namespace], Step]] = 
 }
 
 
-def causal_flops(model: ModelConfig) -> float:
-    """FLOPs of a token where no query is multiplied with a later key: on average it sees (T + 1) / 2 of T positions."""
-    unseen = model.n_layers * model.n_heads * model.head_dim * (model.context - 1) / 2
-    return flops_per_token(model) - 12 * unseen
+def future_flops(model: ModelConfig) -> float:
+    """FLOPs of a token with later keys, which causal attention can leave out: it sees (T + 1) / 2 of T positions on average."""
+    return 12 * model.n_layers * model.n_heads * model.head_dim * (model.context - 1) / 2
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
     """The figures of a row, in this process."""
     config, dataset, world = configured(options)
     before = matmul_flops(world.device, world.precision.dtype)
-    step = ROWS[options.row](config, dataset, world, options)
+    step, flops = ROWS[options.row](config, dataset, world, options)
     seconds = []
     for _ in range(options.warmup + options.steps):
         started = time.perf_counter()
@@ -152,9 +157,12 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     usual = statistics.median(seconds[options.warmup :])
     speed = options.batch * options.context / usual
     rate = max(before, matmul_flops(world.device, world.precision.dtype))
-    share = speed * causal_flops(config.model) / rate
+    share = speed * (flops - future_flops(config.model)) / rate
     start = sum(seconds[: options.warmup]) - options.warmup * usual
-    return {"speed": speed, "share": share, "rate": rate, "memory": peak_memory(world.device), "start": start}
+    found = {"speed": speed, "share": share, "rate": rate, "memory": peak_memory(world.device), "start": start}
+    # MFU is of the data sheet, where the device is in the table of cards.
+    sheet = datasheet_flops(world.device, world.precision.dtype)
+    return {**found, "mfu": speed * flops / sheet} if sheet else found
 
 
 def main() -> None:

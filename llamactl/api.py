@@ -34,7 +34,7 @@ from llamactl.planning.fit import check_fit
 from llamactl.planning.plan import make_plan
 from llamactl.planning.resolve import resolve_config
 from llamactl.planning.timed import choose_in_time
-from llamactl.runs.run_dir import RunDir
+from llamactl.runs.run_dir import RunDir, data_settings
 from llamactl.storage.locks import hold_lock
 from llamactl.storage.records import to_json
 from llamactl.tokenizer.bpe import Tokenizer
@@ -46,10 +46,11 @@ from llamactl.units import read_time
 
 
 class Model(NamedTuple):
-    """A model, an ordinary `nn.Module` from token ids (B T) to logits (B T V), and its tokenizer."""
+    """A model, an ordinary `nn.Module` from token ids (B T) to logits (B T V), its tokenizer, and how its run reads data."""
 
     model: Llama
     tokenizer: Tokenizer
+    data: DataConfig = DataConfig()
 
 
 def load(model: str | Path = "", device: str = "auto") -> Model:
@@ -57,8 +58,8 @@ def load(model: str | Path = "", device: str = "auto") -> Model:
 
     Raises DataError for one that is damaged or not of Llama's family, NoNetwork where the hub can't be reached.
     """
-    _, loaded, tokenizer, _ = open_model(str(model), choose_device(device))
-    return Model(loaded, tokenizer)
+    path, loaded, tokenizer, _ = open_model(str(model), choose_device(device))
+    return Model(loaded, tokenizer, data_settings(path))
 
 
 def prepare(
@@ -210,5 +211,5 @@ def evaluate(model: Model | str, texts: Iterable[str] | None = None, dataset: Da
     if not found.tokenizer.extends(data.tokenizer):
         what = f"The dataset {data.name} has another tokenizer than the model."
         raise UsageError(what, "The same ids mean other text.", "Evaluate texts instead: evaluate(model, texts)")
-    rule = window_rule(data, settings_for(data, DataConfig()), found.model.config.context)
+    rule = window_rule(data, settings_for(data, found.data), found.model.config.context)
     return evaluate_streams(found.model, found.tokenizer, data.val, False, data.byte_lengths, rule)

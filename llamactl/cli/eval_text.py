@@ -6,24 +6,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from llamactl.config.schema import DataConfig
     from llamactl.corpus.dataset import DatasetDir
-
-
-def data_settings(path: Path) -> "DataConfig":
-    """Return how the run of a checkpoint reads its data; the defaults for a model without a run. Raises DataError."""
-    import os
-
-    from llamactl.config.schema import DataConfig
-    from llamactl.runs.run_dir import RunDir
-
-    run = RunDir(path.absolute().parent.parent)
-    return run.config().data if os.path.lexists(run.config_path) else DataConfig()
 
 
 def find_dataset(path: Path, data: str) -> "DatasetDir":
     """Find the dataset of this name, else that of the run of a checkpoint, else the newest; raises DataError."""
     from llamactl.corpus.dataset import DatasetDir
+    from llamactl.runs.run_dir import data_settings
 
     return DatasetDir.from_name(data or data_settings(path).name)
 

@@ -121,12 +121,13 @@ def evaluate_dataset(
     path: Path, model: "Llama", tokenizer: "Tokenizer", data: str, split: str
 ) -> tuple[str, str, "Evaluation"]:
     """Evaluate a split of a dataset; return its name, its digest and the result. Raises DataError."""
-    from llamactl.cli.eval_text import data_settings, find_dataset
+    from llamactl.cli.eval_text import find_dataset
     from llamactl.corpus.dataset_info import Split
     from llamactl.corpus.targets import settings_for, window_rule
     from llamactl.corpus.verify import verify_in_background
     from llamactl.errors import DataError
     from llamactl.inference.evaluate import evaluate_streams
+    from llamactl.runs.run_dir import data_settings
 
     settings, folder = data_settings(path), find_dataset(path, data)
     dataset = folder.open()

@@ -22,6 +22,7 @@ GENERATION, SAMPLING = "Generation", "Sampling"
 MODEL_HELP = "A model: RUN, RUN@STEP, RUN@best, a folder, or hf:ORG/NAME."
 INIT_HELP = "Start from a model: RUN, RUN@STEP, RUN@best, a folder, or hf:ORG/NAME."
 SCALING_HELP = "none, or linear:F to divide positions by F. Left out: as much as --context outgrows the checkpoint's."
+SEPARATE_HELP = "Documents that share a window do not see one another."
 WEIGHTS_HELP = "Format of the weights: smaller is faster and less exact: int8 slightly, int4 noticeably."
 SET_HELP = "SECTION.KEY=VALUE, any setting of config.toml; repeatable. Example: --set optim.lr=1e-3"
 
@@ -60,6 +61,9 @@ InitFrom = Annotated[
 ]
 Context = Annotated[
     int | None, typer.Option(min=1, help="Tokens in a window.", show_default="the shape's", rich_help_panel=START)
+]
+SeparateDocuments = Annotated[
+    bool, typer.Option("--separate-documents", help=SEPARATE_HELP, show_default=False, rich_help_panel=RUN)
 ]
 RopeScaling = Annotated[str, typer.Option(help=SCALING_HELP, show_default=False, rich_help_panel=START)]
 DeviceName = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", show_default="auto", rich_help_panel=MACHINE)]

@@ -16,6 +16,7 @@ from llamactl.cli.options import (
     PrecisionName,
     PresetName,
     RopeScaling,
+    SeparateDocuments,
     Settings,
     Tokens,
     config_of_init_from,
@@ -48,6 +49,7 @@ def plan(
     tokens: Tokens = "",
     config: ConfigFile = None,
     settings: Settings = None,
+    separate_documents: SeparateDocuments = False,
     init_from: InitFrom = "",
     context: Context = None,
     rope_scaling: RopeScaling = "",
@@ -64,6 +66,7 @@ def plan(
     """Estimate memory, time, cost and loss of a run before it starts."""
     typed = [*typed_settings(tokens, device, precision, data, settings or []), *typed_positions(context, rope_scaling)]
     typed += [{"train": {"parallel": parallel}}] if parallel else []
+    typed += [{"data": {"separate_documents": True}}] if separate_documents else []
     if not init_from:
         require_settings_and_dataset(preset, config, typed)
     from llamactl.errors import UsageError

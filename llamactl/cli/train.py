@@ -20,6 +20,7 @@ from llamactl.cli.options import (
     PrecisionName,
     PresetName,
     RopeScaling,
+    SeparateDocuments,
     Settings,
     Time,
     Tokens,
@@ -69,6 +70,7 @@ def train(
     ] = None,
     config: ConfigFile = None,
     settings: Settings = None,
+    separate_documents: SeparateDocuments = False,
     init_from: InitFrom = "",
     context: Context = None,
     rope_scaling: RopeScaling = "",
@@ -94,6 +96,7 @@ def train(
     seconds = read_time(time) if time else 0.0
     typed = [*typed_settings(tokens, device, precision, data, settings or []), *typed_positions(context, rope_scaling)]
     typed += [{"train": {"parallel": parallel}}] if parallel else []
+    typed += [{"data": {"separate_documents": True}}] if separate_documents else []
     typed += [{"train": {"deterministic": True}}] if deterministic else []
     typed += [{"train": {"patience": patience}}] if patience is not None else []
     if not (resume or init_from):

@@ -25,7 +25,8 @@ class Batch(NamedTuple):
 
     Weighted by `share`, the means of a step's micro-batches add up to the mean over the targets that count in the step: 0 for
     the placeholder of a process that has no window left while others do. `dropout` has factors of the model's channels for each
-    window (`training/dropout.py`). `documents` (B, T) numbers documents that do not see one another; None where all do.
+    window (`training/dropout.py`). `documents` (N+1, int32) are the places in the windows, laid one after
+    another, where documents begin that do not see one another, and the end; None where all do.
     """
 
     inputs: Tensor

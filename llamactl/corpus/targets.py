@@ -1,4 +1,4 @@
-"""Which targets of a window count, and which document each of its tokens belongs to: functions of the tokens alone.
+"""Which targets of a window count, and where documents begin in it: functions of the tokens alone.
 
 So shards hold nothing but tokens, and batches, their order and resuming are the same whatever the loss counts.
 """
@@ -50,13 +50,15 @@ class WindowRule:
         return np.asarray((last == self.reply) | ~is_role.any(axis=1, keepdims=True))
 
     def documents(self, inputs: np.ndarray) -> np.ndarray | None:
-        """Number the document of each input, B T, within its window; None where documents are not separated."""
+        """Return where documents begin in windows of inputs (B T) laid one after another, and their end: N+1, int32.
+
+        Each window begins one. None where documents are not separated.
+        """
         if not self.separate:
             return None
-        if self.begin is not None:
-            return np.asarray((inputs == self.begin).cumsum(axis=1))
-        ends = inputs == self.end
-        return np.asarray(ends.cumsum(axis=1) - ends)
+        begins = np.ones(inputs.shape, dtype=bool)
+        begins[:, 1:] = inputs[:, :-1] == self.end if self.begin is None else inputs[:, 1:] == self.begin
+        return np.append(np.flatnonzero(begins), inputs.size).astype(np.int32)
 
 
 EVERY_TARGET = WindowRule()

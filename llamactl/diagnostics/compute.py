@@ -17,7 +17,7 @@ from llamactl.config.schema import Config, build_config, preset_settings
 from llamactl.diagnostics.check import CheckResult, describe_error
 from llamactl.distributed.context import World
 from llamactl.hardware.device import choose_precision
-from llamactl.model.attention import attention, sdpa
+from llamactl.model.attention import attention, packs_documents, sdpa
 from llamactl.storage.records import to_json
 
 GPT2_ROWS = 50_304  # size of GPT-2's vocabulary, padded to a multiple of 128
@@ -44,9 +44,11 @@ def check_attention(world: World) -> CheckResult:
     found = _apart("attention", world)
     if "error" in found:
         return CheckResult("attention", "wrong", found["error"], "Training would fail as well. Try: --device cpu")
-    launched, used, context = found["library"], found["ours"], reference_model("150m").model.context
+    launched, used, model = found["library"], found["ours"], reference_model("150m").model
     what = f"PyTorch launches {' '.join(launched) or 'no kernel of its own'} in {world.precision.name}; at a context of "
-    what += f"{context:,} llamactl uses {'the same' if used else 'a staircase of dense products, faster on a CPU'}"
+    what += f"{model.context:,} llamactl uses {'the same' if used else 'a staircase of dense products, faster on a CPU'}"
+    packs = packs_documents(world.device, world.precision.dtype, model.head_dim, model.context)
+    what += f", for --separate-documents {'one kernel without a mask' if packs else 'with a mask'}"
     if any(name.endswith("_math") for name in used):
         return CheckResult(
             "attention", "note", what, "No fast kernel fits this device: --set train.precision=bf16 may find one"

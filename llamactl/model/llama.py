@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from llamactl.config.schema import ModelConfig
-from llamactl.model.attention import attention, document_mask
+from llamactl.model.attention import Visible, attention, separate_documents
 from llamactl.model.cache import KVCache, LayerCache
 
 INIT_STD = 0.02
@@ -74,6 +74,11 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
 
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of the matrix products with x: that of autocast where it is enabled, else that of x."""
+    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+
+
 def project_together(x: Tensor, *layers: nn.Linear) -> Sequence[Tensor]:
     """Apply several linear layers to x (B T D); in mixed precision as one product, whose weights are cast together anyway."""
     if not torch.is_autocast_enabled(x.device.type):
@@ -101,7 +106,7 @@ class Attention(nn.Module):
             RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity() for _ in range(2)
         )
 
-    def forward(self, x: Tensor, by: RotaryTable, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, by: RotaryTable, mask: Visible = None, cache: LayerCache | None = None) -> Tensor:
         """Map x (B T D) to the output of attention (B T D).
 
         With a cache, the keys and values of x are appended to it, and the queries attend to all positions stored in it.
@@ -153,7 +158,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         by: RotaryTable,
-        mask: Tensor | None = None,
+        mask: Visible = None,
         cache: LayerCache | None = None,
         dropout: Tensor | None = None,
     ) -> Tensor:
@@ -186,16 +191,17 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Map token ids (B T), whose positions follow those in the cache, to the final hidden states (B T D).
 
-        `dropout` (B 1+2L D, L blocks) has the factors for the channels of the embedding and of each sublayer. `documents` (B T)
-        numbers the document of each token: those of one window do not see one another. RoPE is relative, so positions need not
-        begin anew.
+        `dropout` (B 1+2L D, L blocks) has the factors for the channels of the embedding and of each sublayer. `documents` (N+1,
+        int32) are the places in the flattened tokens where documents begin, and the end: they do not see one another.
         """
         new = tokens.shape[1]
         positions = cache.next_positions(new, tokens.device) if cache else torch.arange(new, device=tokens.device)
-        mask = cache.mask(new, tokens.device) if cache else None
-        mask = mask if documents is None else document_mask(documents)
+        mask: Visible = cache.mask(new, tokens.device) if cache else None
         by = rotary_table(positions, self.config)
         x = scale_channels(self.embed_tokens(tokens), dropout, 0)
+        if documents is not None:
+            # Scores depend on the distance of two positions alone (RoPE), so those of a document need not begin at 0.
+            mask = separate_documents(documents, tokens, self.config.head_dim, compute_dtype(x))
         factors = repeat(None) if dropout is None else torch.split(dropout[:, 1:], 2, dim=1)
         again = self.activation_checkpointing and torch.is_grad_enabled()
         for block, held, factor in zip(self.layers, cache.layers if cache else repeat(None), factors, strict=False):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llamactl.model.llama import Llama
+from llamactl.model.llama import Llama, compute_dtype
 
 # Rows of logits that exist at a time. 1,024 reach full speed on a CPU; a GPU needs more work in each kernel that it launches.
 CHUNK, CHUNK_ON_GPU = 1024, 8192
@@ -53,8 +53,7 @@ class NextToken(nn.Module):
     def _hidden(self, inputs: Tensor, dropout: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
         """Return the input of the output head, N D with N = B T, in the dtype of autocast where that is enabled."""
         hidden = self.model.hidden(inputs, dropout=dropout, documents=documents).flatten(0, 1)
-        device = hidden.device.type
-        return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
+        return hidden.to(compute_dtype(hidden))
 
 
 def mean_loss(hidden: Tensor, head: Tensor, targets: Tensor, fused: FusedChunk | None = None) -> Tensor:

@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from llamactl.config.schema import ModelConfig, Switch, TrainConfig
+from llamactl.config.schema import Config, ModelConfig, TrainConfig
 from llamactl.distributed.context import World
 from llamactl.planning.flops import flops_per_token, update_flops
-from llamactl.planning.memory import free_memory, held_bytes, window_bytes
+from llamactl.planning.memory import free_memory, held_bytes, mask_bytes, window_bytes
 
 # Tokens of a step grow with the budget, as a power law through two points: for a budget of 245,760 tokens 1,024 were best
 # with 2.6M parameters (docs/recipe.md), for 1.3 billion published runs are best with about 262,144.
@@ -54,18 +54,20 @@ def resolve_micro_batch(windows: int, setting: int, limit: int, processes: int) 
     return min(local, setting or -(-local // rounds))
 
 
-def max_micro_batch(model: ModelConfig, optimizer: str, recompute: Literal["on", "off"], world: World) -> int:
+def max_micro_batch(config: Config, world: World) -> int:
     """Return the largest micro-batch that memory allows and that still gains speed."""
     # Only part of the free memory: the saved copy, the update and what the estimate misses take the rest.
-    available = 0.6 * free_memory(world) - held_bytes(model, optimizer, world)
-    useful = MICRO_TOKENS.get(world.device.type, MICRO_TOKENS_ON_GPU) // model.context
-    return max(1, min(useful, int(available // window_bytes(model, recompute == "on", world))))
+    available = 0.6 * free_memory(world) - held_bytes(config.model, config.optim.name, world)
+    useful = MICRO_TOKENS.get(world.device.type, MICRO_TOKENS_ON_GPU) // config.model.context
+    window = window_bytes(config.model, resolve_recompute(config, world) == "on", world) + mask_bytes(config, world)
+    return max(1, min(useful, int(available // window)))
 
 
-def resolve_recompute(setting: Switch, model: ModelConfig, optimizer: str, world: World) -> Literal["on", "off"]:
+def resolve_recompute(config: Config, world: World) -> Literal["on", "off"]:
     """Resolve activation checkpointing: `auto` is on only where a single window would not fit without it."""
+    setting, model = config.train.activation_checkpointing, config.model
     if setting != "auto":
         return setting
     # Off where possible: a second forward pass is a third more work.
-    needed = held_bytes(model, optimizer, world) + window_bytes(model, False, world)
+    needed = held_bytes(model, config.optim.name, world) + window_bytes(model, False, world) + mask_bytes(config, world)
     return "off" if needed < 0.6 * free_memory(world) else "on"

@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 
 from llamactl.config.parameters import num_embedding_params, num_params
-from llamactl.config.schema import ModelConfig
+from llamactl.config.schema import Config, ModelConfig
 from llamactl.distributed.context import World
 from llamactl.hardware import limits
+from llamactl.model.attention import packs_documents
 from llamactl.model.objective import CHUNK, CHUNK_ON_GPU
 from llamactl.planning.flops import matrix_shapes, num_block_params, num_root_params
 
@@ -75,6 +76,15 @@ def layer_bytes(model: ModelConfig, world: World, compiled: bool) -> int:
     # that output once more in another order, and the gate's activation.
     kept = 2 * model.dim + heads + (1 if compiled else 2) * query + (3 if compiled else 4) * model.ffn_dim
     return 8 * model.dim + width * kept
+
+
+def mask_bytes(config: Config, world: World) -> int:
+    """Return the bytes of the mask that keeps the documents of a window apart; 0 where attention needs none."""
+    context, dtype = config.model.context, world.precision.dtype
+    if not config.data.separate_documents or packs_documents(world.device, dtype, config.model.head_dim, context):
+        return 0
+    # Made of bools, and for a GPU's kernels once more of numbers.
+    return context**2 * (1 if world.device.type == "cpu" else 1 + dtype.itemsize)
 
 
 def chunk_bytes(model: ModelConfig, world: World, compiled: bool, tokens: int = CHUNK_ON_GPU) -> int:

@@ -8,7 +8,15 @@ from llamactl.distributed.context import World
 from llamactl.hardware.memory import resident_memory
 from llamactl.planning.communication import buffer_bytes
 from llamactl.planning.flops import matrix_shapes
-from llamactl.planning.memory import checkpoint_bytes, chunk_bytes, gathered_bytes, state_bytes, update_bytes, window_bytes
+from llamactl.planning.memory import (
+    checkpoint_bytes,
+    chunk_bytes,
+    gathered_bytes,
+    mask_bytes,
+    state_bytes,
+    update_bytes,
+    window_bytes,
+)
 
 CONTEXT_OF_CUDA = 500_000_000  # bytes of the driver and cuBLAS
 LIBRARIES, COMPILER = 100_000_000, 100_000_000  # bytes that they allocate at first use
@@ -57,7 +65,7 @@ def estimate_memory(config: Config, world: World) -> MemoryEstimate:
     parameters, state = -(-4 * num_params(model) // world.shards), state_bytes(model, optimizer, world.shards)
     on_cpu = world.device.type == "cpu"
     compiled = config.train.compile != "off"
-    window = window_bytes(model, config.train.activation_checkpointing == "on", world, compiled)
+    window = window_bytes(model, config.train.activation_checkpointing == "on", world, compiled) + mask_bytes(config, world)
     activations = config.train.micro_batch * window
     logits = chunk_bytes(model, world, compiled, config.train.micro_batch * model.context)
     update = update_bytes(model, optimizer, world)

@@ -74,10 +74,10 @@ def resolve_config(config: Config, dataset: Dataset, world: World) -> Config:
     """
     model, optim = _fit_vocab(config.model, dataset), config.optim
     window_rule(dataset, config.data, model.context)  # which refuses windows that don't fit the dataset
-    config = config.with_train(tokens=config.train.tokens or default_budget(num_params(model), dataset.info))
+    budget = config.train.tokens or default_budget(num_params(model), dataset.info)
+    config = config.with_train(tokens=budget).model_copy(update={"model": model})
     train = config.train
-    recompute = resolve_recompute(train.activation_checkpointing, model, optim.name, world)
-    windows, micro_batch = _batch(config.model_copy(update={"model": model}), world)
+    windows, micro_batch = _batch(config, world)
     steps = -(-train.tokens // (windows * model.context))
     eval_every = train.eval_every or max(1, -(-steps // (10 if steps >= 100 else 3)))
     resolved = {
@@ -89,7 +89,7 @@ def resolve_config(config: Config, dataset: Dataset, world: World) -> Config:
         "save_every": train.save_every or eval_every,
         "precision": world.precision.name,
         "compile": _compile(train.compile, steps * windows * model.context * flops_per_token(model), world),
-        "activation_checkpointing": recompute,
+        "activation_checkpointing": resolve_recompute(config, world),
     }
     lr_scale = _fraction_of_rate(config)
     rates = {
@@ -98,7 +98,6 @@ def resolve_config(config: Config, dataset: Dataset, world: World) -> Config:
     }
     complete = config.model_copy(
         update={
-            "model": model,
             "data": config.data.model_copy(update={"name": dataset.name}),
             "optim": optim.model_copy(update=rates),
             "train": train.model_copy(update=resolved),
@@ -126,17 +125,12 @@ def _fit_vocab(model: ModelConfig, dataset: Dataset) -> ModelConfig:
 
 def _batch(config: Config, world: World) -> tuple[int, int]:
     """Resolve the windows of a step and of a rank's micro-batch."""
-    model, name, train = config.model, config.optim.name, config.train
-
-    def limit(world: World) -> int:
-        return max_micro_batch(model, name, resolve_recompute(train.activation_checkpointing, model, name, world), world)
-
     # The step is that of a single device, so that a run is the same on any number of ranks.
     single = replace(world, rank=0, size=1, local_world_size=1, shards=1)
-    windows, micro_batch = resolve_batch(train, model, name, limit(single))
-    return windows, micro_batch if world.size == 1 else resolve_micro_batch(
-        windows, train.micro_batch, limit(world), world.size
-    )
+    windows, micro_batch = resolve_batch(config.train, config.model, config.optim.name, max_micro_batch(config, single))
+    if world.size == 1:
+        return windows, micro_batch
+    return windows, resolve_micro_batch(windows, config.train.micro_batch, max_micro_batch(config, world), world.size)
 
 
 def _compile(setting: Compilation, flops: float, world: World) -> Literal["on", "off", "graphs"]:
@@ -150,7 +144,8 @@ def _add_graphs(config: Config, world: World) -> Config:
     """Replay the micro-batches of a compiled run as a CUDA graph where they are small and alike, and memory suffices."""
     train, model = config.train, config.model
     is_small = train.micro_batch * model.context * flops_per_token(model) < GRAPHED_BELOW * model.n_layers
-    alike = train.tokens_per_step % (train.micro_batch * model.context) == 0
+    # Kept apart, windows have as many documents as they happen to have.
+    alike = train.tokens_per_step % (train.micro_batch * model.context) == 0 and not config.data.separate_documents
     if train.compile != "on" or world.device.type != "cuda" or world.size > 1 or not (is_small and alike):
         return config
     graphed = config.with_train(compile="graphs")

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from llamactl.config.schema import Config, build_config, dump_toml, parse_toml
+from llamactl.config.schema import Config, DataConfig, build_config, dump_toml, parse_toml
 from llamactl.errors import DataError, UsageError, suggest_nearest
 from llamactl.redact import redact_text
 from llamactl.runs.metrics_log import read_rows
@@ -167,3 +167,9 @@ class RunDir:
         for row in read_rows(self.samples_path, self.path):
             found.setdefault(row.get("prompt", ""), {})[row["step"]] = row.get("text", "")
         return found
+
+
+def data_settings(path: Path) -> DataConfig:
+    """Return how the run of a checkpoint reads its data; the defaults for a model without a run. Raises DataError."""
+    run = RunDir(path.absolute().parent.parent)
+    return run.config().data if os.path.lexists(run.config_path) else DataConfig()

@@ -51,6 +51,8 @@ def graph_gradients(
     """
     if world.device.type != "cuda" or world.size > 1:
         return None, "they are for training on one NVIDIA GPU"
+    if any(batch.documents is not None for batch in micro_batches):
+        return None, "documents are kept apart, and each micro-batch has another number of them"
     layouts = [{name: tensor.shape for name, tensor in _tensors(batch).items()} for batch in micro_batches]
     if layouts.count(layouts[0]) < len(layouts):
         return None, "the micro-batches of a step are not alike"

@@ -218,6 +218,11 @@ def test_small_micro_batches_of_a_gpu_are_replayed(
     assert planned(dataset, config.model_dump())[0].train.compile != "graphs" or train.get("compile") == "graphs"
 
 
+def test_documents_kept_apart_are_not_replayed(dataset: Dataset) -> None:
+    config = build_config([preset_settings("tiny"), {"train": {"tokens": 10**9}, "data": {"separate_documents": True}}])
+    assert resolve_config(config, dataset, world_of_card(find_card("h100"))).train.compile == "on"
+
+
 def test_a_graph_keeps_its_memory_beside_the_updates(dataset: Dataset) -> None:
     config = build_config([preset_settings("tiny"), {"train": {"tokens": 10**9}}])
     world = world_of_card(find_card("h100"))

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def test_packed_conversations_have_the_logits_that_they_have_alone() -> None:
     torch.manual_seed(0)
     lengths = [20, 7, 30, 7]
     parts = [torch.randint(0, 600, (1, length)) for length in lengths]
-    documents = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths))[None]
+    documents = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
     with torch.inference_mode():
         together = model.lm_head(model.hidden(torch.cat(parts, 1), documents=documents))
         alone = torch.cat([model(part) for part in parts], 1)
@@ -216,7 +217,9 @@ def test_documents_of_a_text_are_separated_in_pre_training(configured: Configure
     config, world = configured(data={"separate_documents": True}, train={"tokens": 2560})
     batch = build_batches(dataset, config, world).micro_batches(0, 8)[0]
     assert batch.documents is not None
-    assert torch.equal(batch.documents, (batch.inputs == dataset.tokenizer.end).cumsum(1))
+    places, ends = torch.arange(batch.inputs.numel()), batch.inputs.flatten() == dataset.tokenizer.end
+    begins = ends | (places % batch.inputs.shape[1] == 0)
+    assert batch.documents.tolist() == [*places[begins].tolist(), batch.inputs.numel()]
     assert (batch.targets >= 0).all()
     losses = [
         event.loss for event in train_run(config, dataset, RunDir.from_name("a"), world, RATE) if isinstance(event, Stepped)

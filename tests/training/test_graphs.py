@@ -117,6 +117,12 @@ def test_micro_batches_of_two_sizes_have_no_graph(objective: NextToken) -> None:
     assert "not alike" in reason
 
 
+def test_documents_kept_apart_have_no_graph_as_their_number_varies(objective: NextToken) -> None:
+    apart = batch(1)._replace(documents=torch.tensor([0, 5, 64], dtype=torch.int32))
+    _, reason = graph_gradients(objective, [apart], GPU, SCALER)
+    assert "another number of them" in reason
+
+
 def test_where_there_is_no_gpu_training_goes_on_and_says_so_once(
     configured: Configured, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ def show_plan_lines(plan: Plan, config: Config, dataset: Dataset, world: World, 
             "budget": f"{plan.steps:,} steps x {plan.tokens_per_step:,} tokens = {plan.tokens:,} tokens, "
             f"{plan.epochs:.2f} epochs, {plan.tokens_per_parameter:.2g} tokens per parameter, {plan.flops:.2g} FLOPs",
             "batch": f"{_sequences(plan, config)}, micro-batch {plan.micro_batch}"
+            + (", documents do not see one another" if config.data.separate_documents else "")
             + (", activations recomputed to save memory" if config.train.activation_checkpointing == "on" else ""),
             "optimizer": f"{config.optim.name}, learning rate {config.optim.lr:.2g}, {config.schedule.name}",
             "device": f"{world.device}, {_precision_name(world)} ({world.precision.reason}), fp32 weights"
