@@ -63,7 +63,6 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Sync what is left and close the file; raises the error of a failed sync."""
         self._closed.set()
-        self._dirty.set()
         self._thread.join()
         os.close(self._descriptor)
         if self._failure and error is None:
@@ -74,7 +73,6 @@ class Journal:
         try:
             while not self._closed.wait(SYNC_EVERY):
                 self._sync()
-                self._dirty.wait()
             self._sync()
         except OSError as error:
             self._failure = error

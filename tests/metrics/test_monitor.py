@@ -7,11 +7,13 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event as Flag
+from threading import Thread
 
 import pytest
 
 from llamactl.errors import OutOfSpace
-from llamactl.metrics.jsonl import Journal
+from llamactl.metrics.jsonl import SYNC_EVERY, Journal
 from llamactl.metrics.monitor import record_events
 from llamactl.runs.run_dir import RunDir
 from llamactl.training.events import Event, Sampled, Saved, Spiked, Stepped, Validated
@@ -86,6 +88,29 @@ def test_a_row_is_on_the_disk_within_a_second(home: Path, synced: list[int]) -> 
         synced.clear()
         journal.append(validated(3))
     assert synced[-1] == (home / "log").stat().st_size
+
+
+def test_a_log_that_is_closed_while_it_is_synced_does_not_wait_forever(home: Path) -> None:
+    journal = Journal(home / "log")
+
+    class Late(Flag):
+        def clear(self) -> None:
+            """Clear only when the main thread has asked for the end."""
+            assert journal._closed.wait(10)
+            time.sleep(0.1)
+            super().clear()
+
+    journal._dirty = Late()
+
+    def write() -> None:
+        with journal:
+            journal.append(validated(1))
+            time.sleep(1.5 * SYNC_EVERY)
+
+    writer = Thread(target=write, daemon=True)
+    writer.start()
+    writer.join(10)
+    assert not writer.is_alive()
 
 
 def test_the_logs_name_is_on_the_disk_before_its_rows(home: Path) -> None:
