@@ -89,9 +89,11 @@ def run_cells(drive: Path, train: str) -> None:
         lines = "".join(cell["source"])
         for full, small in budget.items():
             lines = lines.replace(full, small)
-        commands = [line.removeprefix("!") for line in lines.splitlines() if line.startswith("!") and "pip install" not in line]
+        commands = [line.removeprefix("!") for line in lines.splitlines() if line.startswith("!")]
         exec("\n".join(line for line in lines.splitlines() if not line.startswith("!")), names)
         for command in commands:
+            if command.startswith("pip install") or command == "llamactl doctor":  # which is about this machine
+                continue
             with subprocess.Popen(command, shell=True, start_new_session=True) as process:
                 while train == "kill" and "llamactl train" in command and process.poll() is None:
                     if RunDir.from_name("colab").steps():
