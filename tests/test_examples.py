@@ -3,12 +3,16 @@
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from llamactl.runs.run_dir import RunDir
 from tests.test_docs import ALL
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -21,6 +25,7 @@ LINES += [
     for line in "".join(cell["source"]).splitlines()
     for command in line.removeprefix("!").split(" || ")
 ]
+BUDGET = "--preset tiny --tokens 61440 --set train.tokens_per_step=2048 --set train.save_every=10 --set train.compile=off"
 COMMANDS = [(name, line) for name, line in LINES if line.startswith("llamactl ")]
 
 
@@ -67,3 +72,51 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "bits per byte" in done.stdout
+
+
+def run_cells(drive: Path, train: str) -> None:
+    """Run the notebook for Colab from its top, as a new session does, with budgets for two cores.
+
+    `train` is "finish", or "kill" for a session that vanishes when the first checkpoint is there.
+    """
+    budget = {
+        "/content/drive/MyDrive": str(drive),
+        "openwebtext --max-tokens 500M": "sample",
+        "--preset 50m --tokens 500M": BUDGET,
+    }
+    names: dict[str, object] = {}
+    for cell in (cell for cell in CELLS if cell["cell_type"] == "code"):
+        lines = "".join(cell["source"])
+        for full, small in budget.items():
+            lines = lines.replace(full, small)
+        commands = [line.removeprefix("!") for line in lines.splitlines() if line.startswith("!")]
+        exec("\n".join(line for line in lines.splitlines() if not line.startswith("!")), names)
+        for command in commands:
+            if command.startswith("pip install") or command == "llamactl doctor":  # which is about this machine
+                continue
+            with subprocess.Popen(command, shell=True, start_new_session=True) as process:
+                while train == "kill" and "llamactl train" in command and process.poll() is None:
+                    if RunDir.from_name("colab").steps():
+                        os.killpg(process.pid, signal.SIGKILL)
+                        process.wait()
+                        return
+                    time.sleep(0.05)
+            assert process.returncode == 0, command
+
+
+@pytest.mark.slow
+def test_the_notebook_for_colab_resumes_in_a_second_session(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    colab = ModuleType("google.colab")
+    colab.drive = SimpleNamespace(mount=lambda _: None)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.chdir(home)
+    run_cells(home, "kill")
+    run = RunDir.from_name("colab")
+    first = max(run.steps())
+    run_cells(home, "finish")
+    assert max(run.steps()) > first
+    resumed = [row["step"] for row in map(json.loads, run.metrics_path.read_text().splitlines()) if row["kind"] == "resumed"]
+    assert resumed == [first]
+    assert (home / "loss.png").exists()
+    run_cells(home, "finish")  # A session after the end trains no more.

@@ -17,8 +17,8 @@ from llamactl.units import show_bytes, show_count, show_time
 PAGE = Path(__file__).parents[1] / "docs" / "hardware.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end -->\n"
 SHOWN = (
-    "T4", "A10", "RTX 3060", "RTX 3070", "RTX 3080", "RTX 3090", "RTX 4060 Ti", "RTX 4070", "RTX 4080", "RTX 4090", "RTX 5090",
-    "A4000", "L4", "L40S", "A100", "H100", "H200",
+    "T4", "A10", "RTX 3060", "RTX 3070", "RTX 3080", "RTX 3090", "RTX 4060 Ti", "RTX 4070", "RTX 4080", "RTX 4090", "RTX 5070",
+    "RTX 5080", "RTX 5090", "A4000", "L4", "L40S", "A100", "H100", "H200",
 )  # fmt: skip
 
 
