@@ -4,13 +4,13 @@ import inspect
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.varlen import varlen_attn
 
 from llamactl.hardware.device import multiplies_bf16
 
@@ -20,14 +20,16 @@ SHORT = 1024
 
 # The widest head that FlashAttention takes, and what its width is a multiple of.
 FLASH_WIDTH, FLASH_MULTIPLE = 256, 8
-# Newer PyTorch wants to be told that key/value heads are shared; the kernel takes them without a word.
-GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
 class Documents(NamedTuple):
-    """Documents that do not see one another: where each begins in the windows laid one after another, and their end (N+1)."""
+    """Documents that do not see one another: where each begins in the windows laid one after another, and their end (N+1).
+
+    `kernel` computes all at once; None where they are computed one by one.
+    """
 
     starts: Tensor
+    kernel: Callable[..., Any] | None = None
 
 
 Visible = Tensor | Documents | None
@@ -42,7 +44,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Visible = None) -> Tensor:
     that do not see one another.
     """
     if isinstance(mask, Documents):
-        return within_documents(q, k, v, mask.starts)
+        return within_documents(q, k, v, mask)
     if q.shape[2] == 1:
         return single_query(q, k, v, mask)
     if q.device.type == "cpu" and q.shape[2] == k.shape[2] <= SHORT:
@@ -81,7 +83,7 @@ def separate_documents(starts: Tensor, tokens: Tensor, width: int, dtype: torch.
     if runs and packs_documents(starts.device, dtype, width, tokens.shape[1]):
         # Each batch has another number of documents: compiled code is for any.
         torch._dynamo.maybe_mark_dynamic(starts, 0)
-        return Documents(starts)
+        return Documents(starts, None if starts.is_cpu else packed_kernel())
     mask = document_mask(starts, tokens)
     # A GPU's kernels add a mask of numbers to the scores: made here, it is one tensor for all layers.
     return mask if mask.is_cpu else torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -math.inf)
@@ -104,20 +106,25 @@ def document_mask(starts: Tensor, tokens: Tensor) -> Tensor:
     return (documents[:, :, None] == documents[:, None, :]).tril()[:, None]
 
 
-def within_documents(q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> Tensor:
-    """Compute causal attention (T = S) within documents; `starts` (N+1) are those of `Documents`."""
-    if q.device.type != "cpu":
-        return varlen(q, k, v, starts)
-    # Lengths are numbers of Python: compiled, they would be code for each batch.
-    alone: Callable[..., Tensor] = torch.compiler.disable(_one_by_one)  # type: ignore[no-untyped-call]
-    return alone(q, k, v, starts)
+def packed_kernel() -> Callable[..., Any]:
+    """Return FlashAttention's kernel for packed sequences, causal; PyTorch's compiler is imported with it, a second's work."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    # Newer PyTorch wants to be told that key/value heads are shared; the kernel takes them without a word.
+    grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+    return partial(varlen_attn, window_size=(-1, 0), **grouped)
 
 
-def varlen(q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> Tensor:
-    """Compute attention as `within_documents` does, in one launch of FlashAttention's kernel for packed sequences."""
+def within_documents(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
+    """Compute causal attention (T = S) within documents."""
+    starts, kernel = documents
+    if kernel is None:
+        # Lengths are numbers of Python: compiled, they would be code for each batch.
+        alone: Callable[..., Tensor] = torch.compiler.disable(_one_by_one)  # type: ignore[no-untyped-call]
+        return alone(q, k, v, starts)
     batch, heads, longest, width = q.shape  # the longest that a document may be, so that no batch has another kernel
     q, k, v = (each.transpose(1, 2).flatten(0, 1) for each in (q, k, v))
-    out: Any = varlen_attn(q, k, v, starts, starts, longest, longest, window_size=(-1, 0), **GROUPED)
+    out: Tensor = kernel(q, k, v, starts, starts, longest, longest)
     return out.view(batch, longest, heads, width).transpose(1, 2)
 
 

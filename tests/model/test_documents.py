@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from llamactl.config.schema import ModelConfig
 from llamactl.model import attention as attention_module
-from llamactl.model.attention import Documents, attention, document_mask, packs_documents, separate_documents
+from llamactl.model.attention import Documents, attention, document_mask, packed_kernel, packs_documents, separate_documents
 from llamactl.model.llama import Llama
 
 WINDOW = 70  # two blocks of queries on a CPU
@@ -91,11 +91,11 @@ def test_the_kernel_for_packed_documents_gets_them_one_after_another(monkeypatch
             parts.append(F.scaled_dot_product_attention(rows, keys, values, is_causal=True, enable_gqa=True))
         return torch.cat(parts, dim=1).transpose(0, 1)
 
-    monkeypatch.setattr(attention_module, "varlen_attn", kernel)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     q, k, v = torch.randn(2, 6, WINDOW, 8), *torch.randn(2, 2, 3, WINDOW, 8)
     starts = starts_of([[5, 30], [64]])
     expected = attention(q, k, v, document_mask(starts, torch.zeros(2, WINDOW)))
-    assert torch.allclose(attention_module.varlen(q, k, v, starts), expected, atol=1e-5)
+    assert torch.allclose(attention(q, k, v, Documents(starts, packed_kernel())), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
