@@ -1,5 +1,6 @@
 """State of a training run. All of it is in every checkpoint, so that a resumed run continues identically."""
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -35,10 +36,11 @@ class TrainState:
 
     def take_validation(self, loss: float, patience: int) -> None:
         """Note the loss of a validation; with `patience`, count how long it has not fallen."""
-        self.validation_loss = loss
+        # A loss that is not a number has no place in a checkpoint; it is shown and logged as it is.
+        self.validation_loss = loss if math.isfinite(loss) else None
         if not patience:
             return
-        falls = self.lowest_loss is None or loss < self.lowest_loss
+        falls = math.isfinite(loss) and (self.lowest_loss is None or loss < self.lowest_loss)
         self.lowest_loss = loss if falls else self.lowest_loss
         self.validations_since = 0 if falls else self.validations_since + 1
 

@@ -8,13 +8,16 @@ import pytest
 import torch
 
 from llamactl.checkpoint import format as checkpoint_format
+from llamactl.checkpoint.select import find_best_step, find_newest
 from llamactl.corpus.dataset import Dataset
 from llamactl.errors import Diverged
 from llamactl.runs.run_dir import RunDir
+from llamactl.runs.summary import summarize_run
 from llamactl.training import trainer
-from llamactl.training.events import RolledBack, Saved, Skipped
+from llamactl.training.events import RolledBack, Saved, Skipped, Validated
 from llamactl.training.gradients import accumulate_gradients
 from llamactl.training.trainer import Trainer
+from llamactl.training.validation import Validation
 from tests.training.conftest import Configured, Made
 from tests.training.test_survival import killed_at_a_time, logged, run_to_the_end, sound
 from tests.training.test_trainer import assert_equal, losses, weights
@@ -82,6 +85,28 @@ def test_weights_that_are_no_numbers_are_never_saved(made: Made, spoil: Any) -> 
     assert [(event.step, event.from_step) for event in events if isinstance(event, RolledBack)] == [(6, 16)]
     assert events[-1].step == 30
     assert all(tensor.isfinite().all() for tensor in weights(RunDir.from_name("a")).values())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("patience", [0, 2])
+def test_a_validation_without_a_number_is_logged_and_not_saved(
+    bad: float, patience: int, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of half precision, whose sums overflow where those of training do not."""
+    monkeypatch.setattr(trainer, "validate_model", lambda *_: Validation(bad, bad, 100, bad))
+    config, *rest = made
+    events = run_to_the_end("a", (config.with_train(patience=patience), *rest))
+    run = RunDir.from_name("a")
+    assert [event.loss for event in events if isinstance(event, Validated)] == [pytest.approx(bad, nan_ok=True)] * len(
+        [row for row in run.rows() if row["kind"] == "validation"]
+    )
+    assert all(row["loss"] is None for row in run.rows() if row["kind"] == "validation")
+    newest, _ = find_newest(run)
+    assert newest is not None
+    state = checkpoint_format.read_state(newest)
+    assert (state.validation_loss, state.lowest_loss) == (None, None)
+    assert find_best_step(run) is None
+    assert summarize_run(run).step == state.step
 
 
 def test_a_bad_number_just_before_a_save_leads_back_at_once(made: Made, spoil: Any, monkeypatch: pytest.MonkeyPatch) -> None:

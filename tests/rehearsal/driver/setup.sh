@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # setup.sh FOLDER [PYTHON]: an environment with PyTorch's CUDA build (4.6 GB, some 4 minutes) and a CUDA driver that computes
-# nothing, so that the CUDA path of llamactl runs on a machine without a GPU. What is there is not made again.
+# nothing, so that the CUDA path of llamactl runs on a machine without a GPU. Made again when what it is made from changes.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd); to=$(mkdir -p "$1" && cd "$1" && pwd); python=${2:-python3}
-[ -e "$to/ready" ] && exit 0
+made_from=$(cat "$here/../../../pyproject.toml" "$here/../../../constraints.txt" "$here"/*.* | sha256sum)
+[ "$(cat "$to/ready" 2>/dev/null)" = "$made_from" ] && exit 0
 [ -x "$to/venv/bin/python" ] || "$python" -m venv "$to/venv"
 "$to/venv/bin/pip" install --quiet torch==2.11.0
 "$to/venv/bin/pip" install --quiet --no-deps --target "$to/headers" nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85
@@ -28,4 +29,4 @@ gcc -shared -fPIC -O1 -w fakecuda.o stubs.c -o "$to/lib/libcuda.so.1" -Wl,-sonam
 ln -sf libcuda.so.1 "$to/lib/libcuda.so"
 gcc -shared -fPIC -O1 -w $include -I"$nccl" "$here/fakenccl.c" -o "$to/lib/libfakenccl.so"
 "$here/run.sh" "$to" python -c 'import torch; assert torch.cuda.is_available()'
-touch "$to/ready"
+echo "$made_from" >"$to/ready"
