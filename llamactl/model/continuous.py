@@ -17,14 +17,24 @@ class Continuation:
     def __init__(self, prompt: Sequence[int], pick: Sampler, seed: int, model: Llama) -> None:
         """Start from a prompt, of which as many tokens are used as the context holds."""
         device = model.model.embed_tokens.weight.device
-        self.text = torch.tensor([fit_prompt(prompt, model.config.context)], device=device)
+        self._pieces = [torch.tensor([fit_prompt(prompt, model.config.context)], device=device)]  # joined only where needed
         self.length = 0  # tokens in the cache
         self._pick, self._draws = pick, uniform_draws([seed], device)
 
+    @property
+    def last(self) -> Tensor:
+        """Return the last token, 1 1."""
+        return self._pieces[-1][:, -1:]
+
+    def read(self) -> Tensor:
+        """Return the whole text, 1 T."""
+        self._pieces = [torch.cat(self._pieces, dim=1)]
+        return self._pieces[0]
+
     def choose_token(self, logits: Tensor, total: Tensor) -> Step:
         """Choose the next token from its logits (1 V) and add it to the text."""
-        picked = self._pick(logits, self.text, next(self._draws))
-        self.text = torch.cat([self.text, picked[:, None]], dim=1)
+        picked = self._pick(logits, self._pieces, next(self._draws))
+        self._pieces.append(picked[:, None])
         return Step(picked, (logits.gather(1, picked[:, None]) - total)[:, 0], logits)
 
 
@@ -88,8 +98,9 @@ class ContinuousBatch:
         context = self._model.config.context
         first: dict[tuple[int, ...], tuple[RowCache, tuple[Tensor, Tensor]]] = {}
         for row, text in unread.items():
-            most = context - 1 if text.text.shape[1] < context else context // 2
-            tokens, own = text.text[:, -max(1, most) :], RowCache(self._cache, row)
+            known = text.read()
+            most = context - 1 if known.shape[1] < context else context // 2
+            tokens, own = known[:, -max(1, most) :], RowCache(self._cache, row)
             key, text.length = tuple(tokens[0].tolist()), tokens.shape[1] % context
             if key in first:
                 own.copy_from(first[key][0])
@@ -99,7 +110,7 @@ class ContinuousBatch:
 
     def _step_together(self, rows: list[int], present: dict[int, Continuation]) -> Iterator[tuple[Continuation, Step]]:
         self._steps = self._steps or RowSteps(self._model, self._cache, self._vocab_size)
-        tokens = torch.cat([present[row].text[:, -1:] for row in rows])
+        tokens = torch.cat([present[row].last for row in rows])
         lengths = [text.length if text else 0 for text in self._rows]
         logits, totals = self._steps(tokens, rows, lengths)
         with self._steps.pause_threads():

@@ -41,14 +41,14 @@ class Sampler:
                 allowed = f"{least:g} to {most:g}" + (", or 0 for the likeliest token" if name == "temperature" else "")
                 raise UsageError(f"{name.replace('_', '-')} can't be {value:g}.", f"It takes {allowed}.")
 
-    def __call__(self, logits: Tensor, text: Tensor, draws: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, text: Sequence[Tensor], draws: Tensor) -> Tensor:
         """Select the next token of each sequence and return the ids, B.
 
-        `logits` (B V) are the model's scores, `text` (B T) the token ids so far and `draws` (B) uniform random numbers
-        in [0, 1).
+        `logits` (B V) are the model's scores, `text` the token ids so far in pieces (B T) and `draws` (B) uniform random
+        numbers in [0, 1).
         """
         if self.repetition_penalty != 1:
-            logits = self.apply_repetition_penalty(logits, text)
+            logits = self.apply_repetition_penalty(logits, torch.cat(list(text), dim=1))
         if self.temperature == 0:
             return logits.argmax(-1)
         # Inverse transform sampling: the first token whose cumulative probability exceeds the draw; its own is never 0.
@@ -111,10 +111,10 @@ def decode_tokens(
     is full, its second half is encoded again as the first half of a new context.
     """
     weight, context = model.model.embed_tokens.weight, model.config.context
-    text = torch.tensor([fit_prompt(prompt, context) for prompt in prompts], device=weight.device)
-    cache = KVCache(model.config, len(text), weight.device, weight.dtype)
-    draws, rows = uniform_draws(seeds, weight.device), range(len(text))
-    tokens = text
+    tokens = torch.tensor([fit_prompt(prompt, context) for prompt in prompts], device=weight.device)
+    text = [tokens]  # in pieces: joined for each token, it would be copied each time
+    cache = KVCache(model.config, len(tokens), weight.device, weight.dtype)
+    draws, rows = uniform_draws(seeds, weight.device), range(len(tokens))
     steps: RowSteps | None = None
     while True:
         if cache.length == 0:
@@ -128,11 +128,12 @@ def decode_tokens(
         with steps.pause_threads() if steps else nullcontext():
             picked = pick(logits, text, next(draws))
         yield Step(picked, (logits.gather(1, picked[:, None]) - total)[:, 0], logits)
-        text = torch.cat([text, picked[:, None]], dim=1)
         tokens = picked[:, None]
+        text.append(tokens)
         if cache.length == context:
             cache.clear()
-            tokens = text[:, -max(1, context // 2) :]
+            text = [torch.cat(text, dim=1)]
+            tokens = text[0][:, -max(1, context // 2) :]
 
 
 def fit_prompt(prompt: Sequence[int], context: int) -> list[int]:

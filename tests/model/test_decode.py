@@ -84,7 +84,7 @@ def test_the_same_seed_picks_the_same(model: Llama) -> None:
 
 
 LOGITS = torch.tensor([[3.0, 2.0, 1.0, 0.0, -9.0]])
-NOTHING = torch.zeros(1, 0, dtype=torch.int64)
+NOTHING = [torch.zeros(1, 0, dtype=torch.int64)]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_what_was_said_is_less_likely_again() -> None:
     text = torch.tensor([[0, 0, 4]])
     expected = torch.tensor([[1.5, 2.0, 1.0, 0.0, -18.0]])
     assert torch.equal(Sampler(1.0, repetition_penalty=2.0).apply_repetition_penalty(LOGITS, text), expected)
-    assert Sampler(0.0, repetition_penalty=2.0)(LOGITS, text, torch.zeros(1)).item() == 1
+    assert Sampler(0.0, repetition_penalty=2.0)(LOGITS, [text[:, :1], text[:, 1:]], torch.zeros(1)).item() == 1
 
 
 def test_picks_follow_the_distribution() -> None:

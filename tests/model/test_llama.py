@@ -194,6 +194,19 @@ def test_projections_are_one_product_in_mixed_precision(bias: bool) -> None:
     assert all(layer.weight.grad is not None and layer.weight.grad.dtype == torch.float32 for layer in layers)
 
 
+def test_recomputed_blocks_keep_no_state_of_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To keep it costs a copy from the device for each block; dropout's numbers are arguments of the blocks."""
+    model = Llama(ModelConfig(n_layers=2, dim=8, n_heads=2, n_kv_heads=1, head_dim=4, ffn_dim=8, context=4, vocab_size=16))
+    model.model.activation_checkpointing = True
+
+    def refused(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(torch, "get_rng_state", refused)
+    model(torch.zeros(1, 4, dtype=torch.int64)).sum().backward()
+    assert model.model.layers[0].mlp.down_proj.weight.grad is not None
+
+
 def test_an_empty_model_has_shapes_alone_and_takes_no_compiler() -> None:
     """PyTorch imports its compiler, a second's work, where values are drawn on the meta device."""
     code = """
