@@ -204,7 +204,7 @@ def test_recomputed_blocks_keep_no_state_of_random_numbers(monkeypatch: pytest.M
 
     monkeypatch.setattr(torch, "get_rng_state", refused)
     model(torch.zeros(1, 4, dtype=torch.int64)).sum().backward()
-    assert model.model.layers[0].mlp.down_proj.weight.grad is not None
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_an_empty_model_has_shapes_alone_and_takes_no_compiler() -> None:
