@@ -94,8 +94,8 @@ def test_a_validation_without_a_number_is_logged_and_not_saved(
 ) -> None:
     """As of half precision, whose sums overflow where those of training do not."""
     monkeypatch.setattr(trainer, "validate_model", lambda *_: Validation(bad, bad, 100, bad))
-    config, *rest = made
-    events = run_to_the_end("a", (config.with_train(patience=patience), *rest))
+    config, world, dataset = made
+    events = run_to_the_end("a", (config.with_train(patience=patience), world, dataset))
     run = RunDir.from_name("a")
     assert [event.loss for event in events if isinstance(event, Validated)] == [pytest.approx(bad, nan_ok=True)] * len(
         [row for row in run.rows() if row["kind"] == "validation"]
