@@ -212,6 +212,7 @@ def leaving() -> None:
 
 def hanging() -> None:
     threading.Event().wait(30)
+    raise TimeoutError  # so that the thread ends, and prints nothing into a later test
 
 
 @pytest.mark.parametrize("how", [broken, leaving, hanging])
