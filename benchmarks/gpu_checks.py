@@ -99,7 +99,7 @@ def batched(config: ModelConfig, device: str) -> dict[str, Any]:
     for text, prompt in zip(texts, prompts, strict=True):
         alone = decode_tokens(model, [prompt], config.vocab_size, Sampler(0.0), [0])
         expected = [next(alone).tokens.item() for _ in range(32)]
-        same += sum(map(eq, text.read()[0, len(prompt) :].tolist(), expected))
+        same += sum(map(eq, text.join_text()[0, len(prompt) :].tolist(), expected))
     return {"same tokens": same, "of": 96}
 
 

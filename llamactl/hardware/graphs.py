@@ -7,7 +7,7 @@ import torch
 
 
 @contextmanager
-def capture(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+def capture_graph(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
     """Record in `graph` what the current GPU is asked to do, without doing it; raises RuntimeError."""
     # The outer context, as a capture that fails leaves PyTorch with the stream of the graph. Other threads, as those of `serve`
     # or the one that loads batches, may use the device meanwhile.

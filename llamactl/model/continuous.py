@@ -22,11 +22,11 @@ class Continuation:
         self._pick, self._draws = pick, uniform_draws([seed], device)
 
     @property
-    def last(self) -> Tensor:
+    def last_token(self) -> Tensor:
         """Return the last token, 1 1."""
         return self._pieces[-1][:, -1:]
 
-    def read(self) -> Tensor:
+    def join_text(self) -> Tensor:
         """Return the whole text, 1 T."""
         self._pieces = [torch.cat(self._pieces, dim=1)]
         return self._pieces[0]
@@ -98,7 +98,7 @@ class ContinuousBatch:
         context = self._model.config.context
         first: dict[tuple[int, ...], tuple[RowCache, tuple[Tensor, Tensor]]] = {}
         for row, text in unread.items():
-            known = text.read()
+            known = text.join_text()
             most = context - 1 if known.shape[1] < context else context // 2
             tokens, own = known[:, -max(1, most) :], RowCache(self._cache, row)
             key, text.length = tuple(tokens[0].tolist()), tokens.shape[1] % context
@@ -110,7 +110,7 @@ class ContinuousBatch:
 
     def _step_together(self, rows: list[int], present: dict[int, Continuation]) -> Iterator[tuple[Continuation, Step]]:
         self._steps = self._steps or RowSteps(self._model, self._cache, self._vocab_size)
-        tokens = torch.cat([present[row].last for row in rows])
+        tokens = torch.cat([present[row].last_token for row in rows])
         lengths = [text.length if text else 0 for text in self._rows]
         logits, totals = self._steps(tokens, rows, lengths)
         with self._steps.pause_threads():

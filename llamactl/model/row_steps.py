@@ -7,7 +7,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from llamactl.hardware.graphs import capture
+from llamactl.hardware.graphs import capture_graph
 from llamactl.model.attention import kernels_for_any_length
 from llamactl.model.cache import KVCache, RowsCache
 from llamactl.model.llama import Llama
@@ -47,7 +47,7 @@ class GraphedStep:
                 model_step(model, self.tokens, self.rows, vocab_size)
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with capture(self.graph):
+        with capture_graph(self.graph):
             self.scores = model_step(model, self.tokens, self.rows, vocab_size)
             self.positions.add_(1).clamp_(max=last)  # a row that nobody reads may come to its end
         self._last = last

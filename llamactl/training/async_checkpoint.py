@@ -53,7 +53,7 @@ class AsyncCheckpointer:
             self._pending = Future()
             self._pending.set_result(self._write(taken, state))
             return
-        copy = self._copies.take(taken)
+        copy = self._copies.copy_to_host(taken)
         self._pending = self._pool.submit(self._write, copy or taken, state)
         if not copy:
             # Waits for the write without raising: `poll` raises its error.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from llamactl.corpus.batches import Batch
 from llamactl.distributed.context import World
-from llamactl.hardware.graphs import capture
+from llamactl.hardware.graphs import capture_graph
 from llamactl.hardware.memory import release_cached_memory
 from llamactl.training.gradients import add_gradients, zero_gradients
 
@@ -25,7 +25,7 @@ class GraphedGradients:
         # In a tensor, as a graph would repeat a number.
         self._share = torch.zeros((), device=example.inputs.device)
         self._graph = torch.cuda.CUDAGraph()
-        with capture(self._graph):
+        with capture_graph(self._graph):
             self._loss = work(self._batch._replace(share=self._share))
 
     def __call__(self, batch: Batch) -> Tensor:

@@ -17,7 +17,7 @@ class HostCopies:
         # Kept for the next snapshot: drivers take seconds to pin gigabytes.
         self._pinned: Snapshot | None = None
 
-    def take(self, snapshot: Snapshot) -> Snapshot | None:
+    def copy_to_host(self, snapshot: Snapshot) -> Snapshot | None:
         """Copy a snapshot, once the copy before is no longer in use; return None if that leaves too little memory free."""
         if not (self._pinned and _names(self._pinned) == _names(snapshot)):
             self._pinned = self._allocate_pinned(snapshot)

@@ -33,7 +33,7 @@ class Replayed(GraphedStep):
             "stream": nullcontext,
             "CUDAGraph": lambda: self,
         }
-        with patch.multiple(torch.cuda, **captured), patch("llamactl.model.row_steps.capture", self.capture):
+        with patch.multiple(torch.cuda, **captured), patch("llamactl.model.row_steps.capture_graph", self.capture):
             super().__init__(model, cache, vocab_size, positions)
 
     @contextmanager
@@ -146,11 +146,11 @@ def test_equal_prompts_are_read_once(model: Llama, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Llama, "hidden", counted)
     texts = [text for text, _ in batch.step()]
     assert reads == [3]
-    assert len({int(text.last) for text in texts}) > 1
+    assert len({int(text.last_token) for text in texts}) > 1
     again = {text: [int(step.tokens)] for text, step in batch.step()}
     for seed, text in enumerate(texts):
         tokens = [token for token, _ in alone(model, [1, 2, 3], Sampler(1.0), seed, 2)]
-        assert tokens == [int(text.read()[0, 3]), *again[text]]
+        assert tokens == [int(text.join_text()[0, 3]), *again[text]]
 
 
 @pytest.mark.parametrize("left_out", [0, 2])

@@ -12,9 +12,12 @@ from itertools import islice, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
+from torch._inductor.scheduler import Scheduler
+from torch._inductor.utils import fresh_cache
 from torch.profiler import ProfilerActivity, profile
 
 from llamactl.config.schema import Config, build_config, preset_settings
@@ -28,6 +31,7 @@ from llamactl.model.continuous import Continuation, ContinuousBatch
 from llamactl.model.convert import convert_weights
 from llamactl.model.decode import Sampler, decode_tokens
 from llamactl.model.llama import Llama
+from llamactl.model.objective import CHUNK_ON_GPU, fused_chunk
 from llamactl.model.row_steps import CAPTURED_AFTER
 from llamactl.planning.plan import make_plan
 from llamactl.planning.resolve import resolve_config
@@ -106,6 +110,20 @@ def step(preset: str, windows: int, context: int, compile: str) -> None:
     found = {"gradients": gradients, "update": update, "planned": planned.total, "peak": peak}
     print(json.dumps(found | {"degraded": degraded}))
     trainer.close()
+
+
+def loss_traffic() -> None:
+    """Print the bytes that the compiled chunk of the loss reads and writes for 32k tokens, by the compiler's count."""
+    counted_bytes, generate = list[int](), Scheduler.codegen
+
+    def count(scheduler: Scheduler) -> Any:
+        counted_bytes.extend(node.get_read_write_buffers_sizes() for node in scheduler.nodes)
+        return generate(scheduler)
+
+    logits = torch.zeros(CHUNK_ON_GPU, VOCABULARY, device="cuda", dtype=torch.bfloat16)
+    with patch.object(Scheduler, "codegen", count), fresh_cache():
+        torch.compile(fused_chunk, dynamic=False)(logits, torch.zeros(CHUNK_ON_GPU, 1, device="cuda", dtype=torch.int64))
+    print(json.dumps({"bytes": sum(counted_bytes) * 32_768 // CHUNK_ON_GPU}))
 
 
 def save(preset: str) -> None:
@@ -214,6 +232,7 @@ def main() -> None:
     words: dict[str, Callable[..., None]] = {
         "step": step, "kernels": kernels, "full_card": full_card, "second_card": second_card, "decode": decode,
         "together": together, "save": save, "rate": rate, "rows": rows,
+        "loss_traffic": loss_traffic,
     }  # fmt: skip
     for name, work in words.items():
         command = commands.add_parser(name)

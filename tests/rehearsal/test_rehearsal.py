@@ -86,6 +86,12 @@ def test_the_matrix_rate_is_that_of_a_clock_that_was_raised() -> None:
     assert found["products"] > 5
 
 
+def test_the_loss_reads_the_logits_few_times() -> None:
+    """Besides its products: a chunk in PyTorch's operators would read and write 86 GB."""
+    (found,) = rehearse("loss_traffic")
+    assert 6e9 < found["bytes"] < 20e9
+
+
 @pytest.mark.parametrize("capability", CARDS)
 def test_no_card_falls_back_to_attention_without_a_kernel(capability: str) -> None:
     for dtype, heads, masked, found in rehearse("kernels", FAKE_SM=capability, FAKE_SMEM=str(CARDS[capability])):

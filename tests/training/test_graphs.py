@@ -60,7 +60,7 @@ def stand_in(objective: NextToken, monkeypatch: pytest.MonkeyPatch) -> Callable[
             yield
 
         monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-        monkeypatch.setattr(graphs, "capture", capture)
+        monkeypatch.setattr(graphs, "capture_graph", capture)
         monkeypatch.setattr(graphs, "GraphedGradients", Known)
 
     return install

@@ -20,7 +20,7 @@ def values(taken: Snapshot | None) -> list[float]:
 
 def test_a_copy_does_not_change_with_the_tensors_and_its_memory_is_given_back() -> None:
     copies, first = HostCopies(), snapshot(1.0)
-    taken, again = copies.take(first), copies.take(first)
+    taken, again = copies.copy_to_host(first), copies.copy_to_host(first)
     first.weights["a"].zero_()
     assert values(taken) == values(again) == [1.0, 1.0]
     assert taken
@@ -30,7 +30,7 @@ def test_a_copy_does_not_change_with_the_tensors_and_its_memory_is_given_back() 
 
 def test_there_is_none_where_it_would_leave_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_copy, "free_main_memory", lambda: 2 * snapshot(0.0).nbytes)
-    assert HostCopies().take(snapshot(0.0)) is None
+    assert HostCopies().copy_to_host(snapshot(0.0)) is None
 
 
 @pytest.fixture
@@ -51,10 +51,10 @@ def pinned(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 def test_tensors_of_a_gpu_are_copied_to_pinned_memory_that_is_used_again(pinned: list[bool]) -> None:
     copies = HostCopies()
-    first = copies.take(snapshot(1.0, state=False))
-    second = copies.take(snapshot(2.0))
+    first = copies.copy_to_host(snapshot(1.0, state=False))
+    second = copies.copy_to_host(snapshot(2.0))
     assert pinned == [True, True, True], "an optimizer has no state before its first update"
-    third = copies.take(snapshot(3.0))
+    third = copies.copy_to_host(snapshot(3.0))
     assert first is not second is third
     assert values(third) == [3.0, 3.0]
     assert len(pinned) == 3
@@ -62,7 +62,7 @@ def test_tensors_of_a_gpu_are_copied_to_pinned_memory_that_is_used_again(pinned:
 
 def test_where_not_so_much_can_be_pinned_other_memory_does(pinned: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_copy, "free_main_memory", lambda: 3 * snapshot(0.0).nbytes)
-    assert values(HostCopies().take(snapshot(1.0))) == [1.0, 1.0]
+    assert values(HostCopies().copy_to_host(snapshot(1.0))) == [1.0, 1.0]
     assert pinned == [False, False]
 
     def refuse(*_: object, pin_memory: bool, **__: object) -> Tensor:
@@ -72,4 +72,4 @@ def test_where_not_so_much_can_be_pinned_other_memory_does(pinned: list[bool], m
 
     monkeypatch.setattr(host_copy, "free_main_memory", lambda: 10**9)
     monkeypatch.setattr(torch, "empty_like", refuse)
-    assert values(HostCopies().take(snapshot(4.0, state=False))) == [4.0]
+    assert values(HostCopies().copy_to_host(snapshot(4.0, state=False))) == [4.0]
