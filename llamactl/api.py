@@ -33,7 +33,6 @@ from llamactl.planning.defaults import feedable_presets
 from llamactl.planning.fit import check_fit
 from llamactl.planning.plan import make_plan
 from llamactl.planning.resolve import resolve_config
-from llamactl.planning.timed import choose_in_time
 from llamactl.runs.run_dir import RunDir, data_settings
 from llamactl.storage.locks import hold_lock
 from llamactl.storage.records import to_json
@@ -41,6 +40,7 @@ from llamactl.tokenizer.bpe import Tokenizer
 from llamactl.training.events import Event
 from llamactl.training.init_from import config_from_checkpoint, pin_init_from
 from llamactl.training.provenance import collect_environment
+from llamactl.training.timed_budget import Choice, choose_budget
 from llamactl.training.trainer import train_run
 from llamactl.units import read_time
 
@@ -161,11 +161,13 @@ def train(
     configs = [pin_init_from(config, data) for config in configs]
     world = init_device(configs[0].train)
     rate = peak_flops(world.device, world.precision.dtype)
-    chosen = choose_in_time(configs, data, world, rate, read_time(time)) if time else configs[0]
-    config = resolve_config(chosen, data, world)
+    budget = Choice(configs[0], rate, measured=False)
+    if time:
+        budget = choose_budget(configs, data, world, rate, read_time(time))
+    config = resolve_config(budget.config, data, world)
     folder = RunDir.from_name(run) if run else RunDir.with_new_name(config.preset)
     if not folder.config_path.exists():
-        check_fit(make_plan(config, data, world, rate), config, folder, anyway)
+        check_fit(make_plan(config, data, world, budget.rate, budget.measured), config, folder, anyway)
     return Training(folder.path.name, config, data)
 
 

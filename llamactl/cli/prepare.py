@@ -17,7 +17,7 @@ SMALL = 32 << 20
 
 SOURCES_HELP = (
     "openwebtext, sample, hf:org/name[:config], or files, folders and globs: .txt .md .rst .jsonl .ndjson .json .csv .tsv "
-    ".parquet .arrow .feather, text also as .gz .zst .xz .bz2, folders of save_to_disk."
+    ".parquet .arrow .feather, source code (.py .c .tex ...), text also as .gz .zst .xz .bz2, folders of save_to_disk."
 )
 SPLIT_HELP = (
     "Where a document of a text file ends: auto, files, paragraphs, lines, chunks, a separator like '<|endoftext|>', re:REGEX."

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from llamactl.corpus.sources import Source
 
 # Seconds for what comes after training: a picture and samples, of which each loads PyTorch.
-AFTERWARDS = 15.0
+AFTERWARDS = 10.0
 LEAST = 20.0  # seconds of training below which nothing is learned
 SMALL = 17 << 20  # bytes of text whose own tokenizer is so small that any time is enough for it
 

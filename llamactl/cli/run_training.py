@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llamactl.storage.folder_guard import FolderGuard
     from llamactl.training.events import Event
     from llamactl.training.signals import StopRequests
+    from llamactl.training.timed_budget import Choice
 
 
 class TrainingRequest(NamedTuple):
@@ -41,18 +42,20 @@ def check_same_data(dataset: "Dataset", digest: str) -> None:
         raise DataError(f"The dataset {dataset.name} is not the same on all machines.", "Its digest differs here.", fix)
 
 
-def resolve_run(chosen: TrainingRequest, dataset: "Dataset", world: "World", rate: float) -> "tuple[int, Config]":
-    """Resolve a config; return the number of shards of the model, and the config without placeholders."""
+def resolve_run(chosen: TrainingRequest, dataset: "Dataset", world: "World", rate: float) -> "tuple[int, Choice]":
+    """Resolve a config; return the number of shards of the model, and the config without placeholders with its rate."""
+    from llamactl.cli.ui.console import progress
     from llamactl.planning.resolve import choose_sharding, resolve_config
     from llamactl.training.init_from import pin_init_from
+    from llamactl.training.timed_budget import Choice, choose_budget
 
     config = chosen.config if chosen.again else pin_init_from(chosen.config, dataset)
+    budget = Choice(config, rate, measured=False)
     if chosen.seconds:
-        from llamactl.planning.timed import choose_in_time
-
-        config = choose_in_time(chosen.configs or (config,), dataset, world, rate, chosen.seconds)
-    world = choose_sharding(config, dataset, world)
-    return world.shards, resolve_config(config, dataset, world)
+        with progress.status("compiling, and timing a few steps …"):
+            budget = choose_budget(chosen.configs or (config,), dataset, world, rate, chosen.seconds)
+    world = choose_sharding(budget.config, dataset, world)
+    return world.shards, budget._replace(config=resolve_config(budget.config, dataset, world))
 
 
 def plan_run(chosen: TrainingRequest, dataset: "Dataset", world: "World") -> "tuple[Config, World, float, Plan]":
@@ -67,11 +70,12 @@ def plan_run(chosen: TrainingRequest, dataset: "Dataset", world: "World") -> "tu
 
     # Rank 0 decides for all: free memory and measured FLOP/s differ between ranks, and a config must not.
     rate = broadcast_from_rank0(lambda: peak_flops(world.device, world.precision.dtype))
-    shards, config = broadcast_from_rank0(lambda: resolve_run(chosen, dataset, world, rate))
+    shards, (config, reached, measured) = broadcast_from_rank0(lambda: resolve_run(chosen, dataset, world, rate))
     shared = replace(world, shards=shards)
     if why := broadcast_from_rank0(lambda: unused_gpu(chosen.config.train.device, world.device)):
         progress.print(f"{why}: it trains on the CPU. To see more: llamactl doctor", style="yellow")
-    return config, shared, rate, broadcast_from_rank0(lambda: show_plan_summary(config, dataset, shared, rate, chosen.folder))
+    plan = broadcast_from_rank0(lambda: show_plan_summary(config, dataset, shared, reached, chosen.folder, measured))
+    return config, shared, rate, plan
 
 
 def run_training(chosen: TrainingRequest, dry_run: bool, json: bool, track: list[str], anyway: bool) -> None:

@@ -34,6 +34,11 @@ def choose_column(kinds: Mapping[str, str], place: str) -> tuple[str, str]:
     )
 
 
+def is_corpus(kinds: Mapping[str, str]) -> bool:
+    """Check whether columns say by their names that they hold text: settings of programs, in JSON, have some texts too."""
+    return "text" in kinds or any(kinds.get(name) == "messages" for name in CONVERSATIONS)
+
+
 def list_columns(names: Mapping[str, str]) -> str:
     """Format the names of columns for a message: the first twenty, and how many more there are."""
     shown = ", ".join(list(names)[:20])

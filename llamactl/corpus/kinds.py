@@ -4,8 +4,20 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
+# Programs, and documents that are written as programs are.
+CODE = {
+    ".adoc", ".asm", ".bash", ".bib", ".c", ".cc", ".cjs", ".clj", ".coffee", ".cpp", ".cs", ".css", ".cu", ".cuh",
+    ".cxx", ".d", ".dart", ".el", ".elm", ".erl", ".ex", ".exs", ".f", ".f03", ".f90", ".fish", ".fs", ".fsx", ".go",
+    ".gradle", ".groovy", ".h", ".hh", ".hpp", ".hs", ".hxx", ".ino", ".jav", ".java", ".jl", ".js", ".jsx", ".kt",
+    ".kts", ".less", ".lisp", ".lua", ".m", ".mjs", ".ml", ".mli", ".nim", ".org", ".pas", ".php", ".pl", ".pm", ".proto",
+    ".ps1", ".py", ".pyi", ".pyx", ".r", ".rb", ".rkt", ".rs", ".sass", ".scala", ".scm", ".scss", ".sh", ".sol", ".sql",
+    ".srt", ".sv", ".svelte", ".swift", ".tcl", ".tex", ".ts", ".tsx", ".v", ".vb", ".vhd", ".vhdl", ".vim", ".vtt",
+    ".vue", ".zig", ".zsh",
+}  # fmt: skip
+
 # The reader of each ending. Letters may be small or capital, and text may be packed as well: .jsonl.gz, .TXT.XZ.
 KINDS = {
+    **dict.fromkeys(sorted(CODE), "text"),
     ".txt": "text",
     ".text": "text",
     ".md": "text",
@@ -24,12 +36,12 @@ PACKED = (".gz", ".zst", ".xz", ".bz2")
 TABLES = ("parquet", "arrow")  # packed inside, and read from several places at once
 
 READABLE = (
-    f"{' '.join(ending for ending in KINDS if ending not in ('.text', '.markdown'))}, text also with {' '.join(PACKED)}, "
-    "and folders of datasets' save_to_disk"
+    f"{' '.join(ending for ending in KINDS if ending not in {'.text', '.markdown', *CODE})}, source code "
+    f"(.py .c .js .tex ...), text also with {' '.join(PACKED)}, and folders of datasets' save_to_disk"
 )
 
 # Names of what editors, systems and notebooks leave beside people's files.
-ABOUT = ("readme.md", "readme.rst", "license.md")  # about the files beside them
+ABOUT = ("readme.md", "readme.rst", "readme", "license.md", "license", "copying")  # about the files beside them
 CLUTTER = ("__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini", "lost+found")
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from llamactl.corpus import csv_files, objects, tables
 from llamactl.corpus.columns import describe_value, missing_column, read_value
-from llamactl.corpus.kinds import KINDS, PACKED, TABLES, describe_ending, describe_magic, find_kind, split_endings
+from llamactl.corpus.kinds import KINDS, PACKED, READABLE, describe_ending, describe_magic, find_kind, split_endings
 from llamactl.corpus.parts import Documents, Part
 from llamactl.corpus.splitting import split_documents
-from llamactl.corpus.streams import Decoded, open_regular
-from llamactl.corpus.text_files import choose_encoding, guess_encoding
+from llamactl.corpus.streams import Decoded, read_head
+from llamactl.corpus.text_files import is_text
 from llamactl.corpus.unreadable import SKIP, Unreadable
 from llamactl.errors import DataError
 
@@ -34,25 +34,16 @@ def _text_or_refuse(path: Path) -> str:
         raise DataError(what, "", f"Rename it, such as to {path.name.removesuffix(path.suffix)}.txt{packed}")
     if other is None:
         try:
-            with open_regular(str(path)) as file:
-                head = file.read(64 << 10)
+            head = read_head(path)
         except OSError as error:
             raise DataError(f"{path} can't be read.", f"{error.strerror or error}.") from error
         other = describe_magic(head)
-        if other is None and path.suffix.lower() not in PACKED and _is_text(head):
+        if other is None and path.suffix.lower() not in PACKED and is_text(head):
             return "text"
     if other:
         raise DataError(f"{path} can't be read.", f"It is {other.name}.", other.way_out(str(path)))
-    why = f"Its name must end in {', '.join(KINDS)}; all but {' and '.join(TABLES)} may be packed: {', '.join(PACKED)}."
+    why = f"It is none of {READABLE}."
     raise DataError(f"{path} can't be read.", why, f"If it is text, copy it to {path.name}.txt")
-
-
-def _is_text(head: bytes) -> bool:
-    name, start = choose_encoding(head)
-    text = head[start:].decode(name, "replace")
-    # The sample may end within a character, and logs contain a control character here and there.
-    wrong = text.count("\ufffd") + sum(character < " " and character not in "\t\n\r\f\x1b" for character in text)
-    return wrong <= 1 + len(text) // 1000 or bool(guess_encoding(head))
 
 
 def read_part(part: Part, text_column: str) -> Documents:

@@ -14,14 +14,15 @@ from pathlib import Path
 
 from llamactl.corpus import parts as corpus_parts
 from llamactl.corpus import readers
-from llamactl.corpus.columns import choose_column
+from llamactl.corpus.columns import choose_column, is_corpus
 from llamactl.corpus.holdout import Holdout
 from llamactl.corpus.hub import hub_parts
+from llamactl.corpus.kinds import CODE, split_endings
 from llamactl.corpus.parts import Part
 from llamactl.corpus.splitting import FEW, SHOWN, Choice, choose_rule, read_rule, rule_occurs
 from llamactl.corpus.streams import Decoded
 from llamactl.corpus.text_files import find_encoding
-from llamactl.corpus.walk import find_files
+from llamactl.corpus.walk import Found, find_files, show_counts
 from llamactl.errors import DataError, UsageError
 from llamactl.storage.home import make_name
 
@@ -160,6 +161,8 @@ def file_source(patterns: list[str], reading: Reading = Reading()) -> Source:
     encoding = find_encoding(reading.encoding) if reading.encoding else ""
     found = find_files(patterns)
     parts = [part for path in found.files for part in readers.split_into_parts(path)]
+    if not reading.text_column:
+        parts = _without_settings(parts, found)
     size = sum(part.size for part in parts)
     choice = _choose_split([replace(part, encoding=encoding) for part in parts if part.kind == "text"], rule, len(parts))
     column, why = _choose_column(
@@ -173,8 +176,18 @@ def file_source(patterns: list[str], reading: Reading = Reading()) -> Source:
     notes += [f"text: {why} (--text-column)"] if why else []
     notes += found.notes
     if found.left_out:
-        notes.append("left out: " + ", ".join(f"{count:,} × {reason}" for reason, count in found.left_out.most_common(9)))
+        notes.append(f"left out: {show_counts(found.left_out)}")
     return replace(source, text_column=column, split=choice.rule, encoding=encoding, notes=tuple(notes))
+
+
+def _without_settings(parts: list[Part], found: Found) -> list[Part]:
+    """Leave out what programs have beside them as JSON or tables, unless its columns say that it is text."""
+    if not any(split_endings(Path(part.location))[0] in CODE for part in parts):
+        return parts
+    kept = [part for part in parts if part.kind == "text" or is_corpus(readers.column_kinds(part))]
+    found.left_out["settings or data beside source code"] += len(parts) - len(kept)
+    found.left_out = +found.left_out
+    return kept
 
 
 def _choose_split(texts: list[Part], rule: str, files: int) -> Choice:

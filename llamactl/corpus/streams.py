@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 LONGEST_SKIPPED = 256 << 20  # bytes of a line that is left out; a longer one ends the work, which would take minutes
 BLOCK = 1 << 20  # bytes that are read at once
+HEAD = 64 << 10  # bytes that show whether a file is text
 
 # Text packs 3 to 10 times, logs 50 times. What becomes more than that is a bomb, whatever the format.
 MOST_UNPACKED = 200
@@ -94,6 +95,12 @@ def open_regular(location: str) -> BinaryIO:
         file.close()
         raise OSError("it is not a regular file")
     return file
+
+
+def read_head(path: Path) -> bytes:
+    """Read the first bytes of a file, as they are stored; raises OSError."""
+    with open_regular(str(path)) as file:
+        return file.read(HEAD)
 
 
 def open_stream(location: str) -> BinaryIO:

@@ -80,6 +80,15 @@ def choose_encoding(head: bytes, encoding: str | None = None) -> tuple[str, int]
     return (find_encoding(encoding) if encoding else "utf_8"), 0
 
 
+def is_text(head: bytes) -> bool:
+    """Check whether a file that begins with `head` is text in some encoding."""
+    name, start = choose_encoding(head)
+    text = head[start:].decode(name, "replace")
+    # The sample may end within a character, and logs contain a control character here and there.
+    wrong = text.count("\ufffd") + sum(character < " " and character not in "\t\n\r\f\x1b" for character in text)
+    return wrong <= 1 + len(text) // 1000 or bool(guess_encoding(head))
+
+
 def find_encoding(name: str) -> str:
     """Return Python's name of a text encoding; raises UsageError that names the nearest."""
     if codec := _text_encoding(name):

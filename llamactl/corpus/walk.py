@@ -12,17 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llamactl.corpus.kinds import ABOUT, READABLE, describe_ending, find_kind, is_clutter
+from llamactl.corpus.kinds import ABOUT, READABLE, describe_ending, describe_magic, find_kind, is_clutter, split_endings
+from llamactl.corpus.streams import read_head
+from llamactl.corpus.text_files import is_text
 from llamactl.errors import DataError
 from llamactl.storage.records import read_object
 
 
 @dataclass
 class Found:
-    """The files of a source, how many others were left out and why, and notes for the user."""
+    """The files of a source, how many others were left out and why, those of unknown kinds, and notes for the user."""
 
     files: list[Path]
     left_out: Counter[str] = field(default_factory=Counter)
+    unknown: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -32,12 +35,40 @@ def find_files(patterns: list[str]) -> Found:
     files: set[Path] = set()
     for pattern in patterns:
         matches = _match(pattern)
-        inside = [file for match in matches for file in _files_of(match, found, match == _plain(pattern))]
+        found.unknown, ending = [], Path(pattern).suffix
+        inside = [file for match in matches for file in _files_of(match, found, match == _plain(pattern), ending)]
+        inside = inside or _texts_of_unknown_kinds(found)
         if not inside:
             raise _no_files(pattern, found)
         files.update(inside)
     found.files = sorted(_once(sorted(files, reverse=True)))
     return found
+
+
+def _texts_of_unknown_kinds(found: Found) -> list[Path]:
+    """Return the files of unknown kinds whose first bytes are text: where there is nothing else, they are what was meant."""
+    texts, other_endings = [], set()
+    for path in found.unknown:
+        # One photo tells that no .jpg is text: there may be a million of them.
+        if path.suffix in other_endings:
+            continue
+        if _looks_like_text(path):
+            texts.append(path)
+        elif path.suffix:
+            other_endings.add(path.suffix)
+    taken = Counter(map(_reason, texts))
+    found.left_out -= taken
+    if taken:
+        found.notes.append(f"text, by the first bytes: {show_counts(taken)}")
+    return texts
+
+
+def _looks_like_text(path: Path) -> bool:
+    try:
+        head = read_head(path)
+    except OSError:
+        return False
+    return describe_magic(head) is None and is_text(head)
 
 
 def _once(files: list[Path]) -> Iterator[Path]:
@@ -74,8 +105,11 @@ def _match(pattern: str) -> list[Path]:
         raise DataError(f"No files found at {pattern!r}.", f"{error}.") from error
 
 
-def _files_of(path: Path, found: Found, named: bool) -> Iterator[Path]:
-    """Yield a file, or all files of a folder; raises DataError for an unreadable path that was `named` by the user."""
+def _files_of(path: Path, found: Found, named: bool, ending: str) -> Iterator[Path]:
+    """Yield a file, or all files of a folder; raises DataError for an unreadable path that was `named` by the user.
+
+    A pattern such as *.log names the `ending` of the files that are meant.
+    """
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -86,10 +120,10 @@ def _files_of(path: Path, found: Found, named: bool) -> Iterator[Path]:
     if stat.S_ISDIR(mode):
         yield from _walk(path, found, set())
     elif stat.S_ISREG(mode):
-        if named or find_kind(path):
+        if named or find_kind(path) or (ending and path.suffix == ending):
             yield path
         else:
-            found.left_out[_reason(path)] += 1
+            _leave_out(path, found)
     elif named:
         fix = "Write what it gives to a file first: cat FILE > text.txt"
         raise DataError(f"{path} can't be read.", "It is a pipe, a socket or a device.", fix)
@@ -126,7 +160,14 @@ def _walk(folder: Path, found: Found, entered: set[tuple[int, int]]) -> Iterator
         elif find_kind(path):
             yield path
         else:
-            found.left_out[_reason(path)] += 1
+            _leave_out(path, found)
+
+
+def _leave_out(path: Path, found: Found) -> None:
+    """Count a file whose name is that of no text; remember it if its name says nothing."""
+    found.left_out[_reason(path)] += 1
+    if describe_ending(path) is None and split_endings(path)[1] == "":
+        found.unknown.append(path)
 
 
 def list_names(folder: Path) -> list[str]:
@@ -135,6 +176,11 @@ def list_names(folder: Path) -> list[str]:
         return sorted(path.name for path in folder.iterdir())
     except OSError as error:
         raise DataError(f"{folder} can't be read.", f"{error.strerror}.", "Allow it, or name the files.") from error
+
+
+def show_counts(counts: Counter[str]) -> str:
+    """Write how many files there are of each kind, the most frequent kinds first."""
+    return ", ".join(f"{count:,} × {kind}" for kind, count in counts.most_common(9))
 
 
 def _reason(path: Path) -> str:
@@ -167,7 +213,6 @@ def _saved_dataset(folder: Path, found: Found, entered: set[tuple[int, int]]) ->
 
 def _no_files(pattern: str, found: Found) -> DataError:
     """Build the error for a pattern without files, which says what was skipped."""
-    there = ", ".join(f"{count:,} × {reason}" for reason, count in found.left_out.most_common(5))
-    why = f"Left out: {there}. " if there else ""
+    why = f"Left out: {show_counts(found.left_out)}. " if found.left_out else ""
     why += f"A source is openwebtext, sample, hf:org/name, or files, folders and globs: {READABLE}."
     return DataError(f"No files found at {pattern!r}.", why, "Try: llamactl prepare sample")

@@ -1,6 +1,6 @@
 """Plan a run before its first step: sizes, steps, memory, time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llamactl.config.parameters import num_embedding_params, num_params
 from llamactl.config.schema import Config
@@ -54,8 +54,8 @@ class Plan:
         return worthwhile_tokens(self.parameters, self.tokens / self.epochs)
 
 
-def make_plan(config: Config, dataset: Dataset, world: World, rate: float) -> Plan:
-    """Plan a resolved config on devices with `rate` FLOP/s each.
+def make_plan(config: Config, dataset: Dataset, world: World, rate: float, measured: bool = False) -> Plan:
+    """Plan a resolved config on devices with `rate` FLOP/s each; where its steps were `measured`, it is compiled already.
 
     Raises DataError for a dataset without a single window.
     """
@@ -68,6 +68,9 @@ def make_plan(config: Config, dataset: Dataset, world: World, rate: float) -> Pl
     steps = -(-train.tokens // train.tokens_per_step)
     tokens = steps * train.tokens_per_step
     epochs = tokens / (available * model.context)
+    duration = estimate_duration(
+        config, world, steps, estimate_step_time(config, world, rate), final_eval_tokens(train, dataset.info)
+    )
     saved = checkpoint_bytes(model, config.optim.name) + len(dataset.tokenizer.description)
     return Plan(
         parameters=num_params(model),
@@ -81,9 +84,7 @@ def make_plan(config: Config, dataset: Dataset, world: World, rate: float) -> Pl
         sent=estimate_traffic(config, world).total,
         epochs=epochs,
         flops=tokens * flops_per_token(model),
-        duration=estimate_duration(
-            config, world, steps, estimate_step_time(config, world, rate), final_eval_tokens(train, dataset.info)
-        ),
+        duration=replace(duration, start=0.0) if measured else duration,
         memory=estimate_memory(config, world),
         memory_free=free_memory(world),
         checkpoint=saved,

@@ -72,8 +72,8 @@ def benchmark_training(config: Config, dataset: Dataset, run: RunDir, world: Wor
     started = time.perf_counter()
     list(trainer.compile())
     compiling = time.perf_counter() - started
-    warm_up = [sum(_time_step(trainer)) for _ in range(WARM_UP)]
-    timings = [_time_step(trainer) for _ in range(steps)]
+    warm_up = [sum(time_step(trainer)) for _ in range(WARM_UP)]
+    timings = [time_step(trainer) for _ in range(steps)]
     data, gradients, optimizer = map(statistics.median, zip(*timings, strict=True))
     step = statistics.median(map(sum, timings))
     # Measured before and after, and the better one taken: clocks and other processes change it.
@@ -94,7 +94,7 @@ def benchmark_training(config: Config, dataset: Dataset, run: RunDir, world: Wor
     )
 
 
-def _time_step(trainer: Trainer) -> tuple[float, float, float]:
+def time_step(trainer: Trainer) -> tuple[float, float, float]:
     """Run one step; return the seconds for waiting for data, for the gradients and for the update."""
     device, times = trainer.world.device, [time.perf_counter()]
     batches = trainer.prefetch(trainer.state.step)

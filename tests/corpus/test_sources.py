@@ -67,9 +67,59 @@ def test_nothing_to_read_names_what_there_could_be(tmp_path: Path) -> None:
         assert "llamactl prepare sample" in caught.value.fix
 
 
+def test_source_code_is_text(tmp_path: Path) -> None:
+    """In any folder below, beside prose; what a system or an editor left there is not."""
+    for name in ("setup.py", "src/main.C", "src/deep/lib.rs", "paper.tex", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    for name in ("src/__pycache__/main.pyc", "src/logo.png", "Makefile", ".hidden.py", "main.py~"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"\0\1")
+    assert texts(file_source([str(tmp_path)])) == ["notes.txt", "paper.tex", "setup.py", "src/deep/lib.rs", "src/main.C"]
+
+
+def test_settings_beside_programs_are_no_text(tmp_path: Path) -> None:
+    """A package.json would be refused for its many columns of text; a corpus beside a script is one."""
+    (tmp_path / "main.js").write_text("program")
+    (tmp_path / "package.json").write_text('{"name": "a", "version": "1", "license": "MIT"}')
+    (tmp_path / "tsconfig.json").write_text('{"extends": "other"}')
+    (tmp_path / "table.csv").write_text("a,b\nx,y\n")
+    (tmp_path / "corpus.jsonl").write_text('{"text": "row", "id": 1}\n')
+    source = file_source([str(tmp_path)])
+    assert texts(source) == ["row", "program"]
+    assert "left out: 3 × settings or data beside source code" in source.notes
+    (tmp_path / "main.js").unlink()
+    with pytest.raises(DataError, match="no column 'text'"):
+        file_source([str(tmp_path / "package.json")])
+
+
+def test_a_folder_without_a_known_kind_gives_what_is_text(tmp_path: Path) -> None:
+    """Mail has numbers for names, logs an ending of their own; a picture is no text, and one of a kind speaks for all."""
+    for name in ("1", "2", "a.log", "b.log", "LICENSE"):
+        (tmp_path / name).write_text(f"text of {name}")
+    for name in ("c.jpg", "d.jpg"):
+        (tmp_path / name).write_bytes(b"\xff\xd8\xff" + bytes(range(256)))
+    source = file_source([str(tmp_path)])
+    assert texts(source) == ["text of 1", "text of 2", "text of a.log", "text of b.log"]
+    assert "text, by the first bytes: 2 × names without an ending, 2 × .log files" in source.notes
+    assert "left out: 2 × .jpg files, 1 × README or LICENSE" in source.notes
+    (tmp_path / "known.txt").write_text("prose")
+    assert texts(file_source([str(tmp_path)])) == ["prose"]  # as before: what has no known name is left out where others have
+
+
+def test_a_pattern_names_the_files_of_its_ending(tmp_path: Path) -> None:
+    for name in ("a.log", "b.txt", "c.cfg"):
+        (tmp_path / name).write_text(name)
+    assert texts(file_source([f"{tmp_path}/*.log"])) == ["a.log"]
+    assert texts(file_source([f"{tmp_path}/*"])) == ["b.txt"]
+    (tmp_path / "d.pdf").write_bytes(b"%PDF-1.7")
+    with pytest.raises(DataError, match="pdftotext"):
+        file_source([f"{tmp_path}/*.pdf"])
+
+
 def test_a_file_of_unknown_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.docx").write_text("x")
     (tmp_path / "a").write_bytes(b"\0\1\2" * 99)
-    for name, says in (("a.docx", "pandoc"), ("a", r"\.txt, .*\.jsonl, .*\.parquet")):
+    for name, says in (("a.docx", "pandoc"), ("a", r"\.txt .*\.jsonl .*\.parquet")):
         with pytest.raises(DataError, match=says):
             open_source([str(tmp_path / name)])

@@ -21,18 +21,24 @@ from llamactl.units import show_bytes, show_time
 # The estimated time is fitted to runs of this project where there are any; on a GPU it is an assumption, and must say so.
 ASSUMED = ", assuming half of the device's FLOP/s; not measured"
 ASSUMED_OF_MANY = ", assuming half of each device's FLOP/s and {link}/s between devices; not measured"
+TIMED = ", as a few of its steps were timed"
 
 
-def show_plan_summary(config: Config, dataset: Dataset, world: World, rate: float, folder: RunDir) -> Plan:
-    """Print the plan of a resolved config on devices of `rate` FLOP/s each; raises OutOfSpace when it does not fit."""
-    planned = make_plan(config, dataset, world, rate)
+def show_plan_summary(
+    config: Config, dataset: Dataset, world: World, rate: float, folder: RunDir, measured: bool = False
+) -> Plan:
+    """Print the plan of a resolved config on devices of `rate` FLOP/s each, that is `measured` in its steps or the device's.
+
+    Raises OutOfSpace when it does not fit.
+    """
+    planned = make_plan(config, dataset, world, rate, measured)
     # Printed before the check, so that a refusal has its figures above it.
-    show_plan_lines(planned, config, dataset, world, folder)
+    show_plan_lines(planned, config, dataset, world, folder, measured)
     check_memory(planned, config, world)
     return planned
 
 
-def show_plan_lines(plan: Plan, config: Config, dataset: Dataset, world: World, folder: RunDir) -> None:
+def show_plan_lines(plan: Plan, config: Config, dataset: Dataset, world: World, folder: RunDir, measured: bool = False) -> None:
     """Print a plan, and warnings where it looks wrong."""
     model = config.model
     inside = plan.parameters - plan.embedding_parameters
@@ -56,7 +62,7 @@ def show_plan_lines(plan: Plan, config: Config, dataset: Dataset, world: World, 
             "disk": f"up to {show_bytes(plan.disk)} for checkpoints of {show_bytes(plan.checkpoint)}",
             "memory": f"about {show_bytes(plan.memory.total)}{' per process' if plan.processes > 1 else ''}; "
             f"{show_bytes(plan.memory_free)} free",
-            "time": f"about {show_time(plan.duration.total)}{_assumed(world)}",
+            "time": f"about {show_time(plan.duration.total)}{', as a few steps were timed' if measured else _assumed(world)}",
             **_loss(plan),
         },
     )
