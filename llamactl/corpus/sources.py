@@ -182,12 +182,16 @@ def file_source(patterns: list[str], reading: Reading = Reading()) -> Source:
 
 def _without_settings(parts: list[Part], found: Found) -> list[Part]:
     """Leave out what programs have beside them as JSON or tables, unless its columns say that it is text."""
-    if not any(split_endings(Path(part.location))[0] in CODE for part in parts):
+    if not any(map(_is_code, parts)):
         return parts
     kept = [part for part in parts if part.kind == "text" or is_corpus(readers.column_kinds(part))]
     found.left_out["settings or data beside source code"] += len(parts) - len(kept)
     found.left_out = +found.left_out
     return kept
+
+
+def _is_code(part: Part) -> bool:
+    return split_endings(Path(part.location))[0] in CODE
 
 
 def _choose_split(texts: list[Part], rule: str, files: int) -> Choice:
@@ -199,7 +203,11 @@ def _choose_split(texts: list[Part], rule: str, files: int) -> Choice:
             )
         _check_separator(texts, rule)
         return Choice(rule)
-    return choose_rule([_opening(part) for part in texts]) if texts and files < FEW else Choice("files")
+    if not texts or files >= FEW:
+        return Choice("files")
+    choice = choose_rule([_opening(part) for part in texts])
+    program = choice.rule == "lines" and any(map(_is_code, texts))
+    return Choice("chunks", "lines of a program belong together") if program else choice
 
 
 def _check_separator(texts: list[Part], rule: str) -> None:

@@ -78,6 +78,14 @@ def test_source_code_is_text(tmp_path: Path) -> None:
     assert texts(file_source([str(tmp_path)])) == ["notes.txt", "paper.tex", "setup.py", "src/deep/lib.rs", "src/main.C"]
 
 
+def test_a_program_is_not_cut_into_lines(tmp_path: Path) -> None:
+    lines = "".join(f"call({number})\n" for number in range(3_000))
+    (tmp_path / "main.lua").write_text(lines)
+    found = texts(file_source([str(tmp_path)]))
+    assert "".join(filter(None, found)) == lines
+    assert len(found) < 30
+
+
 def test_settings_beside_programs_are_no_text(tmp_path: Path) -> None:
     """A package.json would be refused for its many columns of text; a corpus beside a script is one."""
     (tmp_path / "main.js").write_text("program")
