@@ -134,7 +134,7 @@ class TrainConfig(Section):
         0, ge=0, le=10**6, description="validations without a new lowest loss after which the run ends; 0: any number"
     )
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="share of channels that a window leaves out in training; 0.2 for text read many times"
+        0.0, ge=0, lt=1, description="share of elements that are left out in training; 0.2 for text read many times"
     )
     save_every: Whole = Field(0, ge=0, le=MOST_STEPS, description="steps between checkpoints; 0: at each validation")
     save_minutes: float = Field(10.0, ge=0, le=1e6, description="minutes of work that are lost at most; 0: any")

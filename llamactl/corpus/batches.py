@@ -24,8 +24,8 @@ class Batch(NamedTuple):
     """Windows of tokens and, for each token, the one that follows it; both (B, T) int64.
 
     Weighted by `share`, the means of a step's micro-batches add up to the mean over the targets that count in the step: 0 for
-    the placeholder of a process that has no window left while others do. `dropout` has factors of the model's channels for each
-    window (`training/dropout.py`). `documents` (N+1, int32) are the places in the windows, laid one after
+    the placeholder of a process that has no window left while others do. `dropout` has seeds for each window
+    (`training/dropout.py`). `documents` (N+1, int32) are the places in the windows, laid one after
     another, where documents begin that do not see one another, and the end; None where all do.
     """
 

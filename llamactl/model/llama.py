@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from llamactl.config.schema import ModelConfig
 from llamactl.model.attention import Visible, attention, separate_documents
 from llamactl.model.cache import KVCache, LayerCache
+from llamactl.model.dropout import drop_elements
 
 INIT_STD = 0.02
 
@@ -138,11 +139,6 @@ class SwiGLU(nn.Module):
         return self.down_proj(F.silu(gate) * up)
 
 
-def scale_channels(x: Tensor, factors: Tensor | None, row: int) -> Tensor:
-    """Multiply the channels of x (B T D) by a row of factors (B rows D) at each position; without factors return x."""
-    return x if factors is None else x * factors[:, row, None]
-
-
 class Block(nn.Module):
     """A pre-norm transformer block: attention, then SwiGLU, each with a residual connection."""
 
@@ -164,10 +160,10 @@ class Block(nn.Module):
     ) -> Tensor:
         """Map the residual stream x (B T D) to the residual stream after this block (B T D).
 
-        `dropout` (B 2 D) has factors of the channels that the two sublayers add, the same at each position.
+        `dropout` (B 2 2) says what is left out of the two sublayers' outputs (`drop_elements`).
         """
-        x = x + scale_channels(self.self_attn(self.input_layernorm(x), by, mask, cache), dropout, 0)
-        return x + scale_channels(self.mlp(self.post_attention_layernorm(x)), dropout, 1)
+        x = x + drop_elements(self.self_attn(self.input_layernorm(x), by, mask, cache), dropout, 0)
+        return x + drop_elements(self.mlp(self.post_attention_layernorm(x)), dropout, 1)
 
 
 class Decoder(nn.Module):
@@ -191,22 +187,22 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Map token ids (B T), whose positions follow those in the cache, to the final hidden states (B T D).
 
-        `dropout` (B 1+2L D, L blocks) has the factors for the channels of the embedding and of each sublayer. `documents` (N+1,
+        `dropout` (B 1+2L 2, L blocks) says what is left out of the embedding and of each sublayer's output. `documents` (N+1,
         int32) are the places in the flattened tokens where documents begin, and the end: they do not see one another.
         """
         new = tokens.shape[1]
         positions = cache.next_positions(new, tokens.device) if cache else torch.arange(new, device=tokens.device)
         mask: Visible = cache.mask(new, tokens.device) if cache else None
         by = rotary_table(positions, self.config)
-        x = scale_channels(self.embed_tokens(tokens), dropout, 0)
+        x = drop_elements(self.embed_tokens(tokens), dropout, 0)
         if documents is not None:
             # Scores depend on the distance of two positions alone (RoPE), so those of a document need not begin at 0.
             mask = separate_documents(documents, tokens, self.config.head_dim, compute_dtype(x))
-        factors = repeat(None) if dropout is None else torch.split(dropout[:, 1:], 2, dim=1)
+        dropped = repeat(None) if dropout is None else torch.split(dropout[:, 1:], 2, dim=1)
         again = self.activation_checkpointing and torch.is_grad_enabled()
-        for block, held, factor in zip(self.layers, cache.layers if cache else repeat(None), factors, strict=False):
+        for block, held, out in zip(self.layers, cache.layers if cache else repeat(None), dropped, strict=False):
             run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False) if again else block
-            x = run(x, by, mask, held, factor)
+            x = run(x, by, mask, held, out)
         return self.norm(x)
 
 

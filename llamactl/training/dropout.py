@@ -1,9 +1,4 @@
-"""Dropout of whole channels, for training on a text that is read many times.
-
-Each window of each step leaves out some channels of what the embedding and the sublayers write to the residual stream, at all
-of its positions (variational dropout, Gal & Ghahramani 2016, arXiv 1512.05287). So a window needs few random numbers, which are
-a function of its place in the run alone: neither processes nor micro-batches nor resuming change them.
-"""
+"""The seeds of dropout: a function of a window's place in the run, whatever process, micro-batch or resumed run computes it."""
 
 import hashlib
 
@@ -13,6 +8,7 @@ from torch import Tensor
 
 from llamactl.config.schema import Config
 from llamactl.corpus.batches import Batch, Batches
+from llamactl.model.dropout import SPAN
 from llamactl.training.gradients import to_device
 
 
@@ -21,20 +17,21 @@ def load_micro_batches(batches: Batches, config: Config, device: torch.device, s
     found, places = batches.micro_batches(step, most), batches.rank_places(step)
     if config.train.dropout:
         parts = (places[start : start + most] for start in range(0, len(found) * most, most))
-        found = [batch._replace(dropout=channel_factors(part, config)) for batch, part in zip(found, parts, strict=True)]
+        found = [batch._replace(dropout=draw_seeds(part, config)) for batch, part in zip(found, parts, strict=True)]
     return [to_device(batch, device) for batch in found]
 
 
-def channel_factors(places: np.ndarray, config: Config) -> Tensor | None:
-    """Draw the factors of each window's channels, B 1+2L D: 0 with the probability `dropout`, else 1 / (1 - dropout).
+def draw_seeds(places: np.ndarray, config: Config) -> Tensor | None:
+    """Draw, for each window, seeds and limits of the embedding and of each sublayer: B 1+2L 2, as `drop_elements` takes them.
 
     None for no window, as a rank has that only takes part.
     """
-    share, model = config.train.dropout, config.model
-    generator = torch.Generator()
-    factors = torch.empty(len(places), 1 + 2 * model.n_layers, model.dim)
-    for place, factor in zip(places, factors, strict=True):
-        digest = hashlib.blake2b(f"{config.train.seed} dropout {place}".encode(), digest_size=8).digest()
-        generator.manual_seed(int.from_bytes(digest, "little") >> 1)
-        factor.bernoulli_(1 - share, generator=generator).div_(1 - share)
-    return factors if len(places) else None
+    rows = 1 + 2 * config.model.n_layers
+    seeds = [
+        np.frombuffer(hashlib.shake_128(f"{config.train.seed} dropout {place}".encode()).digest(4 * rows), np.int32)
+        for place in places
+    ]
+    if not seeds:
+        return None
+    limits = np.full((len(seeds), rows), round(config.train.dropout * SPAN), np.int32)
+    return torch.from_numpy(np.stack([np.stack(seeds), limits], axis=-1))
