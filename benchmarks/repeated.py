@@ -1,11 +1,11 @@
 """How far a text goes that is read again: held-out loss after some epochs of the first tokens of a dataset.
 
     python benchmarks/repeated.py DATA --out FOLDER --runs 4M:1 1M:8 1M:16:0.2:2 [--seeds 0 1 2] [--preset 10m]
-        [--set model.qk_norm=true]
+        [--set model.qk_norm=true] [--teachers 3 --teacher 1M:8:0.2:2]
 
 A run is UNIQUE:EPOCHS[:DROPOUT[:WEIGHT_DECAY]]: a preset on so many tokens, read so often. All are measured on the whole
 validation split, at a quarter, half, three quarters and the end of the run. Each is a process of one thread, `--jobs` at once;
-a run that is in FOLDER already is kept.
+a run that is in FOLDER already is kept. With `--teachers` each run learns from so many others, of seeds of their own.
 """
 
 import argparse
@@ -28,10 +28,12 @@ from llamactl.distributed.context import init_device
 from llamactl.planning.resolve import resolve_config
 from llamactl.runs.run_dir import RunDir
 from llamactl.training.events import Validated
+from llamactl.training.teachers import pin_teachers
 from llamactl.training.trainer import train_run
 from llamactl.units import read_count
 
 QUARTERS = 4
+MOST_TEACHERS = 10
 LARGEST = 10**15  # validation tokens: all there are
 
 
@@ -57,8 +59,8 @@ def train(run: Run, seed: int, options: argparse.Namespace) -> None:
     unique = read_count(run.unique)
     dataset = replace(whole, train=[np.concatenate(list(whole.train))[: unique + 1]])
     train = {
-        "tokens": int(unique * run.epochs), "dropout": run.dropout, "seed": seed, "device": "cpu", "compile": "off",
-        "prompts": (), "eval_tokens": LARGEST, "save_every": 10**9, "save_minutes": 0,
+        "tokens": int(unique * run.epochs), "dropout": run.dropout, "seed": seed, "device": "cpu", "compile": "on",
+        "prompts": (), "eval_tokens": LARGEST, "save_every": 10**9, "save_minutes": 0, "teachers": options.learn_from,
     }  # fmt: skip
     layers = [
         preset_settings(options.preset),
@@ -66,7 +68,7 @@ def train(run: Run, seed: int, options: argparse.Namespace) -> None:
     ]
     config = build_config([*layers, *map(parse_assignment, options.set)])
     world = init_device(config.train)
-    config = resolve_config(config, dataset, world)
+    config = pin_teachers(resolve_config(config, dataset, world))
     steps = -(-config.train.tokens // config.train.tokens_per_step)
     config = config.with_train(eval_every=-(-steps // QUARTERS))
     folder = RunDir(Path(f"run-{options.out.stem}"))
@@ -75,18 +77,32 @@ def train(run: Run, seed: int, options: argparse.Namespace) -> None:
     options.out.write_text(json.dumps({"losses": losses, "tokens_per_step": config.train.tokens_per_step}))
 
 
-def measure(run: Run, seed: int, options: argparse.Namespace) -> list[float]:
-    """Return the losses of a run, from its file or from a process that makes it."""
-    text = ":".join(map(str, run))
-    size = [] if options.preset == "tiny" else [options.preset]
-    path = options.out / f"{'-'.join([*size, text.replace(':', '-'), *options.set, str(seed)])}.json"
+def measure(run: Run, seed: int, options: argparse.Namespace, teachers: int = 0) -> list[float]:
+    """Return the losses of a run, from its file or from a process that makes it, after its teachers."""
+    path = result_path(run, seed, options, teachers)
     if not path.exists():
-        words = [sys.executable, __file__, options.data, "--out", str(path), "--one", text, "--seeds", str(seed)]
+        words = [sys.executable, __file__, options.data, "--out", str(path), "--one", ":".join(map(str, run))]
+        words += ["--seeds", str(seed), "--learn-from"]
+        for number in range(teachers):
+            taught = Run.read(options.teacher), (seed + 1) * MOST_TEACHERS + number
+            measure(taught[0], taught[1], options)
+            # The newest checkpoint of a run: there is the one of its end alone.
+            words += map(
+                str, (options.out / f"run-{result_path(taught[0], taught[1], options).stem}").glob("checkpoints/step-*")
+            )
         words += ["--preset", options.preset]
         words += [word for setting in options.set for word in ("--set", setting)]
         subprocess.run(words, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=options.out)
     losses: list[float] = json.loads(path.read_text())["losses"]
     return losses
+
+
+def result_path(run: Run, seed: int, options: argparse.Namespace, teachers: int = 0) -> Path:
+    """Return the file of a run's losses."""
+    size = [] if options.preset == "tiny" else [options.preset]
+    taught = [f"teachers={teachers}x{options.teacher.replace(':', '-')}"] if teachers else []
+    folder: Path = options.out
+    return folder / f"{'-'.join([*size, *map(str, run), *options.set, *taught, str(seed)])}.json"
 
 
 def main() -> None:
@@ -99,6 +115,9 @@ def main() -> None:
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--set", action="append", default=[], help="a setting of all runs: model.qk_norm=true")
+    parser.add_argument("--teachers", type=int, default=0, help=f"of each run, at most {MOST_TEACHERS}")
+    parser.add_argument("--teacher", default="1M:8:0.2:2", help="the run of each teacher")
+    parser.add_argument("--learn-from", nargs="*", default=[], help=argparse.SUPPRESS)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.out = options.out.absolute()
@@ -109,7 +128,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     runs = [(Run.read(text), seed) for text in options.runs for seed in options.seeds]
     with ThreadPoolExecutor(options.jobs) as pool:
-        losses = dict(zip(runs, pool.map(lambda run: measure(run[0], run[1], options), runs), strict=True))
+        losses = dict(zip(runs, pool.map(lambda run: measure(run[0], run[1], options, options.teachers), runs), strict=True))
     print(" ".join(options.set) or "defaults")
     print("| tokens | epochs | dropout | weight decay | 1/4 | 1/2 | 3/4 | end |\n|---|---:|---:|---:|---:|---:|---:|---:|")
     for run in dict.fromkeys(run for run, _ in runs):

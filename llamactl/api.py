@@ -40,6 +40,7 @@ from llamactl.tokenizer.bpe import Tokenizer
 from llamactl.training.events import Event
 from llamactl.training.init_from import config_from_checkpoint, pin_init_from
 from llamactl.training.provenance import collect_environment
+from llamactl.training.teachers import pin_teachers
 from llamactl.training.timed_budget import Choice, choose_budget
 from llamactl.training.trainer import train_run
 from llamactl.units import read_time
@@ -164,7 +165,7 @@ def train(
     budget = Choice(configs[0], rate, measured=False)
     if time:
         budget = choose_budget(configs, data, world, rate, read_time(time))
-    config = resolve_config(budget.config, data, world)
+    config = resolve_config(pin_teachers(budget.config), data, world)
     folder = RunDir.from_name(run) if run else RunDir.with_new_name(config.preset)
     if not folder.config_path.exists():
         check_fit(make_plan(config, data, world, budget.rate, budget.measured), config, folder, anyway)

@@ -47,6 +47,7 @@ def resolve_run(chosen: TrainingRequest, dataset: "Dataset", world: "World", rat
     from llamactl.cli.ui.console import progress
     from llamactl.planning.resolve import choose_sharding, resolve_config
     from llamactl.training.init_from import pin_init_from
+    from llamactl.training.teachers import pin_teachers
     from llamactl.training.timed_budget import Choice, choose_budget
 
     config = chosen.config if chosen.again else pin_init_from(chosen.config, dataset)
@@ -55,7 +56,7 @@ def resolve_run(chosen: TrainingRequest, dataset: "Dataset", world: "World", rat
         with progress.status("compiling, and timing a few steps …"):
             budget = choose_budget(chosen.configs or (config,), dataset, world, rate, chosen.seconds)
     world = choose_sharding(budget.config, dataset, world)
-    return world.shards, budget._replace(config=resolve_config(budget.config, dataset, world))
+    return world.shards, budget._replace(config=resolve_config(pin_teachers(budget.config), dataset, world))
 
 
 def plan_run(chosen: TrainingRequest, dataset: "Dataset", world: "World") -> "tuple[Config, World, float, Plan]":

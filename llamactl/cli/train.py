@@ -42,6 +42,7 @@ RESUME_HELP = "With --resume: the run to resume."
 BITS_HELP = "On a GPU: bit-identical results every time, but slower."
 PATIENCE_HELP = "End after so many validations without a lower loss; sample and export then take the best."
 YES_HELP = "Train even for over 20 epochs or 30 days."
+TEACHERS_HELP = "Learn from checkpoints as well, separated by commas, of runs on the same data with other seeds."
 TRACK_HELP = "Also log to trackers, separated by commas: tensorboard, wandb, trackio."
 
 
@@ -71,6 +72,7 @@ def train(
     config: ConfigFile = None,
     settings: Settings = None,
     separate_documents: SeparateDocuments = False,
+    teachers: Annotated[str, typer.Option(metavar="RUNS", help=TEACHERS_HELP, show_default=False, rich_help_panel=RUN)] = "",
     init_from: InitFrom = "",
     context: Context = None,
     rope_scaling: RopeScaling = "",
@@ -98,6 +100,7 @@ def train(
     typed += [{"train": {"parallel": parallel}}] if parallel else []
     typed += [{"data": {"separate_documents": True}}] if separate_documents else []
     typed += [{"train": {"deterministic": True}}] if deterministic else []
+    typed += [{"train": {"teachers": teachers.split(",")}}] if teachers else []
     typed += [{"train": {"patience": patience}}] if patience is not None else []
     if not (resume or init_from):
         require_settings_and_dataset(preset, config, typed)

@@ -22,7 +22,7 @@ WORKED_OUT = {
 # Settings of a run that another one would not want: where it starts, what follows from both and from the machine.
 OF_ONE_RUN = {
     "model.vocab_size", "data.name", "train.tokens", "train.init_from", "train.init_sha256", "train.device",
-    "train.micro_batch", "train.eval_every", "train.save_every", "train.precision", "train.compile",
+    "train.teachers_sha256", "train.micro_batch", "train.eval_every", "train.save_every", "train.precision", "train.compile",
     "train.activation_checkpointing",
 }  # fmt: skip
 

@@ -100,10 +100,7 @@ class OptimConfig(Section):
         0.95, ge=0, lt=1, description="Muon: memory of how much each row moves; 0: rows are not evened"
     )
     embedding_scale: float = Field(
-        0.0,
-        ge=0,
-        le=10_000,
-        description="Muon: the embedding's rate as a multiple of lr; 0: 20, or 1 where it is the head as well",
+        0.0, ge=0, le=10_000, description="Muon: the embedding's rate, a multiple of lr; 0: 20, or 1 where it is the head too"
     )
     max_grad_norm: float = Field(1.0, ge=1e-9, le=1e9, description="largest norm of the gradient")
 
@@ -136,6 +133,9 @@ class TrainConfig(Section):
     dropout: float = Field(
         0.0, ge=0, lt=1, description="share of elements that are left out in training; 0.2 for text read many times"
     )
+    teachers: tuple[str, ...] = Field((), description="checkpoints whose mean prediction is learned beside the text")
+    teachers_sha256: tuple[str, ...] = Field((), description="sha256 of their weights; empty: worked out when the run starts")
+    teacher_share: float = Field(0.9, ge=0, le=1, description="share of the teachers' predictions in what is learned")
     save_every: Whole = Field(0, ge=0, le=MOST_STEPS, description="steps between checkpoints; 0: at each validation")
     save_minutes: float = Field(10.0, ge=0, le=1e6, description="minutes of work that are lost at most; 0: any")
     keep_last: Whole = Field(2, ge=1, le=10**6, description="newest checkpoints to keep, beside the best")

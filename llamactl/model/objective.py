@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llamactl.model.distillation import Taught, Teachers
 from llamactl.model.llama import Llama, compute_dtype
 
 # Rows of logits that exist at a time. 1,024 reach full speed on a CPU; a GPU needs more work in each kernel that it launches.
@@ -30,16 +31,19 @@ class NextToken(nn.Module):
         super().__init__()
         self.model = model
         self.fused_chunk: FusedChunk | None = None  # `fused_chunk` where it is compiled
+        self.teachers: Teachers | None = None
 
     def forward(
         self, inputs: Tensor, targets: Tensor, dropout: Tensor | None = None, documents: Tensor | None = None
     ) -> Tensor:
         """Return the mean cross-entropy in nats per token, a scalar in fp32, of `targets` (B T) given `inputs` (B T).
 
-        A target of `IGNORED` has the loss 0 and no gradient. `dropout` and `documents` are those of `Decoder.forward`.
+        A target of `IGNORED` has the loss 0 and no gradient. `dropout` and `documents` are those of `Decoder.forward`. With
+        `teachers` the gradient is that of what they predict as well (`distillation.taught_chunk`).
         """
         hidden = self._hidden(inputs, dropout, documents)
-        return mean_loss(hidden, self.model.lm_head.weight, targets.flatten(), self.fused_chunk)
+        taught = self.teachers.read(inputs, documents) if self.teachers else None
+        return mean_loss(hidden, self.model.lm_head.weight, targets.flatten(), self.fused_chunk, taught)
 
     @torch.no_grad()
     def per_token(self, inputs: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
@@ -56,7 +60,9 @@ class NextToken(nn.Module):
         return hidden.to(compute_dtype(hidden))
 
 
-def mean_loss(hidden: Tensor, head: Tensor, targets: Tensor, fused: FusedChunk | None = None) -> Tensor:
+def mean_loss(
+    hidden: Tensor, head: Tensor, targets: Tensor, fused: FusedChunk | None = None, taught: Taught | None = None
+) -> Tensor:
     """Return the mean cross-entropy in nats, a scalar in fp32, of `targets` (N) given the logits `hidden` @ `head`.T.
 
     Targets of `IGNORED` add nothing to the sum, and count in the N that it is divided by.
@@ -65,7 +71,7 @@ def mean_loss(hidden: Tensor, head: Tensor, targets: Tensor, fused: FusedChunk |
     chunk in two passes over it. `torch.nn.functional.linear_cross_entropy` does the same from torch 2.13 on, but returns the
     loss in bf16 where the products are in bf16, whose neighbouring numbers are 0.03 nats apart.
     """
-    total: Tensor = _ChunkedSum.apply(hidden, head, targets, fused)  # type: ignore[no-untyped-call]
+    total: Tensor = _ChunkedSum.apply(hidden, head, targets, fused, taught)  # type: ignore[no-untyped-call]
     return total / len(targets)
 
 
@@ -101,27 +107,32 @@ class _ChunkedSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, fused: FusedChunk | None) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, fused: FusedChunk | None, taught: Taught | None
+    ) -> Tensor:
         weight, size = head.to(hidden.dtype), rows_of_chunk(len(targets), hidden.device.type, fused)
         hidden_gradient, head_gradient = torch.empty_like(hidden), torch.zeros_like(head)
         loss = torch.zeros((), device=hidden.device)
         for start in range(0, len(targets), size):
-            rows, wanted = hidden[start : start + size], targets[start : start + size, None]
+            part = slice(start, start + size)
+            rows, wanted = hidden[part], targets[part, None]
             pull = rows @ weight.mT
-            if fused:
+            if taught:
+                loss += taught.chunk(pull, wanted, taught.logits(part), taught.share)
+            elif fused:
                 loss += fused(pull, wanted)
             else:
                 pull = _logit_gradient(pull, wanted, loss)
-            hidden_gradient[start : start + size] = pull @ weight
+            hidden_gradient[part] = pull @ weight
             _add_product(head_gradient, pull.mT, rows)
             del pull  # before the next chunk is made
         ctx.save_for_backward(hidden_gradient, head_gradient)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         hidden_gradient, head_gradient = ctx.saved_tensors
-        return hidden_gradient * scale, head_gradient * scale, None, None
+        return hidden_gradient * scale, head_gradient * scale, None, None, None
 
 
 def _logit_gradient(products: Tensor, wanted: Tensor, loss: Tensor) -> Tensor:

@@ -64,13 +64,15 @@ def estimate_memory(config: Config, world: World) -> MemoryEstimate:
     model, optimizer = config.model, config.optim.name
     parameters, state = -(-4 * num_params(model) // world.shards), state_bytes(model, optimizer, world.shards)
     on_cpu = world.device.type == "cpu"
+    # Teachers are taken to be of the same size; each rank has them whole.
+    teachers = len(config.train.teachers) * world.precision.dtype.itemsize * num_params(model)
     compiled = config.train.compile != "off"
     window = window_bytes(model, config.train.activation_checkpointing == "on", world, compiled) + mask_bytes(config, world)
     activations = config.train.micro_batch * window
     logits = chunk_bytes(model, world, compiled, config.train.micro_batch * model.context)
     update = update_bytes(model, optimizer, world)
     return MemoryEstimate(
-        weights=parameters,
+        weights=parameters + teachers,
         gradients=parameters,
         # state_bytes counts weights and gradients too.
         optimizer=state - 2 * parameters,

@@ -70,7 +70,9 @@ def estimate_step_time(config: Config, world: World, rate: float) -> StepTime:
     windows = windows_per_rank(train.tokens_per_step // model.context, world.size)
     # Recomputing is a second forward pass, a third of the work.
     recompute = 4 / 3 if train.activation_checkpointing == "on" else 1.0
-    compute = recompute * windows * model.context * flops_per_token(model) / achieved
+    # Teachers, taken to be of the same size, only read, which is a third of it.
+    taught = 1 + len(train.teachers) / 3
+    compute = recompute * taught * windows * model.context * flops_per_token(model) / achieved
     # Weights and gradients may overlap with compute; Muon's matrices are sent in the update, with nothing to hide behind.
     communication, muon_exchange = exchange_seconds(estimate_traffic(config, world), world)
     gradients = max(compute, communication) if overlaps_compute(world) else compute + communication

@@ -1,9 +1,11 @@
 """torch.compile per block and for the loss: layers share one small graph, so that it takes seconds and weights keep names."""
 
 from contextlib import AbstractContextManager
+from itertools import chain
 
 import torch
 
+from llamactl.model.distillation import taught_chunk
 from llamactl.model.objective import NextToken, fused_chunk
 
 
@@ -18,9 +20,12 @@ def compile_objective(objective: NextToken) -> str:
     # Any error: torch has no exception type for a missing compiler.
     except Exception as error:
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-    for block in model.model.layers:
+    teachers = objective.teachers.models if objective.teachers else ()
+    for block in chain.from_iterable(each.model.layers for each in (model, *teachers)):
         block.compile(dynamic=False)
     objective.fused_chunk = torch.compile(fused_chunk, dynamic=False)
+    if objective.teachers:
+        objective.teachers.chunk = torch.compile(taught_chunk, dynamic=False)
     return ""
 
 

@@ -37,6 +37,7 @@ from llamactl.training.resumption import check_changed_settings
 from llamactl.training.save_clock import SaveClock
 from llamactl.training.signals import StopRequests
 from llamactl.training.state import NonFiniteGuard, TrainState
+from llamactl.training.teachers import load_teachers
 from llamactl.training.validation import sample_prompts, validate_model
 
 
@@ -64,6 +65,7 @@ class Trainer:
         self.config, self.dataset, self.run, self.world, self.rate = config, dataset, run, world, rate
         self.requests = requests or StopRequests()
         self.objective = build_objective(config, world)
+        self.objective.teachers = load_teachers(config, dataset, world)
         self.model = self.objective.model
         self.model.model.activation_checkpointing = config.train.activation_checkpointing == "on"
         self.forward = wrap_ddp(self.objective, world)
