@@ -8,6 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from llamactl.corpus.sources import Source
+    from llamactl.runs.run_dir import RunDir
 
 # Seconds for what comes after training: a picture and samples, of which each loads PyTorch.
 AFTERWARDS = 10.0
@@ -25,7 +26,6 @@ def quickstart(
     from llamactl.cli.steps import run_step
     from llamactl.cli.ui.console import progress, show_next
     from llamactl.corpus.sources import Reading, open_source
-    from llamactl.runs.run_dir import RunDir
     from llamactl.units import read_time
 
     seconds, started = read_time(time), monotonic()
@@ -39,12 +39,7 @@ def quickstart(
         name = source.name if tokenizer == source.tokenizer else f"{source.name}-{tokenizer.replace(':', '')}"
         changed = "" if name == source.name else f" --tokenizer {tokenizer} --name {name}"
         run_step(f"prepare {shlex.join(sources)}{changed}", lambda: again)
-        folder = RunDir.with_new_name(name)
-        run = folder.path.name
-        left = max(LEAST, seconds - (monotonic() - started) - AFTERWARDS)
-        training = f"train --data {shlex.quote(name)} --time {left:.0f}s --run {run}"
-        # A run that has begun says by itself how it is resumed.
-        run_step(training, lambda: "" if folder.config_path.exists() else again)
+        run = train_until(started + seconds - AFTERWARDS, name, again)
         following = f"llamactl plot-loss {run}"
         run_step(f"plot-loss {run}")
         run_step(f"sample {shlex.quote(held_out_prompt(name))} --run {run} --n 2 --max-new-tokens 80")
@@ -54,6 +49,56 @@ def quickstart(
     progress.print("\n[bold]That is your own Llama.[/] The prompt is from text that it never saw in training.", markup=True)
     show_next(f"llamactl export web {run}", why="As one page that writes in any browser")
     show_next(f"llamactl quickstart {shlex.join(sources)} --time 1h", why="With more time")
+
+
+def train_until(end: float, name: str, again: str) -> str:
+    """Train on a dataset until a time of `monotonic`; return the run. `again` is the command that begins anew."""
+    from llamactl.cli.steps import run_step
+    from llamactl.runs.run_dir import RunDir
+
+    folder, begun = RunDir.with_new_name(name), monotonic()
+    run_step(
+        f"train --data {shlex.quote(name)} --time {max(LEAST, end - begun):.0f}s --run {folder.path.name}",
+        # A run that has begun says by itself how it is resumed.
+        lambda: "" if folder.config_path.exists() else again,
+    )
+    return learn_from_several(folder, monotonic() - begun, end - monotonic(), again)
+
+
+def learn_from_several(first: "RunDir", taken: float, left: float, again: str) -> str:
+    """Where the text is used up and time is left, train runs of other seeds, and one that learns from all of them.
+
+    `taken` is what the first run took, in seconds. Returns the name of the last run.
+    """
+    from llamactl.cli.steps import run_step
+    from llamactl.cli.ui.console import progress
+    from llamactl.planning.defaults import affordable_teachers
+    from llamactl.runs.run_dir import RunDir
+
+    name, config = first.path.name, first.config()
+    count = affordable_teachers(config, first.plan()["epochs"], taken, left)
+    if not count:
+        return name
+    others = "another run" if count == 2 else f"{count - 1} more runs"
+    progress.print(
+        f"\nThe text was read as often as pays. What is left of the time buys {others}, and one that learns from all."
+    )
+    chosen = {
+        "train.tokens_per_step": config.train.tokens_per_step,
+        "train.dropout": config.train.dropout,
+        "optim.weight_decay": config.optim.weight_decay,
+    }
+    command = f"train --data {shlex.quote(config.data.name)} --preset {config.preset} --tokens {config.train.tokens}"
+    command += "".join(f" --set {setting}={value}" for setting, value in chosen.items())
+    teachers = [name, *(f"{name}-{number}" for number in range(2, count + 1))]
+    for seed, run in enumerate([*teachers[1:], f"{name}-taught"], start=1):
+        learned = f" --teachers {','.join(teachers)}" if seed == count else ""
+        begun = RunDir.from_name(run).config_path.exists
+        run_step(
+            f"{command} --set train.seed={seed} --set data.seed={seed}{learned} --run {run}",
+            lambda begun=begun: "" if begun() else again,  # type: ignore[misc]
+        )
+    return f"{name}-taught"
 
 
 def tokenizer_for_time(source: "Source", seconds: float) -> str:

@@ -1,7 +1,7 @@
 """Choose the preset, the token budget and the validation that a dataset suggests."""
 
 from llamactl.config.presets import PRESETS
-from llamactl.config.schema import ModelConfig, TrainConfig
+from llamactl.config.schema import Config, ModelConfig, TrainConfig
 from llamactl.corpus.dataset_info import DatasetInfo
 from llamactl.planning.flops import num_matmul_params
 
@@ -9,6 +9,8 @@ from llamactl.planning.flops import num_matmul_params
 WORTHWHILE_EPOCHS = 4
 # With dropout and a strong weight decay, which keep text from being learned by heart (docs/recipe.md: more were not measured).
 REGULARIZED_EPOCHS, DROPOUT, WEIGHT_DECAY = 16, 0.2, 2.0
+# Runs that another one learns from: three were measured (docs/recipe.md).
+MOST_TEACHERS = 4
 # The ratio at which more tokens and more parameters gain equally (Hoffmann et al. 2022, arXiv 2203.15556).
 TOKENS_PER_PARAMETER = 20
 LARGEST_BUDGET = 3_000_000_000  # 20 tokens per parameter of the largest preset below
@@ -43,6 +45,18 @@ def worthwhile_tokens(parameters: int, data: float) -> int:
 def default_budget(parameters: int, info: DatasetInfo) -> int:
     """Return the default budget in tokens: what the size and the dataset are worth, at most 3 billion."""
     return min(LARGEST_BUDGET, worthwhile_tokens(parameters, info.total("train", "tokens")))
+
+
+def affordable_teachers(config: Config, epochs: float, taken: float, left: float) -> int:
+    """Return how many runs alike a further one can learn from in the seconds that are `left`, when the first has `taken` some.
+
+    0 where the first run has not read the text as often as pays, so that a longer one is the better use of time.
+    """
+    if not config.train.dropout or epochs < 0.98 * REGULARIZED_EPOCHS:
+        return 0
+    # All but the first are still to be trained; the last run reads what each of them predicts, a third of its own work.
+    costs = {count: (count - 1 + 1 + count / 3) * taken for count in range(2, MOST_TEACHERS + 1)}
+    return max((count for count, cost in costs.items() if cost <= left), default=0)
 
 
 def default_eval_tokens(tokens: int, info: DatasetInfo) -> int:

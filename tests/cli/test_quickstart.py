@@ -16,10 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from llamactl.cli.quickstart import tokenizer_for_time
+from llamactl.cli import steps
+from llamactl.cli.quickstart import learn_from_several, tokenizer_for_time
+from llamactl.config.schema import build_config, preset_settings
 from llamactl.corpus.parts import Part
 from llamactl.corpus.sources import sample_source
 from llamactl.planning import timed
+from llamactl.runs.run_dir import RunDir
 from tests.cli.inline import type_in
 
 SURROUNDINGS = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1"}
@@ -38,6 +41,26 @@ def test_a_text_becomes_a_model_that_writes(home: Path) -> None:
     assert "llamactl export web" in done.stderr
     assert "The" in done.stdout
     assert list(home.glob("runs/*-my/checkpoints/step-*"))
+
+
+def test_a_used_up_text_is_learned_from_several_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands as they are printed: other seeds, then one that names them all; with too little time there are none."""
+    folder = RunDir.from_name("first")
+    settings = {"data": {"name": "my"}, "train": {"tokens": 5_120, "tokens_per_step": 512, "dropout": 0.2}}
+    folder.start(build_config([preset_settings("tiny"), settings]), {})
+    folder.keep_plan({"epochs": 16.0})
+    typed: list[str] = []
+    monkeypatch.setattr(steps, "run_step", lambda command, to_continue: typed.append(command))
+    assert learn_from_several(folder, taken=10, left=20, again="") == "first"
+    assert not typed
+    assert learn_from_several(folder, taken=10, left=45, again="") == "first-taught"
+    begin = "train --data my --preset tiny --tokens 5120 --set train.tokens_per_step=512 --set train.dropout=0.2"
+    assert all(command.startswith(f"{begin} --set optim.weight_decay=0.1 ") for command in typed)
+    assert [command.partition("weight_decay=0.1 ")[2] for command in typed] == [
+        "--set train.seed=1 --set data.seed=1 --run first-2",
+        "--set train.seed=2 --set data.seed=2 --run first-3",
+        "--set train.seed=3 --set data.seed=3 --teachers first,first-2,first-3 --run first-taught",
+    ]
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from llamactl.errors import UsageError
 from llamactl.planning.budget import MOST_EPOCHS, check_budget
 from llamactl.planning.defaults import (
     MOST_VALIDATED,
+    affordable_teachers,
     default_budget,
     default_eval_tokens,
     feedable_presets,
@@ -95,3 +96,12 @@ def test_a_validation_reads_no_more_than_tells_more(dataset: Dataset) -> None:
     info = dataset.info.model_copy(update={"shards": (split,)})
     assert default_eval_tokens(3_000_000_000, info) == MOST_VALIDATED
     assert default_eval_tokens(100_000_000, info) == 2_000_000
+
+
+def test_time_that_a_used_up_text_leaves_buys_teachers() -> None:
+    """As many as fit, each the length of the first run, and a student that reads what all of them predict."""
+    config = build_config([preset_settings("tiny"), {"train": {"dropout": 0.2}}])
+    found = [affordable_teachers(config, 16.0, 100.0, left) for left in (0, 250, 270, 399, 401, 540, 10**6)]
+    assert found == [0, 0, 2, 2, 3, 4, 4]
+    assert affordable_teachers(config, 12.0, 100.0, 10**6) == 0, "more epochs of the first run were the better use"
+    assert affordable_teachers(config.with_train(dropout=0.0), 16.0, 100.0, 10**6) == 0
