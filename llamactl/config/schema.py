@@ -24,6 +24,7 @@ def _whole(value: object) -> object:
 
 Whole = Annotated[int, BeforeValidator(_whole)]
 Seed = Annotated[int, BeforeValidator(_whole), Field(ge=0, lt=2**63)]
+Checkpoints = Annotated[tuple[str, ...], Field(max_length=64, strict=False)]
 
 MOST_STEPS = 10**12  # largest interval, in steps
 LONGEST_SHOWN = 60  # characters of a value in a message
@@ -133,8 +134,8 @@ class TrainConfig(Section):
     dropout: float = Field(
         0.0, ge=0, lt=1, description="share of elements that are left out in training; 0.2 for text read many times"
     )
-    teachers: tuple[str, ...] = Field((), description="checkpoints whose mean prediction is learned beside the text")
-    teachers_sha256: tuple[str, ...] = Field((), description="sha256 of their weights; empty: worked out when the run starts")
+    teachers: Checkpoints = Field((), description="checkpoints whose mean prediction is learned beside the text")
+    teachers_sha256: Checkpoints = Field((), description="sha256 of their weights; empty: worked out when the run starts")
     teacher_share: float = Field(0.9, ge=0, le=1, description="share of the teachers' predictions in what is learned")
     save_every: Whole = Field(0, ge=0, le=MOST_STEPS, description="steps between checkpoints; 0: at each validation")
     save_minutes: float = Field(10.0, ge=0, le=1e6, description="minutes of work that are lost at most; 0: any")

@@ -156,10 +156,11 @@ def test_ctrl_c_between_two_steps_names_the_next(home: Path, monkeypatch: pytest
         raise KeyboardInterrupt
 
     monkeypatch.setattr("llamactl.cli.steps.run_step", lambda *_: None)
+    monkeypatch.setattr("llamactl.cli.quickstart.train_until", lambda *_: "mine")
     monkeypatch.setattr("llamactl.cli.quickstart.held_out_prompt", interrupted)
     answer = type_in("quickstart")
     assert answer.code == 130
-    assert "Continue: llamactl plot-loss" in answer.err
+    assert "Continue: llamactl plot-loss mine" in answer.err
 
 
 def test_a_large_text_has_a_tokenizer_for_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
