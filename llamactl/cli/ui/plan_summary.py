@@ -125,10 +125,13 @@ def _warn(plan: Plan, config: Config) -> None:
 
 
 def _origin(config: Config) -> dict[str, str]:
-    """Describe the checkpoint that a run starts from and how positions are scaled; empty for a fresh run."""
+    """Describe the checkpoints that a run starts or learns from and how positions are scaled; empty for a fresh run."""
     model, rows = config.model, dict[str, str]()
     if config.train.init_from:
         rows["weights"] = f"from {config.train.init_from}, with a fresh optimizer and schedule"
+    if config.train.teachers:
+        share = f"{config.train.teacher_share:.0%} of what is learned is their mean prediction"
+        rows["teachers"] = f"{', '.join(config.train.teachers)}; {share}"
     if model.rope_scaling > 1:
         spanned = f"{model.context:,} of them span what {model.context / model.rope_scaling:,.0f} do unscaled"
         rows["positions"] = f"linear:{model.rope_scaling:g}, so that {spanned}"
