@@ -173,7 +173,9 @@ def init_device(train: TrainConfig) -> World:
     # cuBLAS is deterministic only with a fixed workspace, set before its first use.
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(train.deterministic)
+    # Not where it changes nothing: the call imports PyTorch's compiler, which takes longer than everything before.
+    if train.deterministic != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(train.deterministic)
     precision = choose_precision(train.precision, device)
     return World(device, precision, read_launch().rank, read_launch().size, read_launch().local_world_size)
 
