@@ -77,7 +77,8 @@ def quickstart(name: str, texts: list[str], options: argparse.Namespace) -> str:
     if not path.exists():
         seconds, said = llamactl(["quickstart", *texts, "--time", options.time])
         log.write_text(said)
-        run = re.search(r"train --data \S+ --time \S+ --run (\S+)", said)
+        # The last run, which may have learned from others.
+        run = re.search(r"sample .* --run (\S+) --n", said)
         assert run, said
         path.write_text(json.dumps(measure(RunDir.from_name(run[1]), seconds)._asdict()))
     given = re.search(r"train --data \S+ --time (\S+)", log.read_text())
