@@ -55,8 +55,9 @@ def resolve_run(chosen: TrainingRequest, dataset: "Dataset", world: "World", rat
     if chosen.seconds:
         with progress.status("compiling, and timing a few steps …"):
             budget = choose_budget(chosen.configs or (config,), dataset, world, rate, chosen.seconds)
-    world = choose_sharding(budget.config, dataset, world)
-    return world.shards, budget._replace(config=resolve_config(pin_teachers(budget.config), dataset, world))
+    config = pin_teachers(budget.config)
+    world = choose_sharding(config, dataset, world)
+    return world.shards, budget._replace(config=resolve_config(config, dataset, world))
 
 
 def plan_run(chosen: TrainingRequest, dataset: "Dataset", world: "World") -> "tuple[Config, World, float, Plan]":

@@ -18,8 +18,9 @@ from llamactl.training.init_from import permanent_name
 def pin_teachers(config: Config) -> Config:
     """Pin `train.teachers` to permanent names and the sha256 of their weights, so that a resumed run has the same ones.
 
-    Raises DataError for one that is missing or damaged.
+    Raises DataError for one that is missing or damaged, or whose weights are not those that were pinned before.
     """
+    known = config.train.teachers_sha256
 
     def pin(path: Path) -> tuple[str, str]:
         state = read_verified_state(path)
@@ -27,24 +28,24 @@ def pin_teachers(config: Config) -> Config:
 
     # Another run may be training now, and prune the checkpoint while it is read.
     pinned = [retry_while_pruned(name, pin) for name in config.train.teachers]
+    for number, (name, digest) in enumerate(pinned):
+        if known and known[number : number + 1] != (digest,):
+            message = f"The teacher {name} no longer holds the weights that this run learns from."
+            raise DataError(message, "Its run was trained again.", "Start a new run: llamactl train --teachers RUNS")
     names, digests = (tuple(column) for column in zip(*pinned, strict=True)) if pinned else ((), ())
     return config.with_train(teachers=names, teachers_sha256=digests)
 
 
 def load_teachers(config: Config, dataset: Dataset, world: World) -> Teachers | None:
     """Load the teachers of a resolved config; None for none. Raises DataError, and UsageError for one that does not fit."""
-    train = config.train
-    if not train.teachers:
+    if not config.train.teachers:
         return None
     models = []
-    for number, name in enumerate(train.teachers):
-        model, tokenizer, state = load_model(locate_checkpoint(name), world.device)
-        if train.teachers_sha256 and train.teachers_sha256[number] != state.weights_digest:
-            message = f"The teacher {name} no longer holds the weights that this run learns from."
-            raise DataError(message, "Its run was trained again.", "Start a new run with it.")
+    for name in config.train.teachers:
+        model, tokenizer, _ = load_model(locate_checkpoint(name), world.device)
         _check(name, model, tokenizer, config, dataset)
         models.append(model.to(world.precision.dtype).requires_grad_(requires_grad=False))
-    return Teachers(models, train.teacher_share)
+    return Teachers(models, config.train.teacher_share)
 
 
 def _check(name: str, model: Llama, tokenizer: Tokenizer, config: Config, dataset: Dataset) -> None:

@@ -68,7 +68,7 @@ def test_they_are_pinned_by_their_weights(teachers: list[str], configured: Confi
     assert len(found.models) == 2
     other = pinned.with_train(teachers_sha256=pinned.train.teachers_sha256[::-1])
     with pytest.raises(DataError, match="no longer holds the weights"):
-        load_teachers(other, dataset, world)
+        pin_teachers(other)
     with pytest.raises(DataError, match="nosuch"):
         pin_teachers(config.with_train(teachers=("nosuch",)))
     weights = RunDir.from_name("teacher-1").checkpoint(20) / WEIGHTS
