@@ -31,7 +31,7 @@ def prepare(
         str, typer.Option(help="Folder under data/.", show_default="the source's name", rich_help_panel=DATASET)
     ] = "",
     tokenizer: Annotated[
-        str, typer.Option(help=TOKENIZER_HELP, show_default="by size: bpe:2048 to bpe:32768, gpt2", rich_help_panel=DATASET)
+        str, typer.Option(help=TOKENIZER_HELP, show_default="by size: bpe:2048 to bpe:16384, gpt2", rich_help_panel=DATASET)
     ] = "",
     weights: Annotated[
         str,

@@ -32,9 +32,9 @@ Piece = tuple[Part, ...]
 LARGEST_PIECE = 64 << 20
 SMALLEST_PIECE = 2 << 20
 
-# The sample's 12 MB, whose 4,096 ids docs/recipe.md measures, fix the ratio.
-BYTES_PER_ID = 3_000
-SMALLEST_BPE, LARGEST_BPE = 2_048, 32_768
+# The ids of a BPE for a text of some bytes, which grow with a power of them: docs/recipe.md has the texts it was fitted to.
+BPE_AT, BPE_EXPONENT = (50 << 20, 8_192), 0.4
+SMALLEST_BPE = 2_048
 LARGE_TEXT = 300 << 20
 
 OPENWEBTEXT = [  # the first that holds parquet; scripts are never run
@@ -143,8 +143,8 @@ def default_tokenizer(size: float) -> str:
     """
     if size >= LARGE_TEXT:
         return "gpt2"
-    ids = 2 ** round(math.log2(max(size, 1) / BYTES_PER_ID))
-    return f"bpe:{int(min(LARGEST_BPE, max(SMALLEST_BPE, ids)))}"
+    text, ids = BPE_AT
+    return f"bpe:{max(SMALLEST_BPE, 2 ** round(math.log2(ids * (max(size, 1) / text) ** BPE_EXPONENT)))}"
 
 
 def default_val_fraction(size: float) -> float:

@@ -165,6 +165,6 @@ def test_ctrl_c_between_two_steps_names_the_next(home: Path, monkeypatch: pytest
 
 def test_a_large_text_has_a_tokenizer_for_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timed, "bytes_in_time", lambda world, rate, seconds: int(seconds * 100_000))
-    large = replace(sample_source(), tokenizer="bpe:32768", pieces=((Part("text", "a.txt", 110 << 20),),))
-    assert [tokenizer_for_time(large, seconds) for seconds in (120, 600, 10_000)] == ["bpe:4096", "bpe:16384", "bpe:32768"]
+    large = replace(sample_source(), tokenizer="bpe:16384", pieces=((Part("text", "a.txt", 110 << 20),),))
+    assert [tokenizer_for_time(large, seconds) for seconds in (120, 600, 10_000)] == ["bpe:4096", "bpe:8192", "bpe:8192"]
     assert tokenizer_for_time(sample_source(), 120) == "bpe:4096", "a small text has its own in any time"

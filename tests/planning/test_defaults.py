@@ -56,7 +56,14 @@ def test_more_data_never_means_a_smaller_preset_or_budget(dataset: Dataset) -> N
 
 @pytest.mark.parametrize(
     ("size", "tokenizer"),
-    [(0, "bpe:2048"), (500_000, "bpe:2048"), (12_200_000, "bpe:4096"), (100_000_000, "bpe:32768"), (1 << 40, "gpt2")],
+    [
+        (0, "bpe:2048"),
+        (500_000, "bpe:2048"),
+        (12_200_000, "bpe:4096"),
+        (50_000_000, "bpe:8192"),
+        (250_000_000, "bpe:16384"),
+        (1 << 40, "gpt2"),
+    ],
 )
 def test_the_tokenizer_follows_the_text(size: int, tokenizer: str) -> None:
     assert default_tokenizer(size) == tokenizer

@@ -82,4 +82,4 @@ def test_the_text_that_is_read_grows_with_the_time() -> None:
     world = config_of("tiny")[1]
     minutes = [bytes_in_time(world, 1e12, 60 * count) for count in (2, 10, 60)]
     assert minutes == pytest.approx([minutes[0], 5 * minutes[0], 30 * minutes[0]], rel=1e-6)
-    assert [default_tokenizer(size) for size in minutes] == ["bpe:8192", "bpe:32768", "gpt2"]
+    assert [default_tokenizer(size) for size in minutes] == ["bpe:4096", "bpe:8192", "gpt2"]
