@@ -4,7 +4,7 @@
         [--set model.qk_norm=true] [--teachers 3 --teacher 1M:8:0.2:2]
 
 A run is UNIQUE:EPOCHS[:DROPOUT[:WEIGHT_DECAY]]: a preset on so many tokens, read so often. All are measured on the whole
-validation split, at a quarter, half, three quarters and the end of the run. Each is a process of one thread, `--jobs` at once;
+validation split, at a quarter, half, three quarters and the end of the run. Each is a process, `--jobs` at once;
 a run that is in FOLDER already is kept. With `--teachers` each run learns from so many others, of seeds of their own.
 """
 
@@ -54,7 +54,7 @@ class Run(NamedTuple):
 
 def train(run: Run, seed: int, options: argparse.Namespace) -> None:
     """Train in this process, and write down the validation losses."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     whole = DatasetDir.from_name(options.data).open()
     unique = read_count(run.unique)
     dataset = replace(whole, train=[np.concatenate(list(whole.train))[: unique + 1]])
@@ -90,9 +90,9 @@ def measure(run: Run, seed: int, options: argparse.Namespace, teachers: int = 0)
             words += map(
                 str, (options.out / f"run-{result_path(taught[0], taught[1], options).stem}").glob("checkpoints/step-*")
             )
-        words += ["--preset", options.preset]
+        words += ["--preset", options.preset, "--threads", str(options.threads)]
         words += [word for setting in options.set for word in ("--set", setting)]
-        subprocess.run(words, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=options.out)
+        subprocess.run(words, check=True, env={**os.environ, "OMP_NUM_THREADS": str(options.threads)}, cwd=options.out)
     losses: list[float] = json.loads(path.read_text())["losses"]
     return losses
 
@@ -115,6 +115,7 @@ def main() -> None:
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--set", action="append", default=[], help="a setting of all runs: model.qk_norm=true")
+    parser.add_argument("--threads", type=int, default=1, help="of each run")
     parser.add_argument("--teachers", type=int, default=0, help=f"of each run, at most {MOST_TEACHERS}")
     parser.add_argument("--teacher", default="1M:8:0.2:2", help="the run of each teacher")
     parser.add_argument("--learn-from", nargs="*", default=[], help=argparse.SUPPRESS)
