@@ -31,7 +31,7 @@ from llamactl.cli.options import (
     typed_positions,
     typed_settings,
 )
-from llamactl.cli.preconditions import import_torch, require_settings_and_dataset
+from llamactl.cli.preconditions import import_torch, require_run, require_settings_and_dataset
 from llamactl.cli.run_training import TrainingRequest, run_training
 
 if TYPE_CHECKING:
@@ -101,6 +101,8 @@ def train(
     typed += [{"data": {"separate_documents": True}}] if separate_documents else []
     typed += [{"train": {"deterministic": True}}] if deterministic else []
     typed += [{"train": {"teachers": teachers.split(",")}}] if teachers else []
+    for teacher in filter(None, teachers.split(",")):
+        require_run(teacher)
     typed += [{"train": {"patience": patience}}] if patience is not None else []
     if not (resume or init_from):
         require_settings_and_dataset(preset, config, typed)

@@ -121,6 +121,20 @@ def test_a_run_is_not_overwritten_and_a_resumed_one_stays_the_same() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("data")
+def test_a_run_learns_from_others(home: Path) -> None:
+    for seed in (1, 2):
+        run(f"train --tokens 512 --run teacher-{seed} {TINY} --set train.seed={seed}")
+    words = f"train --tokens 1024 --run taught {TINY} --teachers"
+    done = run(f"{words} teacher-1,teacher-2@1")
+    assert "teachers teacher-1@1, teacher-2@1; 90% of what is learned is their mean prediction" in " ".join(done.stderr.split())
+    assert 'teachers = [\n    "teacher-1@1",' in (home / "runs" / "taught" / "config.toml").read_text()
+    assert "already finished" in run("train --resume taught").stderr
+    assert "no run 'nosuch'" in run(f"{words} teacher-1,nosuch", code=3).stderr
+    assert "shorter context" in run(f"{words} teacher-1 --name longer --context 128", code=2).stderr
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data")
 def test_a_model_is_continued_at_a_longer_context(home: Path, corpus: Path) -> None:
     run(f"train --tokens 512 --run a {TINY}")
     words = "train --init-from a --context 256 --tokens 1024 --set train.sample_tokens=4"
