@@ -68,7 +68,7 @@ def train(run: Run, seed: int, options: argparse.Namespace) -> None:
     ]
     config = build_config([*layers, *map(parse_assignment, options.set)])
     world = init_device(config.train)
-    config = pin_teachers(resolve_config(config, dataset, world))
+    config = pin_teachers(resolve_config(config, dataset, world), dataset)
     steps = -(-config.train.tokens // config.train.tokens_per_step)
     config = config.with_train(eval_every=-(-steps // QUARTERS))
     folder = RunDir(Path(f"run-{options.out.stem}"))
@@ -83,9 +83,7 @@ def measure(run: Run, seed: int, options: argparse.Namespace, teachers: int = 0)
     if not path.exists():
         words = [sys.executable, __file__, options.data, "--out", str(path), "--one", ":".join(map(str, run))]
         words += ["--seeds", str(seed), "--learn-from"]
-        for number in range(teachers):
-            taught = Run.read(options.teacher), (seed + 1) * MOST_TEACHERS + number
-            measure(taught[0], taught[1], options)
+        for taught in teachers_of(seed, options) if teachers else ():
             # The newest checkpoint of a run: there is the one of its end alone.
             words += map(
                 str, (options.out / f"run-{result_path(taught[0], taught[1], options).stem}").glob("checkpoints/step-*")
@@ -95,6 +93,11 @@ def measure(run: Run, seed: int, options: argparse.Namespace, teachers: int = 0)
         subprocess.run(words, check=True, env={**os.environ, "OMP_NUM_THREADS": str(options.threads)}, cwd=options.out)
     losses: list[float] = json.loads(path.read_text())["losses"]
     return losses
+
+
+def teachers_of(seed: int, options: argparse.Namespace) -> list[tuple[Run, int]]:
+    """Return the runs, each with its seed, that one of a seed learns from."""
+    return [(Run.read(options.teacher), (seed + 1) * MOST_TEACHERS + number) for number in range(options.teachers)]
 
 
 def result_path(run: Run, seed: int, options: argparse.Namespace, teachers: int = 0) -> Path:
@@ -128,7 +131,10 @@ def main() -> None:
     os.environ["LLAMACTL_HOME"] = str(Path(os.environ.get("LLAMACTL_HOME", ".")).absolute())
     options.out.mkdir(parents=True, exist_ok=True)
     runs = [(Run.read(text), seed) for text in options.runs for seed in options.seeds]
+    teachers = {teacher: None for _, seed in runs for teacher in teachers_of(seed, options)}
     with ThreadPoolExecutor(options.jobs) as pool:
+        # First, as several runs may learn from the same ones.
+        list(pool.map(lambda teacher: measure(teacher[0], teacher[1], options), teachers))
         losses = dict(zip(runs, pool.map(lambda run: measure(run[0], run[1], options, options.teachers), runs), strict=True))
     print(" ".join(options.set) or "defaults")
     print("| tokens | epochs | dropout | weight decay | 1/4 | 1/2 | 3/4 | end |\n|---|---:|---:|---:|---:|---:|---:|---:|")

@@ -159,13 +159,13 @@ def train(
     configs = [build_config([preset_settings(name), *typed]) for name in (names if time else names[:1])]
     if init_from:
         configs = [config_from_checkpoint(init_from, typed)]
-    configs = [pin_init_from(config, data) for config in configs]
+    configs = [pin_teachers(pin_init_from(config, data), data) for config in configs]
     world = init_device(configs[0].train)
     rate = peak_flops(world.device, world.precision.dtype)
     budget = Choice(configs[0], rate, measured=False)
     if time:
         budget = choose_budget(configs, data, world, rate, read_time(time))
-    config = resolve_config(pin_teachers(budget.config), data, world)
+    config = resolve_config(budget.config, data, world)
     folder = RunDir.from_name(run) if run else RunDir.with_new_name(config.preset)
     if not folder.config_path.exists():
         check_fit(make_plan(config, data, world, budget.rate, budget.measured), config, folder, anyway)

@@ -42,25 +42,35 @@ def check_same_data(dataset: "Dataset", digest: str) -> None:
         raise DataError(f"The dataset {dataset.name} is not the same on all machines.", "Its digest differs here.", fix)
 
 
-def resolve_run(chosen: TrainingRequest, dataset: "Dataset", world: "World", rate: float) -> "tuple[int, Choice]":
-    """Resolve a config; return the number of shards of the model, and the config without placeholders with its rate."""
+def resolve_run(
+    chosen: TrainingRequest, dataset: "Dataset", world: "World", rate: float, requests: "StopRequests | None"
+) -> "tuple[int, Choice]":
+    """Resolve a config; return the number of shards of the model, and the config without placeholders with its rate.
+
+    Steps are timed where a time was given, unless there is nobody to stop them (`requests`), as in a dry run.
+    """
     from llamactl.cli.ui.console import progress
     from llamactl.planning.resolve import choose_sharding, resolve_config
+    from llamactl.planning.timed import choose_in_time
     from llamactl.training.init_from import pin_init_from
     from llamactl.training.teachers import pin_teachers
     from llamactl.training.timed_budget import Choice, choose_budget
 
-    config = chosen.config if chosen.again else pin_init_from(chosen.config, dataset)
+    config = pin_teachers(chosen.config if chosen.again else pin_init_from(chosen.config, dataset), dataset, chosen.again)
     budget = Choice(config, rate, measured=False)
     if chosen.seconds:
-        with progress.status("compiling, and timing a few steps …"):
-            budget = choose_budget(chosen.configs or (config,), dataset, world, rate, chosen.seconds)
-    config = pin_teachers(budget.config)
-    world = choose_sharding(config, dataset, world)
-    return world.shards, budget._replace(config=resolve_config(config, dataset, world))
+        configs = [pin_teachers(each, dataset) for each in chosen.configs or (config,)]
+        budget = budget._replace(config=choose_in_time(configs, dataset, world, rate, chosen.seconds))
+        if requests:
+            with progress.status("timing a few steps …"):
+                budget = choose_budget(configs, dataset, world, rate, chosen.seconds, requests)
+    world = choose_sharding(budget.config, dataset, world)
+    return world.shards, budget._replace(config=resolve_config(budget.config, dataset, world))
 
 
-def plan_run(chosen: TrainingRequest, dataset: "Dataset", world: "World") -> "tuple[Config, World, float, Plan]":
+def plan_run(
+    chosen: TrainingRequest, dataset: "Dataset", world: "World", requests: "StopRequests | None"
+) -> "tuple[Config, World, float, Plan]":
     """Resolve a config and print its plan; return both, how the world shares the model, and the device's FLOP/s."""
     from dataclasses import replace
 
@@ -72,7 +82,7 @@ def plan_run(chosen: TrainingRequest, dataset: "Dataset", world: "World") -> "tu
 
     # Rank 0 decides for all: free memory and measured FLOP/s differ between ranks, and a config must not.
     rate = broadcast_from_rank0(lambda: peak_flops(world.device, world.precision.dtype))
-    shards, (config, reached, measured) = broadcast_from_rank0(lambda: resolve_run(chosen, dataset, world, rate))
+    shards, (config, reached, measured) = broadcast_from_rank0(lambda: resolve_run(chosen, dataset, world, rate, requests))
     shared = replace(world, shards=shards)
     if why := broadcast_from_rank0(lambda: unused_gpu(chosen.config.train.device, world.device)):
         progress.print(f"{why}: it trains on the CPU. To see more: llamactl doctor", style="yellow")
@@ -102,7 +112,10 @@ def run_training(chosen: TrainingRequest, dry_run: bool, json: bool, track: list
         data, world = DatasetDir.from_name(chosen.config.data.name), init_device(chosen.config.train)
         dataset = data.open()
         check_same_data(dataset, broadcast_from_rank0(lambda: dataset.info.digest))
-        config, world, rate, planned = plan_run(chosen, dataset, world)
+        config, world, rate, planned = plan_run(chosen, dataset, world, None if dry_run else requests)
+        # Before there is a run that could be resumed; several processes agree on it when they train.
+        if requests.stop and world.size == 1 and not chosen.again:
+            raise typer.Exit(128 + requests.stop)
         if dry_run:
             broadcast_from_rank0(lambda: show_memory(planned.memory))
             return

@@ -1,6 +1,7 @@
 """Learn what other models predict, beside the text itself: distillation (Hinton et al. 2015, arXiv 1503.02531)."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ class Taught(NamedTuple):
 
     def logits(self, rows: slice) -> list[Tensor]:
         """Compute the logits of each teacher (rows V)."""
-        return [hidden[rows] @ head.mT for hidden, head in zip(self.hidden, self.heads, strict=True)]
+        return [hidden[rows] @ head.mT.to(hidden.dtype) for hidden, head in zip(self.hidden, self.heads, strict=True)]
 
 
 class Teachers:
@@ -36,8 +37,9 @@ class Teachers:
     @torch.no_grad()
     def read(self, inputs: Tensor, documents: Tensor | None = None) -> Taught:
         """Read token ids (B T), as `Decoder.forward` does."""
-        # Their weights are in the format of the products already.
-        with torch.autocast(inputs.device.type, enabled=False):
+        # In bf16 their weights are in the format of the products already.
+        cast = self.models[0].lm_head.weight.dtype == torch.bfloat16
+        with torch.autocast(inputs.device.type, enabled=False) if cast else nullcontext():
             hidden = tuple(model.hidden(inputs, documents=documents).flatten(0, 1) for model in self.models)
         return Taught(hidden, tuple(model.lm_head.weight for model in self.models), self.share, self.chunk)
 
@@ -51,8 +53,10 @@ def taught_chunk(logits: Tensor, wanted: Tensor, taught: Sequence[Tensor], share
     scores, counts = logits.float(), wanted >= 0
     totals = scores.logsumexp(-1, keepdim=True)
     loss = (totals - scores.gather(-1, wanted.clamp(min=0))).where(counts, 0.0).sum()
-    predicted = torch.stack([F.softmax(each.float(), -1) for each in taught]).mean(0)
+    predicted = torch.zeros_like(scores)
+    for each in taught:  # one at a time: all of them would take as much memory again as there are teachers
+        predicted += F.softmax(each.float(), -1)
     is_wanted = torch.arange(logits.shape[-1], device=logits.device) == wanted
-    mixture = share * predicted + (1 - share) * is_wanted
+    mixture = share / len(taught) * predicted + (1 - share) * is_wanted
     logits.copy_(((scores - totals).exp() - mixture).where(counts, 0.0))
     return loss

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-from llamactl.checkpoint.format import read_verified_state
+import torch
+
+from llamactl.checkpoint.format import checkpoint_root, locate_file, read_verified_state
+from llamactl.checkpoint.hf_config import read_hf_config
 from llamactl.checkpoint.io import load_model
 from llamactl.checkpoint.select import locate_checkpoint, retry_while_pruned
 from llamactl.config.schema import Config
@@ -10,51 +13,76 @@ from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World
 from llamactl.errors import DataError, UsageError
 from llamactl.model.distillation import Teachers
-from llamactl.model.llama import Llama
-from llamactl.tokenizer.bpe import Tokenizer
+from llamactl.tokenizer.bpe import read_tokenizer
 from llamactl.training.init_from import permanent_name
 
 
-def pin_teachers(config: Config) -> Config:
-    """Pin `train.teachers` to permanent names and the sha256 of their weights, so that a resumed run has the same ones.
+def pin_teachers(config: Config, dataset: Dataset, resumed: bool = False) -> Config:
+    """Pin `train.teachers` to permanent names and the sha256 of their weights; a resumed run must find the same ones.
 
-    Raises DataError for one that is missing or damaged, or whose weights are not those that were pinned before.
+    Raises DataError for one that is missing, damaged or not the same, UsageError for one that does not fit the run.
     """
-    known = config.train.teachers_sha256
+    names, digests = [], []
+    for name in config.train.teachers:
+        if not name:
+            raise UsageError("A teacher has no name.", "", "Separate the names by single commas: --teachers first,second")
+        pinned, digest = _pin(name, config, dataset)
+        if pinned in names:
+            raise UsageError(f"{pinned} is named twice as a teacher.", "Its word would count twice.", "Name it once.")
+        names.append(pinned)
+        digests.append(digest)
+    if resumed and tuple(digests) != config.train.teachers_sha256:
+        why = "Runs that it learns from were trained again, or are others."
+        raise DataError(
+            "The teachers of this run no longer hold the same weights.", why, "Start a new run, with another --run."
+        )
+    return config.with_train(teachers=tuple(names), teachers_sha256=tuple(digests))
 
-    def pin(path: Path) -> tuple[str, str]:
+
+def _pin(name: str, config: Config, dataset: Dataset) -> tuple[str, str]:
+    """Return the permanent name of a teacher and the sha256 of its weights; raises DataError, UsageError."""
+
+    def check(path: Path) -> tuple[str, str]:
         state = read_verified_state(path)
+        _check_fit(name, path, config, dataset)
         return permanent_name(path, state.step), state.weights_digest
 
-    # Another run may be training now, and prune the checkpoint while it is read.
-    pinned = [retry_while_pruned(name, pin) for name in config.train.teachers]
-    for number, (name, digest) in enumerate(pinned):
-        if known and known[number : number + 1] != (digest,):
-            message = f"The teacher {name} no longer holds the weights that this run learns from."
-            raise DataError(message, "Its run was trained again.", "Start a new run: llamactl train --teachers RUNS")
-    names, digests = (tuple(column) for column in zip(*pinned, strict=True)) if pinned else ((), ())
-    return config.with_train(teachers=names, teachers_sha256=digests)
+    try:
+        # The other run may be training now, and prune the checkpoint while it is read.
+        return retry_while_pruned(name, check)
+    except DataError as error:
+        why = f"A run reads its teachers until it is over. {error.why}".strip()
+        raise DataError(f"The teacher {name} can't be read: {error.what}", why, error.fix) from error
 
 
-def load_teachers(config: Config, dataset: Dataset, world: World) -> Teachers | None:
-    """Load the teachers of a resolved config; None for none. Raises DataError, and UsageError for one that does not fit."""
-    if not config.train.teachers:
-        return None
-    models = []
-    for name in config.train.teachers:
-        model, tokenizer, _ = load_model(locate_checkpoint(name), world.device)
-        _check(name, model, tokenizer, config, dataset)
-        models.append(model.to(world.precision.dtype).requires_grad_(requires_grad=False))
-    return Teachers(models, config.train.teacher_share)
-
-
-def _check(name: str, model: Llama, tokenizer: Tokenizer, config: Config, dataset: Dataset) -> None:
+def _check_fit(name: str, path: Path, config: Config, dataset: Dataset) -> None:
     """Raise UsageError for a teacher whose predictions are not those of the same ids, or that reads less at a time."""
-    if not dataset.tokenizer.extends(tokenizer) or model.config.vocab_size != config.model.vocab_size:
-        why = "The same ids must stand for the same text."
-        raise UsageError(
-            f"The teacher {name} has another tokenizer than {dataset.name}.", why, "Take one that was trained on it."
-        )
-    if model.config.context < config.model.context:
-        why = f"It reads {model.config.context:,} tokens at a time, and this run {config.model.context:,}."
-        raise UsageError(f"The teacher {name} has a shorter context.", why, f"Add: --context {model.config.context}")
+    root = checkpoint_root(path)
+    shape, tokenizer = read_hf_config(path, root), read_tokenizer(locate_file(path, "tokenizer.json"), root)
+    if not dataset.tokenizer.extends(tokenizer) or tokenizer.vocab_size != dataset.tokenizer.vocab_size:
+        what = f"The teacher {name} has another tokenizer than the dataset {dataset.name}."
+        raise UsageError(what, "The same ids must stand for the same text.", f"Train one: llamactl train --data {dataset.name}")
+    rows = config.model.vocab_size or -(-dataset.info.vocab_size // 128) * 128
+    if shape.vocab_size != rows:
+        what = f"The teacher {name} has {shape.vocab_size:,} rows in its head, and this run {rows:,}."
+        raise UsageError(what, "They are rounded differently.", f"Add: --set model.vocab_size={shape.vocab_size}")
+    if shape.context < config.model.context:
+        why = f"It reads {shape.context:,} tokens at a time, and this run {config.model.context:,}."
+        raise UsageError(f"The teacher {name} has a shorter context.", why, f"Add: --context {shape.context}")
+
+
+def load_teachers(config: Config, world: World) -> Teachers | None:
+    """Load the teachers of a config; None for none. Raises DataError, also for weights that are not the pinned ones."""
+    train = config.train
+    if not train.teachers:
+        return None
+    # fp16 has too small a range for a model as a whole: there autocast chooses, as it does for the one that is trained.
+    dtype = torch.bfloat16 if world.precision.dtype == torch.bfloat16 else torch.float32
+    models = []
+    for name, digest in zip(train.teachers, train.teachers_sha256, strict=True):
+        model, _, state = load_model(locate_checkpoint(name), world.device)
+        if state.weights_digest != digest:
+            why = "Its run was trained again, or this machine has another one."
+            raise DataError(f"The teacher {name} does not hold the weights that this run learns from.", why, "Start a new run.")
+        models.append(model.to(dtype).requires_grad_(requires_grad=False))
+    return Teachers(models, train.teacher_share)

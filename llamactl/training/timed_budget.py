@@ -3,19 +3,21 @@
 import gc
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
+from contextlib import closing
 from typing import NamedTuple
 
 from llamactl.config.schema import Config
 from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World
-from llamactl.errors import OutOfSpace, UsageError
+from llamactl.errors import OutOfSpace
 from llamactl.hardware.memory import release_cached_memory
 from llamactl.planning.resolve import resolve_config
 from llamactl.planning.step_time import estimate_duration, estimate_step_time
 from llamactl.planning.timed import choose_in_time
 from llamactl.runs.run_dir import RunDir
 from llamactl.training.benchmark import time_step
+from llamactl.training.signals import StopRequests
 from llamactl.training.trainer import Trainer
 
 # The fraction of the time that may be spent on steps which are thrown away, and their number. The first one compiles, which the
@@ -31,8 +33,15 @@ class Choice(NamedTuple):
     measured: bool
 
 
-def choose_budget(configs: Iterable[Config], dataset: Dataset, world: World, rate: float, seconds: float) -> Choice:
-    """Return what `choose_in_time` chooses, with the budget that its measured steps allow.
+def choose_budget(
+    configs: Sequence[Config],
+    dataset: Dataset,
+    world: World,
+    rate: float,
+    seconds: float,
+    requests: StopRequests | None = None,
+) -> Choice:
+    """Return what `choose_in_time` chooses, with the budget that its measured steps allow; a request to stop ends them.
 
     Several processes, and steps that are long against the time, are not measured: the choice rests on `rate` alone.
     """
@@ -44,23 +53,34 @@ def choose_budget(configs: Iterable[Config], dataset: Dataset, world: World, rat
     if world.size > 1 or steps < 1:
         return Choice(chosen, rate, measured=False)
     try:
-        measured = measure_step(config, dataset, world, steps)
-        # The same shapes, so that nothing is compiled again, for which `choose_in_time` sets time aside.
-        fixed = {"micro_batch": config.train.micro_batch, "compile": config.train.compile}
-        left = seconds - (time.monotonic() - started) + estimate_duration(config, world, 0, expected).start
-        actual = rate * expected.step / measured
-        return Choice(choose_in_time([chosen.with_train(**fixed)], dataset, world, actual, left), actual, measured=True)
-    except (OutOfSpace, UsageError):  # no memory for a step, which the run makes smaller, or no time left for one
+        measured = measure_step(config, dataset, world, steps, requests or StopRequests())
+    except OutOfSpace:  # the run makes its steps smaller
         return Choice(chosen, rate, measured=False)
+    actual, left = rate * expected.step / measured, seconds - (time.monotonic() - started)
+    asked = next(each for each in configs if each.preset == chosen.preset).with_train(compile=config.train.compile)
+    # What `choose_in_time` sets aside for compiling is spent, unless other shapes are chosen now.
+    start = estimate_duration(config, world, 0, expected).start
+    again = choose_in_time([asked], dataset, world, actual, left + start)
+    if not _has_shapes(resolve_config(again, dataset, world), config):
+        again = choose_in_time([asked], dataset, world, actual, left)
+    return Choice(again, actual, measured=True)
 
 
-def measure_step(config: Config, dataset: Dataset, world: World, steps: int) -> float:
+def _has_shapes(config: Config, compiled: Config) -> bool:
+    """Check whether all micro-batches of a config have the shape of another one's, for which code is compiled."""
+    train, size = config.train, compiled.train.micro_batch
+    return train.micro_batch == size and train.tokens_per_step % (size * config.model.context) == 0
+
+
+def measure_step(config: Config, dataset: Dataset, world: World, steps: int, requests: StopRequests) -> float:
     """Return the median seconds of an optimizer step of a resolved config; raises OutOfSpace."""
-    trainer = Trainer(config, dataset, RunDir.with_new_name(config.preset), world, rate=1.0)
-    list(trainer.compile())
-    taken = [sum(time_step(trainer)) for _ in range(WARM_UP + steps)]
-    # Before the run builds its own.
-    del trainer
-    gc.collect()
-    release_cached_memory(world.device)
+    try:
+        with closing(Trainer(config, dataset, RunDir.with_new_name(config.preset), world, rate=1.0)) as trainer:
+            list(trainer.compile())
+            taken = [sum(time_step(trainer)) for number in range(WARM_UP + steps) if number <= WARM_UP or not requests.stop]
+    finally:
+        # Before the run builds its own.
+        trainer = None  # type: ignore[assignment]
+        gc.collect()
+        release_cached_memory(world.device)
     return statistics.median(taken[WARM_UP:])

@@ -65,7 +65,7 @@ class Trainer:
         self.config, self.dataset, self.run, self.world, self.rate = config, dataset, run, world, rate
         self.requests = requests or StopRequests()
         self.objective = build_objective(config, world)
-        self.objective.teachers = load_teachers(config, dataset, world)
+        self.objective.teachers = load_teachers(config, world)
         self.model = self.objective.model
         self.model.model.activation_checkpointing = config.train.activation_checkpointing == "on"
         self.forward = wrap_ddp(self.objective, world)

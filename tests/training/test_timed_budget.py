@@ -16,6 +16,7 @@ from llamactl.planning.timed import choose_in_time
 from llamactl.runs.run_dir import RunDir
 from llamactl.training import timed_budget
 from llamactl.training.events import Stepped, Validated
+from llamactl.training.signals import StopRequests
 from llamactl.training.timed_budget import choose_budget, measure_step
 from llamactl.training.trainer import train_run
 
@@ -76,7 +77,7 @@ def test_steps_that_were_timed_leave_no_trace(configured: Configured, dataset: D
     for timed in (False, True):
         config, world = configured(train={"tokens": 2_048})
         if timed:
-            assert 0 < measure_step(config, dataset, world, steps=2) < 60
+            assert 0 < measure_step(config, dataset, world, 2, StopRequests()) < 60
         events = train_run(config, dataset, RunDir.from_name(f"timed-{timed}"), world, rate=1e11)
         curves.append([event.loss for event in events if isinstance(event, Stepped | Validated)])
     assert len(curves[0]) > 8
