@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from llamactl.config.schema import Config
     from llamactl.corpus.sources import Source
     from llamactl.runs.run_dir import RunDir
 
 # Seconds for what comes after training: a picture and samples, of which each loads PyTorch.
 AFTERWARDS = 10.0
 LEAST = 20.0  # seconds of training below which nothing is learned
-SMALL = 17 << 20  # bytes of text whose own tokenizer is so small that any time is enough for it
+SMALL = 22 << 20  # bytes of text whose own tokenizer is so small that any time is enough for it
 
 
 def quickstart(
@@ -62,43 +63,57 @@ def train_until(end: float, name: str, again: str) -> str:
         # A run that has begun says by itself how it is resumed.
         lambda: "" if folder.config_path.exists() else again,
     )
-    return learn_from_several(folder, monotonic() - begun, end - monotonic(), again)
+    return learn_from_several(folder, monotonic() - begun, end, again)
 
 
-def learn_from_several(first: "RunDir", taken: float, left: float, again: str) -> str:
+def learn_from_several(first: "RunDir", taken: float, end: float, again: str) -> str:
     """Where the text is used up and time is left, train runs of other seeds, and one that learns from all of them.
 
-    `taken` is what the first run took, in seconds. Returns the name of the last run.
+    `taken` is what the first run took, in seconds, and `end` a time of `monotonic`. Returns the last run that is complete.
     """
-    from llamactl.cli.steps import run_step
     from llamactl.cli.ui.console import progress
     from llamactl.planning.defaults import affordable_teachers
+    from llamactl.storage.home import LONGEST_NAME
+
+    config, epochs, teachers = first.config(), first.plan()["epochs"], [first.path.name]
+    taught = f"{teachers[0]}-taught"
+    if len(taught) > LONGEST_NAME or not affordable_teachers(config, epochs, taken, end - monotonic(), 1):
+        return teachers[0]
+    progress.print(
+        "\nThe text was read as often as pays. The rest of the time is for runs alike, and one that learns from all."
+    )
+    try:
+        # Asked again each time, as a run may take longer than the first.
+        while affordable_teachers(config, epochs, taken, end - monotonic(), len(teachers)) > len(teachers):
+            run_alike(config, f"{teachers[0]}-{len(teachers) + 1}", len(teachers), [], again)
+            teachers.append(f"{teachers[0]}-{len(teachers) + 1}")
+        if not affordable_teachers(config, epochs, taken, end - monotonic(), len(teachers)):
+            return teachers[0]
+        run_alike(config, taught, len(teachers), teachers, again)
+    except typer.Exit as ended:
+        if ended.exit_code > 128:  # by a signal
+            raise
+        progress.print(f"\nThat run failed. What follows is of {teachers[0]}, which is complete.", style="yellow")
+        return teachers[0]
+    return taught
+
+
+def run_alike(config: "Config", name: str, seed: int, teachers: list[str], again: str) -> None:
+    """Train a run with the settings of another one and a seed of its own."""
+    from llamactl.cli.steps import run_step
     from llamactl.runs.run_dir import RunDir
 
-    name, config = first.path.name, first.config()
-    count = affordable_teachers(config, first.plan()["epochs"], taken, left)
-    if not count:
-        return name
-    others = "another run" if count == 2 else f"{count - 1} more runs"
-    progress.print(
-        f"\nThe text was read as often as pays. What is left of the time buys {others}, and one that learns from all."
-    )
     chosen = {
         "train.tokens_per_step": config.train.tokens_per_step,
         "train.dropout": config.train.dropout,
         "optim.weight_decay": config.optim.weight_decay,
+        "train.seed": seed,
+        "data.seed": seed,
     }
     command = f"train --data {shlex.quote(config.data.name)} --preset {config.preset} --tokens {config.train.tokens}"
     command += "".join(f" --set {setting}={value}" for setting, value in chosen.items())
-    teachers = [name, *(f"{name}-{number}" for number in range(2, count + 1))]
-    for seed, run in enumerate([*teachers[1:], f"{name}-taught"], start=1):
-        learned = f" --teachers {','.join(teachers)}" if seed == count else ""
-        begun = RunDir.from_name(run).config_path.exists
-        run_step(
-            f"{command} --set train.seed={seed} --set data.seed={seed}{learned} --run {run}",
-            lambda begun=begun: "" if begun() else again,  # type: ignore[misc]
-        )
-    return f"{name}-taught"
+    command += f" --teachers {','.join(teachers)}" if teachers else ""
+    run_step(f"{command} --run {name}", lambda: "" if RunDir.from_name(name).config_path.exists() else again)
 
 
 def tokenizer_for_time(source: "Source", seconds: float) -> str:

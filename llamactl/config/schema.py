@@ -132,7 +132,7 @@ class TrainConfig(Section):
         0, ge=0, le=10**6, description="validations without a new lowest loss after which the run ends; 0: any number"
     )
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="share of elements that are left out in training; 0.2 for text read many times"
+        0.0, ge=0, le=0.9, description="share of elements that are left out in training; 0.2 for text read many times"
     )
     teachers: Checkpoints = Field((), description="checkpoints whose mean prediction is learned beside the text")
     teachers_sha256: Checkpoints = Field((), description="sha256 of their weights; empty: worked out when the run starts")

@@ -1,7 +1,7 @@
 """Dropout of single elements, as a function of a seed and the element's place alone.
 
 Which elements are left out follows from a hash, not from a generator: a step that is compiled, recomputed, resumed or shared by
-several processes leaves out the same ones, and no mask is stored for the backward pass.
+several processes leaves out the same ones, and compiled code stores no mask for the backward pass.
 """
 
 import torch

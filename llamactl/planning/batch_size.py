@@ -5,7 +5,7 @@ from typing import Literal
 from llamactl.config.schema import Config, ModelConfig, TrainConfig
 from llamactl.distributed.context import World
 from llamactl.planning.flops import flops_per_token, update_flops
-from llamactl.planning.memory import free_memory, held_bytes, mask_bytes, window_bytes
+from llamactl.planning.memory import free_memory, held_bytes, mask_bytes, teacher_bytes, window_bytes
 
 # Tokens of a step grow with the budget, as a power law through two points: for a budget of 245,760 tokens 1,024 were best
 # with 2.6M parameters (docs/recipe.md), for 1.3 billion published runs are best with about 262,144.
@@ -57,7 +57,7 @@ def resolve_micro_batch(windows: int, setting: int, limit: int, processes: int) 
 def max_micro_batch(config: Config, world: World) -> int:
     """Return the largest micro-batch that memory allows and that still gains speed."""
     # Only part of the free memory: the saved copy, the update and what the estimate misses take the rest.
-    available = 0.6 * free_memory(world) - held_bytes(config.model, config.optim.name, world)
+    available = 0.6 * free_memory(world) - held_bytes(config.model, config.optim.name, world) - teacher_bytes(config, world)
     useful = MICRO_TOKENS.get(world.device.type, MICRO_TOKENS_ON_GPU) // config.model.context
     window = window_bytes(config.model, resolve_recompute(config, world) == "on", world) + mask_bytes(config, world)
     return max(1, min(useful, int(available // window)))

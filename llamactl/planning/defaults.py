@@ -47,15 +47,16 @@ def default_budget(parameters: int, info: DatasetInfo) -> int:
     return min(LARGEST_BUDGET, worthwhile_tokens(parameters, info.total("train", "tokens")))
 
 
-def affordable_teachers(config: Config, epochs: float, taken: float, left: float) -> int:
-    """Return how many runs alike a further one can learn from in the seconds that are `left`, when the first has `taken` some.
+def affordable_teachers(config: Config, epochs: float, taken: float, left: float, trained: int) -> int:
+    """Return how many runs alike a further one can learn from in the seconds that are `left`; 0 where it can't from two.
 
-    0 where the first run has not read the text as often as pays, so that a longer one is the better use of time.
+    A run takes as long as the first has `taken`, and so many are `trained` already. 0 also where the first has not read the
+    text as often as pays, so that a longer one is the better use of time.
     """
     if not config.train.dropout or epochs < 0.98 * REGULARIZED_EPOCHS:
         return 0
-    # All but the first are still to be trained; the last run reads what each of them predicts, a third of its own work.
-    costs = {count: (count - 1 + 1 + count / 3) * taken for count in range(2, MOST_TEACHERS + 1)}
+    # The last run reads what each of its teachers predicts, a third of its own work.
+    costs = {count: (count - trained + 1 + count / 3) * taken for count in range(max(2, trained), MOST_TEACHERS + 1)}
     return max((count for count, cost in costs.items() if cost <= left), default=0)
 
 

@@ -99,6 +99,14 @@ def chunk_bytes(model: ModelConfig, world: World, compiled: bool, tokens: int = 
     return logits * model.vocab_size + (4 + width) * model.vocab_size * model.dim
 
 
+def teacher_bytes(config: Config, world: World) -> int:
+    """Return the bytes of the teachers of a run, taken to be of its own size, and of a chunk of the logits of each."""
+    width, model, count = world.precision.dtype.itemsize, config.model, len(config.train.teachers)
+    logits = model.vocab_size * (CHUNK_ON_GPU if world.device.type == "cuda" else CHUNK)
+    # The mean of what they predict is fp32.
+    return count * width * (num_params(model) + logits) + (4 * logits if count else 0)
+
+
 def free_memory(world: World) -> int:
     """Return the free bytes on a rank's device."""
     # A CPU's memory is shared by all ranks of the machine; Apple's GPUs may use a part of it.

@@ -14,6 +14,7 @@ from llamactl.planning.memory import (
     gathered_bytes,
     mask_bytes,
     state_bytes,
+    teacher_bytes,
     update_bytes,
     window_bytes,
 )
@@ -30,7 +31,7 @@ class MemoryEstimate:
 
     `saving` is the copy of weights and optimizer state that is written to disk while training continues, `gathered` the
     weights and gradients that FSDP holds unsharded, `exchange` the buffers of communication, `program` code and libraries.
-    A CUDA `graph` keeps what the backward pass needs while the weights are updated.
+    A CUDA `graph` keeps what the backward pass needs while the weights are updated. `teachers` are their weights and logits.
     """
 
     weights: int
@@ -44,12 +45,14 @@ class MemoryEstimate:
     gathered: int = 0
     exchange: int = 0
     graph: int = 0
+    teachers: int = 0
 
     @property
     def total(self) -> int:
         """Return the peak: the sum, with only the larger one of backward pass and update."""
         # Activations, logits and gathered weights are freed before the optimizer allocates its update.
-        persistent = self.weights + self.gradients + self.optimizer + self.saving + self.program + self.exchange + self.graph
+        held = self.weights + self.gradients + self.optimizer + self.teachers + self.graph
+        persistent = held + self.saving + self.program + self.exchange
         return persistent + max(self.activations + self.logits + self.gathered, self.update)
 
     @property
@@ -64,15 +67,13 @@ def estimate_memory(config: Config, world: World) -> MemoryEstimate:
     model, optimizer = config.model, config.optim.name
     parameters, state = -(-4 * num_params(model) // world.shards), state_bytes(model, optimizer, world.shards)
     on_cpu = world.device.type == "cpu"
-    # Teachers are taken to be of the same size; each rank has them whole.
-    teachers = len(config.train.teachers) * world.precision.dtype.itemsize * num_params(model)
     compiled = config.train.compile != "off"
     window = window_bytes(model, config.train.activation_checkpointing == "on", world, compiled) + mask_bytes(config, world)
     activations = config.train.micro_batch * window
     logits = chunk_bytes(model, world, compiled, config.train.micro_batch * model.context)
     update = update_bytes(model, optimizer, world)
     return MemoryEstimate(
-        weights=parameters + teachers,
+        weights=parameters,
         gradients=parameters,
         # state_bytes counts weights and gradients too.
         optimizer=state - 2 * parameters,
@@ -85,6 +86,7 @@ def estimate_memory(config: Config, world: World) -> MemoryEstimate:
         else CONTEXT_OF_CUDA,
         gathered=gathered_bytes(model, world),
         exchange=buffer_bytes(optimizer, world),
+        teachers=teacher_bytes(config, world),
         graph=WORKSPACES + min(activations + logits, update) if config.train.compile == "graphs" else 0,
     )
 

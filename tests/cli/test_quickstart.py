@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import typer
 
 from llamactl.cli import steps
 from llamactl.cli.quickstart import learn_from_several, tokenizer_for_time
@@ -51,16 +52,38 @@ def test_a_used_up_text_is_learned_from_several_runs(home: Path, monkeypatch: py
     folder.keep_plan({"epochs": 16.0})
     typed: list[str] = []
     monkeypatch.setattr(steps, "run_step", lambda command, to_continue: typed.append(command))
-    assert learn_from_several(folder, taken=10, left=20, again="") == "first"
+    assert learn_from_several(folder, 10, time.monotonic() + 20, "") == "first"
     assert not typed
-    assert learn_from_several(folder, taken=10, left=45, again="") == "first-taught"
+    assert learn_from_several(folder, 10, time.monotonic() + 45, "") == "first-taught"
     begin = "train --data my --preset tiny --tokens 5120 --set train.tokens_per_step=512 --set train.dropout=0.2"
     assert all(command.startswith(f"{begin} --set optim.weight_decay=0.1 ") for command in typed)
+    # The runs took no time at all, so that there was some for a fourth.
     assert [command.partition("weight_decay=0.1 ")[2] for command in typed] == [
         "--set train.seed=1 --set data.seed=1 --run first-2",
         "--set train.seed=2 --set data.seed=2 --run first-3",
-        "--set train.seed=3 --set data.seed=3 --teachers first,first-2,first-3 --run first-taught",
+        "--set train.seed=3 --set data.seed=3 --run first-4",
+        "--set train.seed=4 --set data.seed=4 --teachers first,first-2,first-3,first-4 --run first-taught",
     ]
+
+
+@pytest.mark.parametrize(("code", "raises"), [(4, False), (130, True)])
+def test_a_run_alike_that_fails_leaves_the_first(
+    code: int, raises: bool, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunDir.from_name("first")
+    folder.start(build_config([preset_settings("tiny"), {"data": {"name": "my"}, "train": {"dropout": 0.2}}]), {})
+    folder.keep_plan({"epochs": 16.0})
+
+    def fail(*_: object) -> None:
+        raise typer.Exit(code)
+
+    monkeypatch.setattr(steps, "run_step", fail)
+    if raises:  # Ctrl-C ends all of it
+        with pytest.raises(typer.Exit):
+            learn_from_several(folder, 10, time.monotonic() + 100, "")
+        return
+    assert learn_from_several(folder, 10, time.monotonic() + 100, "") == "first"
+    assert "What follows is of first" in capsys.readouterr().err
 
 
 @pytest.mark.slow

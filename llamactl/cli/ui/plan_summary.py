@@ -62,7 +62,7 @@ def show_plan_lines(plan: Plan, config: Config, dataset: Dataset, world: World, 
             "disk": f"up to {show_bytes(plan.disk)} for checkpoints of {show_bytes(plan.checkpoint)}",
             "memory": f"about {show_bytes(plan.memory.total)}{' per process' if plan.processes > 1 else ''}; "
             f"{show_bytes(plan.memory_free)} free",
-            "time": f"about {show_time(plan.duration.total)}{', as a few steps were timed' if measured else _assumed(world)}",
+            "time": f"about {show_time(plan.duration.total)}{TIMED if measured else _assumed(world)}",
             **_loss(plan),
         },
     )
@@ -150,6 +150,7 @@ PARTS = {
     "gathered": "unsharded weights and gradients",
     "exchange": "NCCL buffers",
     "graph": "memory that the CUDA graph keeps",
+    "teachers": "teachers and their logits",
     "program": "Python and PyTorch",
 }
 
