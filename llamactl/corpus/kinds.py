@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 # Programs, and documents that are written as programs are.
 CODE = {
-    ".adoc", ".asm", ".bash", ".bib", ".c", ".cc", ".cjs", ".clj", ".coffee", ".cpp", ".cs", ".css", ".cu", ".cuh",
+    ".adoc", ".asm", ".bash", ".bib", ".c", ".cc", ".cjs", ".clj", ".coffee", ".cpp", ".cs", ".cu", ".cuh",
     ".cxx", ".d", ".dart", ".el", ".elm", ".erl", ".ex", ".exs", ".f", ".f03", ".f90", ".fish", ".fs", ".fsx", ".go",
     ".gradle", ".groovy", ".h", ".hh", ".hpp", ".hs", ".hxx", ".ino", ".jav", ".java", ".jl", ".js", ".jsx", ".kt",
-    ".kts", ".less", ".lisp", ".lua", ".m", ".mjs", ".ml", ".mli", ".nim", ".org", ".pas", ".php", ".pl", ".pm", ".proto",
-    ".ps1", ".py", ".pyi", ".pyx", ".r", ".rb", ".rkt", ".rs", ".sass", ".scala", ".scm", ".scss", ".sh", ".sol", ".sql",
+    ".kts", ".lisp", ".lua", ".m", ".mjs", ".ml", ".mli", ".nim", ".org", ".pas", ".php", ".pl", ".pm", ".proto",
+    ".ps1", ".py", ".pyi", ".pyx", ".r", ".rb", ".rkt", ".rs", ".scala", ".scm", ".sh", ".sol", ".sql",
     ".srt", ".sv", ".svelte", ".swift", ".tcl", ".tex", ".ts", ".tsx", ".v", ".vb", ".vhd", ".vhdl", ".vim", ".vtt",
     ".vue", ".zig", ".zsh",
 }  # fmt: skip

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -14,15 +15,15 @@ from pathlib import Path
 
 from llamactl.corpus import parts as corpus_parts
 from llamactl.corpus import readers
-from llamactl.corpus.columns import choose_column, is_corpus
+from llamactl.corpus.columns import choose_column
 from llamactl.corpus.holdout import Holdout
 from llamactl.corpus.hub import hub_parts
-from llamactl.corpus.kinds import CODE, split_endings
 from llamactl.corpus.parts import Part
+from llamactl.corpus.programs import is_code, without_settings
 from llamactl.corpus.splitting import FEW, SHOWN, Choice, choose_rule, read_rule, rule_occurs
 from llamactl.corpus.streams import Decoded
 from llamactl.corpus.text_files import find_encoding
-from llamactl.corpus.walk import Found, find_files, show_counts
+from llamactl.corpus.walk import find_files, show_counts
 from llamactl.errors import DataError, UsageError
 from llamactl.storage.home import make_name
 
@@ -159,10 +160,10 @@ def file_source(patterns: list[str], reading: Reading = Reading()) -> Source:
     """
     rule = read_rule(reading.split)
     encoding = find_encoding(reading.encoding) if reading.encoding else ""
-    found = find_files(patterns)
+    found = find_files(patterns, encoding)
     parts = [part for path in found.files for part in readers.split_into_parts(path)]
-    if not reading.text_column:
-        parts = _without_settings(parts, found)
+    kept = parts if reading.text_column else without_settings(parts, patterns)
+    left_out, parts = found.left_out + Counter({"settings or data beside source code": len(parts) - len(kept)}), kept
     size = sum(part.size for part in parts)
     choice = _choose_split([replace(part, encoding=encoding) for part in parts if part.kind == "text"], rule, len(parts))
     column, why = _choose_column(
@@ -175,23 +176,9 @@ def file_source(patterns: list[str], reading: Reading = Reading()) -> Source:
     notes = [f"documents: {choice.rule}, as {choice.why} (--split)"] if choice.why else []
     notes += [f"text: {why} (--text-column)"] if why else []
     notes += found.notes
-    if found.left_out:
-        notes.append(f"left out: {show_counts(found.left_out)}")
+    if left_out:
+        notes.append(f"left out: {show_counts(left_out)}")
     return replace(source, text_column=column, split=choice.rule, encoding=encoding, notes=tuple(notes))
-
-
-def _without_settings(parts: list[Part], found: Found) -> list[Part]:
-    """Leave out what programs have beside them as JSON or tables, unless its columns say that it is text."""
-    if not any(map(_is_code, parts)):
-        return parts
-    kept = [part for part in parts if part.kind == "text" or is_corpus(readers.column_kinds(part))]
-    found.left_out["settings or data beside source code"] += len(parts) - len(kept)
-    found.left_out = +found.left_out
-    return kept
-
-
-def _is_code(part: Part) -> bool:
-    return split_endings(Path(part.location))[0] in CODE
 
 
 def _choose_split(texts: list[Part], rule: str, files: int) -> Choice:
@@ -206,7 +193,7 @@ def _choose_split(texts: list[Part], rule: str, files: int) -> Choice:
     if not texts or files >= FEW:
         return Choice("files")
     choice = choose_rule([_opening(part) for part in texts])
-    program = choice.rule == "lines" and any(map(_is_code, texts))
+    program = choice.rule == "lines" and any(is_code(part.location) for part in texts)
     return Choice("chunks", "lines of a program belong together") if program else choice
 
 

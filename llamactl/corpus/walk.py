@@ -12,30 +12,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llamactl.corpus.kinds import ABOUT, READABLE, describe_ending, describe_magic, find_kind, is_clutter, split_endings
-from llamactl.corpus.streams import read_head
-from llamactl.corpus.text_files import is_text
+from llamactl.corpus.kinds import ABOUT, PACKED, READABLE, describe_ending, find_kind, is_clutter, split_endings
+from llamactl.corpus.programs import is_code, is_readable
 from llamactl.errors import DataError
 from llamactl.storage.records import read_object
+
+FEW_OTHERS = 20  # files of an ending that are no text, after which no more of it are looked at
 
 
 @dataclass
 class Found:
-    """The files of a source, how many others were left out and why, those of unknown kinds, and notes for the user."""
+    """The files of a source, how many others were left out and why, those of unknown kinds, and notes for the user.
+
+    `encoding` is that of text without a mark; empty for UTF-8.
+    """
 
     files: list[Path]
+    encoding: str = ""
     left_out: Counter[str] = field(default_factory=Counter)
     unknown: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def find_files(patterns: list[str]) -> Found:
+def find_files(patterns: list[str], encoding: str = "") -> Found:
     """Return the files that the patterns name, sorted; raises DataError for a pattern that names none."""
-    found = Found([])
+    found = Found([], encoding)
     files: set[Path] = set()
     for pattern in patterns:
         matches = _match(pattern)
-        found.unknown, ending = [], Path(pattern).suffix
+        found.unknown, ending = [], "".join(split_endings(Path(pattern)))
         inside = [file for match in matches for file in _files_of(match, found, match == _plain(pattern), ending)]
         inside = inside or _texts_of_unknown_kinds(found)
         if not inside:
@@ -46,29 +51,19 @@ def find_files(patterns: list[str]) -> Found:
 
 
 def _texts_of_unknown_kinds(found: Found) -> list[Path]:
-    """Return the files of unknown kinds whose first bytes are text: where there is nothing else, they are what was meant."""
-    texts, other_endings = [], set()
+    """Return the files of unknown kinds that are text: where there is nothing else, they are what was meant."""
+    texts, others = [], Counter[str]()
     for path in found.unknown:
-        # One photo tells that no .jpg is text: there may be a million of them.
-        if path.suffix in other_endings:
-            continue
-        if _looks_like_text(path):
+        # A few photos tell that no .jpg is text: there may be a million of them.
+        if others[path.suffix] < FEW_OTHERS and is_readable(path, found.encoding):
             texts.append(path)
-        elif path.suffix:
-            other_endings.add(path.suffix)
+        else:
+            others[path.suffix] += 1
     taken = Counter(map(_reason, texts))
     found.left_out -= taken
     if taken:
         found.notes.append(f"text, by the first bytes: {show_counts(taken)}")
     return texts
-
-
-def _looks_like_text(path: Path) -> bool:
-    try:
-        head = read_head(path)
-    except OSError:
-        return False
-    return describe_magic(head) is None and is_text(head)
 
 
 def _once(files: list[Path]) -> Iterator[Path]:
@@ -120,7 +115,8 @@ def _files_of(path: Path, found: Found, named: bool, ending: str) -> Iterator[Pa
     if stat.S_ISDIR(mode):
         yield from _walk(path, found, set())
     elif stat.S_ISREG(mode):
-        if named or find_kind(path) or (ending and path.suffix == ending):
+        asked = ending not in ("", *PACKED) and path.name.lower().endswith(ending)
+        if named or asked or _is_taken(path, found):
             yield path
         else:
             _leave_out(path, found)
@@ -157,16 +153,26 @@ def _walk(folder: Path, found: Found, entered: set[tuple[int, int]]) -> Iterator
             found.left_out["no regular file"] += 1
         elif name.lower() in ABOUT:
             found.left_out["README or LICENSE"] += 1
-        elif find_kind(path):
+        elif _is_taken(path, found):
             yield path
         else:
             _leave_out(path, found)
 
 
+def _is_taken(path: Path, found: Found) -> bool:
+    """Check whether a file in a folder is read: by its name, and source code only where it can be."""
+    if not find_kind(path):
+        return False
+    return not is_code(path) or bool(split_endings(path)[1]) or is_readable(path, found.encoding)
+
+
 def _leave_out(path: Path, found: Found) -> None:
-    """Count a file whose name is that of no text; remember it if its name says nothing."""
+    """Count a file that is not taken for text; remember it if its name says nothing."""
+    if path.name.lower() in ABOUT:
+        found.left_out["README or LICENSE"] += 1
+        return
     found.left_out[_reason(path)] += 1
-    if describe_ending(path) is None and split_endings(path)[1] == "":
+    if describe_ending(path) is None and not find_kind(path) and not split_endings(path)[1]:
         found.unknown.append(path)
 
 
@@ -180,12 +186,14 @@ def list_names(folder: Path) -> list[str]:
 
 def show_counts(counts: Counter[str]) -> str:
     """Write how many files there are of each kind, the most frequent kinds first."""
-    return ", ".join(f"{count:,} × {kind}" for kind, count in counts.most_common(9))
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count:,} × {kind}" for kind, count in ordered[:9])
 
 
 def _reason(path: Path) -> str:
-    other = describe_ending(path)
-    ending = path.suffix.lower()
+    other, ending = describe_ending(path), path.suffix.lower()
+    if is_code(path):
+        return f"{ending} files that are not UTF-8"
     return f"{ending}: {other.name}" if other else f"{ending} files" if ending else "names without an ending"
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llamactl.corpus.sources import Source, file_source, open_source, sample_source
+from llamactl.corpus.sources import Reading, Source, file_source, open_source, sample_source
 from llamactl.errors import DataError
 
 
@@ -76,6 +76,31 @@ def test_source_code_is_text(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"\0\1")
     assert texts(file_source([str(tmp_path)])) == ["notes.txt", "paper.tex", "setup.py", "src/deep/lib.rs", "src/main.C"]
+
+
+def test_source_code_in_another_encoding_is_left_out(tmp_path: Path) -> None:
+    """A comment in Latin-1, or a film that is called .ts, must not end the work; --encoding says what it is."""
+    (tmp_path / "a.py").write_text("text")
+    (tmp_path / "b.c").write_bytes(b"/* caf\xe9 */ int main;" * 9)
+    (tmp_path / "film.ts").write_bytes(bytes(range(256)) * 99)
+    for pattern in (tmp_path, f"{tmp_path}/*"):
+        source = file_source([str(pattern)])
+        assert texts(source) == ["text"]
+        assert "left out: 1 × .c files that are not UTF-8, 1 × .ts files that are not UTF-8" in source.notes
+    assert len(texts(file_source([str(tmp_path)], Reading(encoding="latin-1")))) == 2
+    assert len(texts(file_source([str(tmp_path / "b.c")], Reading(encoding="latin-1")))) == 1
+
+
+def test_a_corpus_beside_a_script_is_read(tmp_path: Path) -> None:
+    """With the only column of text, however it is called; by a name that was typed; not what is no corpus at all."""
+    (tmp_path / "loader.py").write_text("program")
+    pq.write_table(pa.table({"content": ["row"], "id": [1]}), tmp_path / "part.parquet")
+    assert texts(file_source([str(tmp_path)]), "content") == ["program", "row"]
+    (tmp_path / "part.parquet").unlink()
+    (tmp_path / "stories.json").write_text('[{"story": "once"}]')
+    (tmp_path / "damaged.json").write_text("{ // settings")
+    assert texts(file_source([str(tmp_path)])) == ["program"]
+    assert texts(file_source([str(tmp_path / "loader.py"), str(tmp_path / "stories.json")]), "story") == ["program", "once"]
 
 
 def test_a_program_is_not_cut_into_lines(tmp_path: Path) -> None:
