@@ -134,7 +134,7 @@ def test_a_folder_without_a_known_kind_gives_what_is_text(tmp_path: Path) -> Non
         (tmp_path / name).write_bytes(b"\xff\xd8\xff" + bytes(range(256)))
     source = file_source([str(tmp_path)])
     assert texts(source) == ["text of 1", "text of 2", "text of a.log", "text of b.log"]
-    assert "text, by the first bytes: 2 × names without an ending, 2 × .log files" in source.notes
+    assert "text, by the first bytes: 2 × .log files, 2 × names without an ending" in source.notes
     assert "left out: 2 × .jpg files, 1 × README or LICENSE" in source.notes
     (tmp_path / "known.txt").write_text("prose")
     assert texts(file_source([str(tmp_path)])) == ["prose"]  # as before: what has no known name is left out where others have
