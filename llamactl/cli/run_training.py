@@ -84,6 +84,9 @@ def plan_run(
     rate = broadcast_from_rank0(lambda: peak_flops(world.device, world.precision.dtype))
     shards, (config, reached, measured) = broadcast_from_rank0(lambda: resolve_run(chosen, dataset, world, rate, requests))
     shared = replace(world, shards=shards)
+    # Before there is a run that could be resumed; several processes agree on it when they train.
+    if requests and requests.stop and world.size == 1 and not chosen.again:
+        raise typer.Exit(128 + requests.stop)
     if why := broadcast_from_rank0(lambda: unused_gpu(chosen.config.train.device, world.device)):
         progress.print(f"{why}: it trains on the CPU. To see more: llamactl doctor", style="yellow")
     plan = broadcast_from_rank0(lambda: show_plan_summary(config, dataset, shared, reached, chosen.folder, measured))
@@ -113,18 +116,14 @@ def run_training(chosen: TrainingRequest, dry_run: bool, json: bool, track: list
         dataset = data.open()
         check_same_data(dataset, broadcast_from_rank0(lambda: dataset.info.digest))
         config, world, rate, planned = plan_run(chosen, dataset, world, None if dry_run else requests)
-        # Before there is a run that could be resumed; several processes agree on it when they train.
-        if requests.stop and world.size == 1 and not chosen.again:
-            raise typer.Exit(128 + requests.stop)
         if dry_run:
             broadcast_from_rank0(lambda: show_memory(planned.memory))
             return
-        sensible = anyway or chosen.again
-        broadcast_from_rank0(lambda: check_fit(planned, config, folder, sensible))
+        broadcast_from_rank0(lambda: check_fit(planned, config, folder, anyway or chosen.again))
         trackers = open_trackers(track if world.is_main else [], folder, config.model_dump(mode="json"))
         with ExitStack() as stack:
-            resolved = chosen._replace(config=config)
-            guard = stack.enter_context(locked_run(resolved, dataset, world, planned)) if world.is_main else None
+            lock = locked_run(chosen._replace(config=config), dataset, world, planned)
+            guard = stack.enter_context(lock) if world.is_main else None
             events = stack.enter_context(closing(train_run(config, dataset, folder, world, rate, requests)))
             if guard:
                 whole = evaluate_at_the_end(events, folder, dataset, config, world.device)

@@ -1,5 +1,6 @@
 """Shards as arrays: what opening checks, what reading checks, and how many files that takes."""
 
+import os
 import resource
 from itertools import pairwise
 from pathlib import Path
@@ -63,6 +64,7 @@ def test_another_size_is_found_at_opening(folder: Path, change: object) -> None:
 
 
 def limited(files: int, folder: Path) -> None:
+    os.closerange(3, 4_096)  # what tests before have open
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     shards = Shards(folder, LENGTHS, "uint16")
     for number in ORDER:
