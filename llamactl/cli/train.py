@@ -35,7 +35,7 @@ from llamactl.cli.preconditions import import_torch, require_run, require_settin
 from llamactl.cli.run_training import TrainingRequest, run_training
 
 if TYPE_CHECKING:
-    from llamactl.config.schema import Config
+    from llamactl.config.schema import Config, Tree
     from llamactl.runs.run_dir import RunDir
 
 RESUME_HELP = "With --resume: the run to resume."
@@ -100,9 +100,7 @@ def train(
     typed += [{"train": {"parallel": parallel}}] if parallel else []
     typed += [{"data": {"separate_documents": True}}] if separate_documents else []
     typed += [{"train": {"deterministic": True}}] if deterministic else []
-    typed += [{"train": {"teachers": teachers.split(",")}}] if teachers else []
-    for teacher in filter(None, teachers.split(",")):
-        require_run(teacher)
+    typed += typed_teachers(teachers)
     typed += [{"train": {"patience": patience}}] if patience is not None else []
     if not (resume or init_from):
         require_settings_and_dataset(preset, config, typed)
@@ -131,6 +129,13 @@ def train(
     # Rank 0 chooses for all: the name of a new run contains the time, which differs between ranks.
     with process_group():
         run_training(broadcast_from_rank0(choose), dry_run, json, trackers, yes)
+
+
+def typed_teachers(names: str) -> "list[Tree]":
+    """Return the setting that names separated by commas are, or nothing; raises DataError for a run that does not exist."""
+    for name in filter(None, names.split(",")):
+        require_run(name)
+    return [{"train": {"teachers": names.split(",")}}] if names else []
 
 
 def check_exclusive_options(to_resume: str, resume: bool, time: str, tokens: str, chosen: bool) -> None:
