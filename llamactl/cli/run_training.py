@@ -60,10 +60,11 @@ def resolve_run(
     budget = Choice(config, rate, measured=False)
     if chosen.seconds:
         configs = [pin_teachers(each, dataset) for each in chosen.configs or (config,)]
-        budget = budget._replace(config=choose_in_time(configs, dataset, world, rate, chosen.seconds))
         if requests:
             with progress.status("timing a few steps …"):
                 budget = choose_budget(configs, dataset, world, rate, chosen.seconds, requests)
+        else:
+            budget = budget._replace(config=choose_in_time(configs, dataset, world, rate, chosen.seconds))
     world = choose_sharding(budget.config, dataset, world)
     return world.shards, budget._replace(config=resolve_config(budget.config, dataset, world))
 

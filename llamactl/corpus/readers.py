@@ -42,7 +42,7 @@ def _text_or_refuse(path: Path) -> str:
             return "text"
     if other:
         raise DataError(f"{path} can't be read.", f"It is {other.name}.", other.way_out(str(path)))
-    why = f"It is none of {READABLE}."
+    why = f"Neither its name nor its first bytes are those of text. What can be read: {READABLE}."
     raise DataError(f"{path} can't be read.", why, f"If it is text, copy it to {path.name}.txt")
 
 

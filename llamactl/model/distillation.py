@@ -21,7 +21,7 @@ class Taught(NamedTuple):
     share: float
     chunk: TaughtChunk
 
-    def logits(self, rows: slice) -> list[Tensor]:
+    def compute_logits(self, rows: slice) -> list[Tensor]:
         """Compute the logits of each teacher (rows V)."""
         return [hidden[rows] @ head.mT.to(hidden.dtype) for hidden, head in zip(self.hidden, self.heads, strict=True)]
 

@@ -118,7 +118,7 @@ class _ChunkedSum(torch.autograd.Function):
             rows, wanted = hidden[part], targets[part, None]
             pull = rows @ weight.mT
             if taught:
-                loss += taught.chunk(pull, wanted, taught.logits(part), taught.share)
+                loss += taught.chunk(pull, wanted, taught.compute_logits(part), taught.share)
             elif fused:
                 loss += fused(pull, wanted)
             else:

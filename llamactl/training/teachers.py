@@ -42,14 +42,14 @@ def pin_teachers(config: Config, dataset: Dataset, resumed: bool = False) -> Con
 def _pin(name: str, config: Config, dataset: Dataset) -> tuple[str, str]:
     """Return the permanent name of a teacher and the sha256 of its weights; raises DataError, UsageError."""
 
-    def check(path: Path) -> tuple[str, str]:
+    def read_teacher(path: Path) -> tuple[str, str]:
         state = read_verified_state(path)
         _check_fit(name, path, config, dataset)
         return permanent_name(path, state.step), state.weights_digest
 
     try:
         # The other run may be training now, and prune the checkpoint while it is read.
-        return retry_while_pruned(name, check)
+        return retry_while_pruned(name, read_teacher)
     except DataError as error:
         why = f"A run reads its teachers until it is over. {error.why}".strip()
         raise DataError(f"The teacher {name} can't be read: {error.what}", why, error.fix) from error

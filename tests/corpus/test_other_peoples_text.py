@@ -513,7 +513,7 @@ def test_a_shard_without_any_text_is_empty(tmp_path: Path, prepare: Prepare) -> 
         ("x.pkl", b"\x80\x04", "pickle"),
         ("x.gz", gzip.compress(b"abc", mtime=0), "x.txt.gz"),
         ("x.txt", gzip.compress(b"abc", mtime=0), "x.txt.gz"),
-        ("x", bytes(range(256)) * 99, "It is none of"),
+        ("x", bytes(range(256)) * 99, "Neither its name nor its first bytes"),
         ("x.json", b'{"a": [{"b": 1}], "c": [{"b": 1}]}', "several lists"),
         ("x.json", b'[{"text": "a"}, {"te', "is not JSON"),
         ("x.csv", b'text\n"never ends\n', "can't be read"),
