@@ -63,6 +63,11 @@ def handle_signals() -> Iterator[StopRequests]:
     before = {number: signal.signal(number, save if number in SAVES else stop) for number in handled}
     try:
         yield requests
+    except Exception:
+        if read_launch().size > 1:
+            # Where one process fails, torchrun ends the others: its SIGTERM must not come before they have shown the error.
+            before[signal.SIGTERM] = signal.SIG_IGN
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
