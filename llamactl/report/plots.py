@@ -28,7 +28,7 @@ GREY = "#777777"  # colour of the baselines
 EARLY, HEADROOM = 0.02, 0.5
 
 # Points of a curve in a picture, whose 1,440 columns of pixels show no more: the lowest and the highest of each interval.
-MOST_POINTS = 6_000
+MOST_POINTS = 3_000
 
 FORMATS = (".png", ".svg", ".pdf")
 
