@@ -28,7 +28,7 @@ from llamactl.corpus.dataset import DatasetDir
 from llamactl.model.llama import Llama
 from llamactl.model.objective import NextToken
 from llamactl.optim import build as optim_build
-from llamactl.optim.muon import Muon
+from llamactl.optim.muon import NEWTON_SCHULZ, Muon
 from llamactl.runs.run_dir import RunDir
 from llamactl.training import build as training_build
 from llamactl.training import trainer
@@ -49,7 +49,7 @@ POLAR_EXPRESS = (
 
 
 def polar_express(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    """`orthogonalise` with other coefficients in each of its steps."""
+    """`orthogonalize` with other coefficients in each of its steps."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.to(dtype)
     x = x.mT if tall else x
@@ -59,6 +59,29 @@ def polar_express(matrices: Tensor, dtype: torch.dtype) -> Tensor:
         x = a * x + (b * gram + c * gram @ gram) @ x
     orthogonal: Tensor = (x.mT if tall else x).to(matrices.dtype)
     return orthogonal
+
+
+def newton_schulz(steps: int, preconditioned: bool = False, rows: int = 0) -> Callable[[Tensor, torch.dtype], Tensor]:
+    """`orthogonalize` in fewer steps, each block of so many rows on its own, or after the rescaling of Turbo-Muon.
+
+    That divides each row by the root of the sum of its products with all (Boissin et al. 2025, arXiv 2512.04632).
+    """
+
+    def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+        tall = matrices.shape[-2] > matrices.shape[-1]
+        whole = (matrices.mT if tall else matrices).to(dtype)
+        x = whole.reshape(-1, rows or whole.shape[-2], whole.shape[-1])
+        x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+        if preconditioned:
+            x = x * (x @ x.mT).abs().sum(-1, keepdim=True).clamp(min=1e-14).rsqrt()
+        a, b, c = NEWTON_SCHULZ
+        for _ in range(steps):
+            gram = x @ x.mT
+            x = a * x + (b * gram + c * gram @ gram) @ x
+        x = x.reshape(whole.shape)
+        return (x.mT if tall else x).to(matrices.dtype)
+
+    return orthogonalize
 
 
 class Cautious(Muon):
@@ -120,14 +143,21 @@ def zero_outputs(model: Llama, seed: int) -> None:
             nn.init.zeros_(parameter)
 
 
+CHEAPER: dict[str, Any] = {
+    "4 steps of Newton-Schulz": {"steps": 4},
+    "rows rescaled, 4 steps": {"steps": 4, "preconditioned": True},
+    "rows rescaled, 3 steps": {"steps": 3, "preconditioned": True},
+    "blocks of 64 rows, each on its own": {"steps": 5, "rows": 64},
+}
 INITIALISE = training_build.init_weights
 PATCHES: dict[str, Any] = {
     "Polar Express": patch("llamactl.optim.muon.orthogonalize", polar_express),
+    **{name: patch("llamactl.optim.muon.orthogonalize", newton_schulz(**how)) for name, how in CHEAPER.items()},
     "cautious weight decay": patch.object(optim_build, "Muon", Cautious),
     "z-loss, 1e-4": patch.object(training_build, "NextToken", ZLoss),
     "EMA of the second half, 0.98 a step": patch.object(trainer, "Trainer", Averaged),
     "o_proj and down_proj start at zero": patch.object(training_build, "init_weights", zero_outputs),
-    "momentum without a warm-up": patch.object(trainer, "momentum", lambda step, target: target),
+    "momentum without a warm-up": patch.object(trainer, "muon_momentum", lambda _, target: target),
 }
 SETTINGS: dict[str, Tree] = {
     "the defaults": {},
