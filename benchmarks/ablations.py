@@ -79,7 +79,8 @@ def newton_schulz(steps: int, preconditioned: bool = False, rows: int = 0) -> Ca
             gram = x @ x.mT
             x = a * x + (b * gram + c * gram @ gram) @ x
         x = x.reshape(whole.shape)
-        return (x.mT if tall else x).to(matrices.dtype)
+        orthogonal: Tensor = (x.mT if tall else x).to(matrices.dtype)
+        return orthogonal
 
     return orthogonalize
 
