@@ -29,6 +29,7 @@ def build_objective(config: Config, world: World) -> NextToken:
     objective.to_empty(device=world.device)
     # to_empty gave the head and the embedding memory of their own.
     objective.model.tie_weights()
+    objective.model.model.activation_checkpointing = config.train.activation_checkpointing == "on"
     init_weights(objective.model, config.train.seed)
     return objective
 

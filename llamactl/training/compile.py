@@ -1,12 +1,13 @@
 """torch.compile per block and for the loss: layers share one small graph, so that it takes seconds and weights keep names."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 
 import torch
 
 from llamactl.model.distillation import taught_chunk
 from llamactl.model.objective import NextToken, fused_chunk
+from llamactl.training.compile_cache import guard_compilation
 
 
 def compile_objective(objective: NextToken) -> str:
@@ -16,7 +17,8 @@ def compile_objective(objective: NextToken) -> str:
     """
     model = objective.model
     try:
-        torch.compile(_trial_function, dynamic=False)(torch.zeros(8, device=model.lm_head.weight.device))
+        with guard_compilation():
+            torch.compile(_trial_function, dynamic=False)(torch.zeros(8, device=model.lm_head.weight.device))
     # Any error: torch has no exception type for a missing compiler.
     except Exception as error:
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
@@ -27,6 +29,19 @@ def compile_objective(objective: NextToken) -> str:
     if objective.teachers:
         objective.teachers.chunk = torch.compile(taught_chunk, dynamic=False)
     return ""
+
+
+class CompileGuard:
+    """Guard the steps that compile code: the first one with micro-batches of a size."""
+
+    def __init__(self, compiles: bool) -> None:
+        """Start without any code; of a model that is not compiled, no step is guarded."""
+        self._compiles, self._micro_batch = compiles, 0
+
+    def __call__(self, micro_batch: int) -> AbstractContextManager[None]:
+        """Return the context of a step."""
+        is_new, self._micro_batch = micro_batch != self._micro_batch, micro_batch
+        return guard_compilation() if self._compiles and is_new else nullcontext()
 
 
 def _trial_function(x: torch.Tensor) -> torch.Tensor:

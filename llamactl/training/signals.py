@@ -64,13 +64,17 @@ def handle_signals() -> Iterator[StopRequests]:
     try:
         yield requests
     except Exception:
-        if read_launch().size > 1:
-            # Where one process fails, torchrun ends the others: its SIGTERM must not come before they have shown the error.
-            before[signal.SIGTERM] = signal.SIG_IGN
+        before |= _handlers_after_error()
         raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _handlers_after_error() -> dict[signal.Signals, signal.Handlers]:
+    """Return what differs from the handlers of before, once a step has failed."""
+    # Where one process fails, torchrun ends the others: its SIGTERM must not come before they have shown their error.
+    return {signal.SIGTERM: signal.SIG_IGN} if read_launch().size > 1 else {}
 
 
 def _exit_now(number: int) -> None:

@@ -25,7 +25,7 @@ from llamactl.runs.run_dir import RunDir
 from llamactl.training import events
 from llamactl.training.async_checkpoint import AsyncCheckpointer
 from llamactl.training.build import build_batches, build_objective, init_weights
-from llamactl.training.compile import compile_objective
+from llamactl.training.compile import CompileGuard, compile_objective
 from llamactl.training.dropout import load_micro_batches
 from llamactl.training.events import Event
 from llamactl.training.gradients import accumulate_gradients, check_repeatable, clip_gradients, update_weights, zero_gradients
@@ -67,7 +67,6 @@ class Trainer:
         self.objective = build_objective(config, world)
         self.objective.teachers = load_teachers(config, world)
         self.model = self.objective.model
-        self.model.model.activation_checkpointing = config.train.activation_checkpointing == "on"
         self.forward = wrap_ddp(self.objective, world)
         self.graph: GraphedGradients | None = None
         build_optimizers = OPTIMIZERS[config.optim.name]
@@ -80,8 +79,8 @@ class Trainer:
         # Why blocks that are to be compiled are not; before the environment, which says what computes the steps.
         self.uncompiled = compile_objective(self.objective) if config.train.compile != "off" else ""
         self.environment = numeric_environment(config, dataset, world) | ({"compile": "off"} if self.uncompiled else {})
-        # Rounded up: the last step may exceed the token budget.
-        self.max_steps = -(-config.train.tokens // config.train.tokens_per_step)
+        self.guard_compile = CompileGuard(config.train.compile != "off" and not self.uncompiled)
+        self.max_steps = -(-config.train.tokens // config.train.tokens_per_step)  # the last step may exceed the budget
         self.state, self.guard = TrainState(config.train.micro_batch), NonFiniteGuard()
         self.saved_step, self.save_deferred = 0, False
 
@@ -200,7 +199,8 @@ class Trainer:
     def forward_backward(self, micro_batches: list[Batch]) -> Tensor | None:
         """Accumulate a step's gradients; return its mean loss, a scalar tensor, or None if out of memory."""
         try:
-            return accumulate_gradients(self.forward, micro_batches, self.world, self.scaler, self.graph)
+            with self.guard_compile(self.state.micro_batch):
+                return accumulate_gradients(self.forward, micro_batches, self.world, self.scaler, self.graph)
         except RuntimeError as error:
             check_repeatable(error, self.world, self.state.micro_batch)
         return None
