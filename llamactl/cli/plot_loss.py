@@ -1,12 +1,12 @@
 """llamactl plot-loss: draw the loss curves of runs."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from llamactl.cli import completion
+from llamactl.cli.steps import sample_command
 
 if TYPE_CHECKING:
     from llamactl.runs.summary import Summary
@@ -60,9 +60,7 @@ def plot_loss(
         output.print(str(picture))
     prompts = folders[0].config().train.prompts
     newest = folders[0].path == RunDir.from_name("").path
-    show_next(
-        f"llamactl sample {shlex.quote(prompts[0] if prompts else 'The')}{'' if newest else f' --run {folders[0].path.name}'}"
-    )
+    show_next(f"llamactl {sample_command(prompts[0] if prompts else 'The', '' if newest else f'--run {folders[0].path.name}')}")
 
 
 def describe_validation(summary: "Summary") -> str:

@@ -1,10 +1,13 @@
 """llamactl quickstart: from text to a model that writes, in one command and the time that is given."""
 
 import shlex
+from signal import SIGINT
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from llamactl.cli.steps import FORWARDED, run_step, sample_command
 
 if TYPE_CHECKING:
     from llamactl.config.schema import Config
@@ -21,12 +24,12 @@ def quickstart(
     text: Annotated[
         list[str] | None, typer.Argument(metavar="TEXT", help="Files or folders of text.", show_default="the embedded sample")
     ] = None,
-    time: Annotated[str, typer.Option(help="What all of it may take: 90s, 10m, 2h.")] = "10m",
+    time: Annotated[str, typer.Option(help="Time for all stages: 90s, 10m, 2h.")] = "10m",
 ) -> None:
     """Make a model of your text in the time you have: prepare, train, plot and sample."""
-    from llamactl.cli.steps import run_step
     from llamactl.cli.ui.console import progress, show_next
     from llamactl.corpus.sources import Reading, open_source
+    from llamactl.storage.home import shorten_name
     from llamactl.units import read_time
 
     seconds, started = read_time(time), monotonic()
@@ -37,13 +40,14 @@ def quickstart(
     try:
         tokenizer = tokenizer_for_time(source, seconds)
         # The usual name is that of the usual tokenizer: with another time both may be made of one text.
-        name = source.name if tokenizer == source.tokenizer else f"{source.name}-{tokenizer.replace(':', '')}"
+        suffix = "" if tokenizer == source.tokenizer else f"-{tokenizer.replace(':', '')}"
+        name = shorten_name(source.name, len(suffix)) + suffix
         changed = "" if name == source.name else f" --tokenizer {tokenizer} --name {name}"
         run_step(f"prepare {shlex.join(sources)}{changed}", lambda: again)
         run = train_until(started + seconds - AFTERWARDS, name, again)
         following = f"llamactl plot-loss {run}"
         run_step(f"plot-loss {run}")
-        run_step(f"sample {shlex.quote(held_out_prompt(name))} --run {run} --n 2 --max-new-tokens 80")
+        run_step(sample_command(held_out_prompt(name), f"--run {run} --n 2 --max-new-tokens 80"))
     except KeyboardInterrupt:  # between two steps
         show_next(following, why="Continue")
         raise
@@ -54,7 +58,6 @@ def quickstart(
 
 def train_until(end: float, name: str, again: str) -> str:
     """Train on a dataset until a time of `monotonic`; return the run. `again` is the command that begins anew."""
-    from llamactl.cli.steps import run_step
     from llamactl.runs.run_dir import RunDir
 
     folder, begun = RunDir.with_new_name(name), monotonic()
@@ -73,14 +76,13 @@ def learn_from_several(first: "RunDir", taken: float, end: float, again: str) ->
     """
     from llamactl.cli.ui.console import progress
     from llamactl.planning.defaults import affordable_teachers
-    from llamactl.storage.home import LONGEST_NAME
 
     config, epochs, teachers = first.config(), first.plan()["epochs"], [first.path.name]
     taught = f"{teachers[0]}-taught"
-    if len(taught) > LONGEST_NAME or not affordable_teachers(config, epochs, taken, end - monotonic(), 1):
+    if not affordable_teachers(config, epochs, taken, end - monotonic(), 1):
         return teachers[0]
     progress.print(
-        "\nThe text was read as often as pays. The rest of the time is for runs alike, and one that learns from all."
+        "\nMore epochs would not help. The rest of the time is for runs with other seeds, and one that learns from all of them."
     )
     try:
         # Asked again each time, as a run may take longer than the first.
@@ -91,21 +93,22 @@ def learn_from_several(first: "RunDir", taken: float, end: float, again: str) ->
             return teachers[0]
         run_alike(config, taught, len(teachers), teachers, again)
     except typer.Exit as ended:
-        if ended.exit_code > 128:  # by a signal
+        # Stopped by a person; a run that is killed for its memory leaves the first one as it is.
+        if ended.exit_code in {128 + number for number in (SIGINT, *FORWARDED)}:
             raise
-        progress.print(f"\nThat run failed. What follows is of {teachers[0]}, which is complete.", style="yellow")
+        progress.print(f"\nThat run ended early. What follows is of {teachers[0]}, which is complete.", style="yellow")
         return teachers[0]
     return taught
 
 
 def run_alike(config: "Config", name: str, seed: int, teachers: list[str], again: str) -> None:
     """Train a run with the settings of another one and a seed of its own."""
-    from llamactl.cli.steps import run_step
     from llamactl.runs.run_dir import RunDir
 
     chosen = {
         "train.tokens_per_step": config.train.tokens_per_step,
         "train.dropout": config.train.dropout,
+        "train.compile": config.train.compile,
         "optim.weight_decay": config.optim.weight_decay,
         "train.seed": seed,
         "data.seed": seed,

@@ -14,7 +14,7 @@ import numpy as np
 from llamactl.corpus.dataset_info import DatasetInfo, Split
 from llamactl.corpus.memmap import Shards
 from llamactl.errors import DataError, suggest_nearest
-from llamactl.storage.home import _holding, _plain, home_folder
+from llamactl.storage.home import check_name, folders_with, home_folder
 from llamactl.storage.records import LARGEST_RECORD, hash_file, read_record
 from llamactl.tokenizer.bpe import Tokenizer, read_tokenizer
 from llamactl.tokenizer.roles import chat_template
@@ -57,8 +57,8 @@ class DatasetDir:
         """
         folders = home_folder() / "data"
         if name:
-            return cls(folders / _plain(name))
-        found = [cls(folder) for folder in _holding(folders, "dataset.json")]
+            return cls(folders / check_name(name))
+        found = [cls(folder) for folder in folders_with(folders, "dataset.json")]
         # Conversations are for the run that was made with them, whose config names them.
         for dataset in [*(each for each in found if not each.holds_conversations()), *found]:
             return dataset
@@ -111,7 +111,7 @@ class DatasetDir:
         """Read dataset.json; raises DataError when it is missing or damaged."""
         # lexists: a dangling link is damage that read_record reports, not an unfinished dataset.
         if not os.path.lexists(self.info_path):
-            names = [folder.name for folder in _holding(home_folder() / "data", "dataset.json")]
+            names = [folder.name for folder in folders_with(home_folder() / "data", "dataset.json")]
             why = suggest_nearest(self.path.name, names) if names else "There is no dataset yet."
             raise DataError(f"There is no finished dataset {self.path}.", why, "Make one: llamactl prepare --help")
         info = read_record(self.info_path, DatasetInfo, self.path)

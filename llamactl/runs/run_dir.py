@@ -12,8 +12,11 @@ from llamactl.errors import DataError, UsageError, suggest_nearest
 from llamactl.redact import redact_text
 from llamactl.runs.metrics_log import read_rows
 from llamactl.storage import atomic, disk
-from llamactl.storage.home import _holding, _plain, home_folder
+from llamactl.storage.home import check_name, folders_with, home_folder, shorten_name
 from llamactl.storage.records import list_folder, read_object, read_text, to_json
+
+# Characters for a number, or for what quickstart adds, after the name of a new run.
+ROOM = 8
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class RunDir:
         """Return the run with a name, or the newest one for an empty name; raises DataError for an invalid name or no runs."""
         folders = home_folder() / "runs"
         if name:
-            return cls(folders / _plain(name))
+            return cls(folders / check_name(name))
         for newest in cls.all():
             return newest
         raise DataError(f"There is no run in {folders}/ yet.", "", "Make one: llamactl train")
@@ -35,12 +38,12 @@ class RunDir:
     @classmethod
     def all(cls) -> "list[RunDir]":
         """Return all runs, newest first, without those that are being removed."""
-        return [cls(folder) for folder in _holding(home_folder() / "runs", "config.toml")]
+        return [cls(folder) for folder in folders_with(home_folder() / "runs", "config.toml")]
 
     @classmethod
-    def with_new_name(cls, preset: str) -> "RunDir":
-        """Return a run that does not exist yet, named after the time and the preset."""
-        stem = f"{datetime.now():%Y%m%d-%H%M%S}-{preset}"
+    def with_new_name(cls, label: str) -> "RunDir":
+        """Return a run that does not exist yet, named after the time and a label such as its preset, which may be shortened."""
+        stem = shorten_name(f"{datetime.now():%Y%m%d-%H%M%S}-{label}", ROOM)
         names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, 1000))
         return next(run for name in names if not (run := cls(home_folder() / "runs" / name)).path.exists())
 

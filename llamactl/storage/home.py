@@ -28,7 +28,7 @@ def cache_folder() -> Path:
         raise UsageError("There is no home folder for a cache.", f"{error}", "Set XDG_CACHE_HOME to a folder.") from error
 
 
-def _holding(folders: Path, file: str) -> list[Path]:
+def folders_with(folders: Path, file: str) -> list[Path]:
     """List the folders in `folders` that contain a file of this name, the most recently written one first."""
     times: dict[Path, int] = {}
     for folder in folders.iterdir() if folders.is_dir() else ():
@@ -39,13 +39,18 @@ def _holding(folders: Path, file: str) -> list[Path]:
     return sorted(times, key=times.__getitem__, reverse=True)
 
 
-def _plain(name: str) -> str:
+def check_name(name: str) -> str:
     """Return a name if it is valid for a folder; raises DataError with a suggestion."""
     # No separators and no leading dot or dash: it becomes a part of a path and an argument of commands.
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*", name) or len(name) > LONGEST_NAME:
         why = f"Names are up to {LONGEST_NAME} letters, digits, '-', '_' and '.'."
         raise DataError(f"{name[:200]!r} is not a name.", why, f"This would be one: {make_name(name) or 'my-text'}")
     return name
+
+
+def shorten_name(name: str, room: int) -> str:
+    """Return as much of a name as leaves room for so many more characters."""
+    return name[: LONGEST_NAME - room].rstrip("-.")
 
 
 def make_name(text: str) -> str:

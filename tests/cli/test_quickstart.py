@@ -17,13 +17,15 @@ from pathlib import Path
 import pytest
 import typer
 
-from llamactl.cli import steps
+from llamactl.cli import quickstart
 from llamactl.cli.quickstart import learn_from_several, tokenizer_for_time
+from llamactl.cli.steps import sample_command
 from llamactl.config.schema import build_config, preset_settings
 from llamactl.corpus.parts import Part
 from llamactl.corpus.sources import sample_source
 from llamactl.planning import timed
 from llamactl.runs.run_dir import RunDir
+from llamactl.storage.home import LONGEST_NAME, make_name, shorten_name
 from tests.cli.inline import type_in
 
 SURROUNDINGS = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1"}
@@ -51,11 +53,12 @@ def test_a_used_up_text_is_learned_from_several_runs(home: Path, monkeypatch: py
     folder.start(build_config([preset_settings("tiny"), settings]), {})
     folder.keep_plan({"epochs": 16.0})
     typed: list[str] = []
-    monkeypatch.setattr(steps, "run_step", lambda command, to_continue: typed.append(command))
+    monkeypatch.setattr(quickstart, "run_step", lambda command, to_continue: typed.append(command))
     assert learn_from_several(folder, 10, time.monotonic() + 20, "") == "first"
     assert not typed
     assert learn_from_several(folder, 10, time.monotonic() + 45, "") == "first-taught"
     begin = "train --data my --preset tiny --tokens 5120 --set train.tokens_per_step=512 --set train.dropout=0.2"
+    begin += " --set train.compile=auto"
     assert all(command.startswith(f"{begin} --set optim.weight_decay=0.1 ") for command in typed)
     # The runs took no time at all, so that there was some for a fourth.
     assert [command.partition("weight_decay=0.1 ")[2] for command in typed] == [
@@ -66,7 +69,7 @@ def test_a_used_up_text_is_learned_from_several_runs(home: Path, monkeypatch: py
     ]
 
 
-@pytest.mark.parametrize(("code", "raises"), [(4, False), (130, True)])
+@pytest.mark.parametrize(("code", "raises"), [(4, False), (137, False), (130, True), (143, True)])
 def test_a_run_alike_that_fails_leaves_the_first(
     code: int, raises: bool, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,7 +80,7 @@ def test_a_run_alike_that_fails_leaves_the_first(
     def fail(*_: object) -> None:
         raise typer.Exit(code)
 
-    monkeypatch.setattr(steps, "run_step", fail)
+    monkeypatch.setattr(quickstart, "run_step", fail)
     if raises:  # Ctrl-C ends all of it
         with pytest.raises(typer.Exit):
             learn_from_several(folder, 10, time.monotonic() + 100, "")
@@ -174,11 +177,29 @@ def test_a_failed_step_ends_it_with_its_code(home: Path) -> None:
     assert type_in("quickstart", "--time", "soon").code == 2
 
 
+@pytest.mark.parametrize("prompt", ["--- title: notes", "-", "Once upon", "It's", ""])
+@pytest.mark.parametrize("options", ["", "--run mine --n 2"])
+def test_a_prompt_is_never_an_option(prompt: str, options: str) -> None:
+    words = shlex.split(sample_command(prompt, options))[1:]
+    dashes = words.index("--") if "--" in words else len(words)
+    assert [word for word in words if word == prompt] == [prompt]
+    assert not prompt.startswith("-") or words.index(prompt, dashes) == len(words) - 1
+    assert shlex.split(options) == [word for word in words if word not in (prompt, "--")]
+
+
+def test_a_name_of_any_length_has_a_run_and_one_that_learns_from_it(home: Path) -> None:
+    name = make_name("The Life and Adventures of a Person whose Book has a Very Long Title Indeed, in two Volumes")
+    run = RunDir.with_new_name(name).path.name
+    assert RunDir.from_name(f"{run}-taught").path.name == f"{run}-taught"
+    assert RunDir.from_name(f"{run}-999").path.name == f"{run}-999"
+    assert len(shorten_name(name, 8) + "-bpe2048") <= LONGEST_NAME
+
+
 def test_ctrl_c_between_two_steps_names_the_next(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(name: str) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("llamactl.cli.steps.run_step", lambda *_: None)
+    monkeypatch.setattr("llamactl.cli.quickstart.run_step", lambda *_: None)
     monkeypatch.setattr("llamactl.cli.quickstart.train_until", lambda *_: "mine")
     monkeypatch.setattr("llamactl.cli.quickstart.held_out_prompt", interrupted)
     answer = type_in("quickstart")
