@@ -30,7 +30,7 @@ from llamactl.metrics.monitor import record_events
 from llamactl.model.decode import Sampler
 from llamactl.model.llama import Llama
 from llamactl.planning.defaults import feedable_presets
-from llamactl.planning.fit import check_fit
+from llamactl.planning.fit import check_fit, check_memory
 from llamactl.planning.plan import make_plan
 from llamactl.planning.resolve import resolve_config
 from llamactl.runs.run_dir import RunDir, data_settings
@@ -40,7 +40,7 @@ from llamactl.tokenizer.bpe import Tokenizer
 from llamactl.training.events import Event
 from llamactl.training.init_from import config_from_checkpoint, pin_init_from
 from llamactl.training.provenance import collect_environment
-from llamactl.training.teachers import pin_teachers
+from llamactl.training.teachers import pin_teachers_where_they_fit
 from llamactl.training.timed_budget import Choice, choose_budget
 from llamactl.training.trainer import train_run
 from llamactl.units import read_time
@@ -159,7 +159,7 @@ def train(
     configs = [build_config([preset_settings(name), *typed]) for name in (names if time else names[:1])]
     if init_from:
         configs = [config_from_checkpoint(init_from, typed)]
-    configs = [pin_teachers(pin_init_from(config, data), data) for config in configs]
+    configs = pin_teachers_where_they_fit([pin_init_from(config, data) for config in configs], data)
     world = init_device(configs[0].train)
     rate = peak_flops(world.device, world.precision.dtype)
     budget = Choice(configs[0], rate, measured=False)
@@ -168,7 +168,9 @@ def train(
     config = resolve_config(budget.config, data, world)
     folder = RunDir.from_name(run) if run else RunDir.with_new_name(config.preset)
     if not folder.config_path.exists():
-        check_fit(make_plan(config, data, world, budget.rate, budget.measured), config, folder, anyway)
+        plan = make_plan(config, data, world, budget.rate, budget.measured)
+        check_memory(plan, config, world)
+        check_fit(plan, config, folder, anyway)
     return Training(folder.path.name, config, data)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import llamactl
-from llamactl.errors import UsageError
+from llamactl.errors import OutOfSpace, UsageError
 from llamactl.runs.run_dir import RunDir
 from llamactl.training.events import Evaluated, Stepped, Validated
 
@@ -85,6 +85,13 @@ def test_mistakes_are_told_as_on_the_command_line(home: Path) -> None:
         llamactl.load("nosuch")
     with pytest.raises(AttributeError, match="nosuch"):
         llamactl.nosuch  # noqa: B018
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_built(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = llamactl.prepare(documents=["a b c " * 50, "d e f " * 50], name="small", tokenizer="bytes")
+    monkeypatch.setattr("llamactl.planning.plan.free_memory", lambda _: 10_000_000)
+    with pytest.raises(OutOfSpace, match="memory"):
+        llamactl.train(dataset, preset="tiny", tokens=2_000)
 
 
 def test_a_time_chooses_size_and_budget(home: Path, documents: list[str]) -> None:

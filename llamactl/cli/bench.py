@@ -57,12 +57,13 @@ def train(
     from llamactl.planning.resolve import resolve_config
     from llamactl.runs.run_dir import RunDir
     from llamactl.training import benchmark as training_benchmark
+    from llamactl.training.teachers import pin_teachers
     from llamactl.units import show_bytes, show_count
 
     config = config_of_new_run(preset, None, typed_settings("", device, "", data, settings or []))
     dataset = DatasetDir.from_name(config.data.name).open()
     world = init_device(config.train)
-    config = resolve_config(config, dataset, world)
+    config = resolve_config(pin_teachers(config, dataset), dataset, world)
     # Refuse what can't fit with advice, before the first step runs out of memory.
     check_memory(make_plan(config, dataset, world, peak_flops(world.device, world.precision.dtype)), config, world)
     result = training_benchmark.benchmark_training(config, dataset, RunDir.with_new_name(config.preset), world, steps)

@@ -82,12 +82,13 @@ def plan(
     from llamactl.corpus.dataset import DatasetDir
     from llamactl.planning.resolve import choose_sharding
     from llamactl.training.init_from import pin_init_from
+    from llamactl.training.teachers import pin_teachers
 
     chosen = config_of_init_from(init_from, preset, config, typed) if init_from else config_of_new_run(preset, config, typed)
     dataset = DatasetDir.from_name(chosen.data.name).open()
     tariff = Tariff.read(price, watts or (gpus * gpu.watts if gpu else 0.0))
     world, rate = choose_devices(chosen, gpu, gpus)
-    chosen = pin_init_from(chosen, dataset)
+    chosen = pin_teachers(pin_init_from(chosen, dataset), dataset)
     show_plans(chosen, dataset, choose_sharding(chosen, dataset, world), rate, None if json else tariff, probe)
 
 

@@ -53,18 +53,19 @@ def resolve_run(
     from llamactl.planning.resolve import choose_sharding, resolve_config
     from llamactl.planning.timed import choose_in_time
     from llamactl.training.init_from import pin_init_from
-    from llamactl.training.teachers import pin_teachers
+    from llamactl.training.teachers import pin_teachers, pin_teachers_where_they_fit
     from llamactl.training.timed_budget import Choice, choose_budget
 
-    config = pin_teachers(chosen.config if chosen.again else pin_init_from(chosen.config, dataset), dataset, chosen.again)
-    budget = Choice(config, rate, measured=False)
-    if chosen.seconds:
-        configs = [pin_teachers(each, dataset) for each in chosen.configs or (config,)]
+    config = chosen.config if chosen.again else pin_init_from(chosen.config, dataset)
+    if not chosen.seconds:
+        budget = Choice(pin_teachers(config, dataset, chosen.again), rate, measured=False)
+    else:
+        configs = pin_teachers_where_they_fit(chosen.configs or (config,), dataset)
         if requests:
             with progress.status("timing a few steps …"):
                 budget = choose_budget(configs, dataset, world, rate, chosen.seconds, requests)
         else:
-            budget = budget._replace(config=choose_in_time(configs, dataset, world, rate, chosen.seconds))
+            budget = Choice(choose_in_time(configs, dataset, world, rate, chosen.seconds), rate, measured=False)
     world = choose_sharding(budget.config, dataset, world)
     return world.shards, budget._replace(config=resolve_config(budget.config, dataset, world))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llamactl.corpus.compression import measure_compression
 from llamactl.corpus.dataset_info import DatasetInfo, Split
 from llamactl.corpus.memmap import Shards
 from llamactl.errors import DataError, suggest_nearest
@@ -41,6 +42,11 @@ class Dataset:
             return lengths
         counts = sum(np.bincount(shard, minlength=len(lengths)) for shard in map(np.asarray, self.val))
         return np.asarray(lengths * (self.info.total("val", "text_bytes") / max(1, np.sum(counts * lengths))))
+
+    @cached_property
+    def compression(self) -> float:
+        """Return the bits per byte to which bzip2 compresses the training text."""
+        return measure_compression(self.train, self.tokenizer)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import codecs
 from collections.abc import Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 
 from llamactl.corpus import readers
@@ -43,18 +44,24 @@ def without_settings(parts: list[Part], patterns: Iterable[str]) -> list[Part]:
     """Leave out JSON and tables that programs have beside them and that are no corpus, unless a pattern names them."""
     if not any(is_code(part.location) for part in parts):
         return parts
-    named = {str(Path(pattern).expanduser()) for pattern in patterns}
-    return [part for part in parts if part.kind == "text" or part.location in named or _holds_text(part)]
+    # A pattern with an ending names files of that kind, whether the shell has replaced it by them or not.
+    named = [Path(pattern).name for pattern in patterns if Path(pattern).suffix]
+
+    def is_named(part: Part) -> bool:
+        return any(fnmatch(Path(part.location).name, name) for name in named)
+
+    return [part for part in parts if part.kind == "text" or is_named(part) or _holds_text(part)]
 
 
 def _holds_text(part: Part) -> bool:
     """Check whether the columns of a part say what its text is; a table that can't be read is for its reader to report."""
     try:
         kinds = readers.column_kinds(part)
-        if part.kind == "json":  # settings of programs have some text, too
-            return is_corpus(kinds)
+    except (DataError, OSError, EOFError):
+        return part.kind != "json"
+    if part.kind == "json":  # settings of programs have some text, too
+        return is_corpus(kinds)
+    try:
         return not kinds or bool(choose_column(kinds, part.location))
     except DataError:
         return False
-    except (OSError, EOFError):
-        return part.kind != "json"

@@ -38,6 +38,7 @@ BPE_AT, BPE_EXPONENT = (50 << 20, 8_192), 0.4
 SMALLEST_BPE = 2_048
 LARGE_TEXT = 300 << 20
 
+OPENWEBTEXT_TOKENS = 9_040_000_000  # with GPT-2's tokenizer
 OPENWEBTEXT = [  # the first that holds parquet; scripts are never run
     ("Skylion007/openwebtext", "main"),
     ("Skylion007/openwebtext", "refs/convert/parquet"),
@@ -117,7 +118,7 @@ def sample_source() -> Source:
 def openwebtext_source() -> Source:
     """Plan OpenWebText: 8 million web pages, 40 GB of text, from the Hugging Face hub."""
     inputs, parts = hub_parts(OPENWEBTEXT, config="")
-    return Source("openwebtext", inputs, tuple((part,) for part in parts), "gpt2", 0.0005, usual_tokens=9_040_000_000)
+    return Source("openwebtext", inputs, tuple((part,) for part in parts), "gpt2", 0.0005, usual_tokens=OPENWEBTEXT_TOKENS)
 
 
 def hub_source(spec: str) -> Source:

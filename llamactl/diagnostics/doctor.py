@@ -6,8 +6,10 @@ from functools import partial
 
 import torch
 
+from llamactl import DISTRIBUTION
 from llamactl.config.presets import PRESETS
-from llamactl.config.schema import Config, TrainConfig
+from llamactl.config.schema import Config
+from llamactl.corpus.sources import OPENWEBTEXT_TOKENS
 from llamactl.diagnostics.check import Check, CheckResult
 from llamactl.diagnostics.compute import PATIENCE, WITHOUT_COMPILING, check_attention, check_compile, reference_model
 from llamactl.diagnostics.system import (
@@ -29,7 +31,7 @@ from llamactl.planning.memory import checkpoint_bytes, chunk_bytes, free_memory,
 from llamactl.units import show_bytes
 
 NO_CUDA = "Install the build of PyTorch for your driver: https://pytorch.org/get-started/locally"
-REINSTALL = "Install it as a package: pip install llamactl, or in its source pip install -e ."
+REINSTALL = f"Install it as a package: pip install {DISTRIBUTION}, or in its source: pip install -e ."
 
 
 def list_checks(asked: str, offline: bool) -> list[Check]:
@@ -47,7 +49,7 @@ def list_checks(asked: str, offline: bool) -> list[Check]:
         Check("precision", partial(check_precision, world)),
         Check("attention", partial(check_attention, world), PATIENCE["attention"] + 10),
         Check("compile", partial(check_compile, world), PATIENCE["compile"] + 10, fix=WITHOUT_COMPILING),
-        Check("data", partial(check_disk, "data", 2.0 * TrainConfig().tokens), fix=OTHER_PLACE),
+        Check("data", partial(check_disk, "data", 2.0 * OPENWEBTEXT_TOKENS), fix=OTHER_PLACE),
         Check("runs", partial(check_disk, "runs", 4.0 * saved), fix=OTHER_PLACE),
         Check("tokenizer", partial(check_vocabulary, offline), failing="note", fix=WITHOUT_VOCABULARY),
         *([] if offline else [Check("hub", check_hub, 6.0, "note", WITHOUT_HUB)]),

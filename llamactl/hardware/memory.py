@@ -1,7 +1,9 @@
 """Measure the memory that this process uses."""
 
+import ctypes
 import platform
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,9 +35,11 @@ def memory_for(what: str, device: torch.device, fix: str) -> Iterator[None]:
 
 
 def release_cached_memory(device: torch.device) -> None:
-    """Return the memory that PyTorch keeps for reuse to the device."""
+    """Return the memory that PyTorch, or glibc (`distributed.context.keep_freed_memory`), keeps for reuse."""
     if device.type in ("cuda", "mps"):
         getattr(torch, device.type).empty_cache()
+    elif sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
 
 
 def resident_memory() -> int:

@@ -40,8 +40,8 @@ class TaskScore:
 
     @property
     def above_chance(self) -> bool:
-        """Return whether the score differs by more than two standard errors from chance; True where either is unknown."""
-        return self.chance is None or self.error is None or abs(self.value - self.chance) > 2 * self.error
+        """Return whether the score is above chance by more than two standard errors; True where either is unknown."""
+        return self.chance is None or self.error is None or self.value - self.chance > 2 * self.error
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,8 @@ class Score:
 
     @property
     def above_chance(self) -> bool:
-        """Return whether the accuracy differs from chance by more than two standard errors."""
-        return abs(self.accuracy - self.chance) > 2 * self.accuracy_error
+        """Return whether the accuracy is above chance by more than two standard errors."""
+        return self.accuracy - self.chance > 2 * self.accuracy_error
 
 
 def read_questions(path: Path) -> list[Question]:

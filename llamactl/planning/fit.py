@@ -88,9 +88,9 @@ def _fits(config: Config, world: World) -> bool:
     return estimate_memory(config, world).required_bytes <= free_memory(world)
 
 
-def check_fit(plan: Plan, config: Config, run: RunDir, sensible: bool) -> None:
-    """Check the disk, and the budget unless it is known to be `sensible`; raises OutOfSpace or UsageError."""
-    if not sensible:
+def check_fit(plan: Plan, config: Config, run: RunDir, anyway: bool) -> None:
+    """Check the disk, and the budget unless it is wanted `anyway`; raises OutOfSpace or UsageError."""
+    if not anyway:
         check_budget(plan)
     check_disk(plan, config, run)
 

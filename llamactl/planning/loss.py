@@ -1,15 +1,11 @@
 """Predict the loss of a run, from a scaling law fitted to measured runs and from how well its text compresses."""
 
-import bz2
 import math
 from dataclasses import dataclass
-
-import numpy as np
 
 from llamactl.config.parameters import num_params
 from llamactl.config.schema import ModelConfig
 from llamactl.corpus.dataset import Dataset
-from llamactl.corpus.memmap import read_tokens, shard_lengths
 from llamactl.planning.defaults import TOKENS_PER_PARAMETER
 from llamactl.planning.flops import num_matmul_params
 
@@ -28,8 +24,6 @@ UNCERTAINTY = 0.1  # a fraction of the loss, up and down: the largest residual o
 # has 20 tokens per weight. With less it decays sooner: a million tokens for 2.4 million weights, read 12 to 24 times, were
 # worth 3.2 million (docs/recipe.md), which the square root of the ratio meets.
 REPEATS_WORTH = 15.4
-
-PIECES, PIECE = 64, 8_192  # pieces of text that are compressed, and tokens of each
 
 
 @dataclass(frozen=True)
@@ -50,28 +44,9 @@ def predict_loss(model: ModelConfig, tokens: int, epochs: float, dataset: Datase
     worth = REPEATS_WORTH * min(1.0, math.sqrt(unique / (TOKENS_PER_PARAMETER * num_params(model))))
     effective = unique * (1 + worth * (1 - math.exp(-repeats / worth)))
     english = FLOOR + A * (num_matmul_params(model) / 1e6) ** -A_EXPONENT + B * (effective / 1e6) ** -B_EXPONENT
-    bits = english * (measure_compression(dataset) / COMPRESSED) ** POWER
+    bits = english * (dataset.compression / COMPRESSED) ** POWER
     loss = bits * math.log(2) * dataset.info.total("train", "text_bytes") / max(1, dataset.info.total("train", "tokens"))
     # The loss of a uniform guess: the law is too high for models that have seen next to nothing.
     uniform = math.log(dataset.info.vocab_size)
     likely, low, high = (min(uniform, loss * factor) for factor in (1, 1 - UNCERTAINTY, 1 + UNCERTAINTY))
     return LossPrediction(likely, low, high, bits)
-
-
-def measure_compression(dataset: Dataset) -> float:
-    """Return the bits per byte to which bzip2 compresses a dataset's text, measured on pieces from all over it."""
-    text = b"".join(_pieces(dataset))
-    return 8 * len(bz2.compress(text)) / max(1, len(text))
-
-
-def _pieces(dataset: Dataset) -> list[bytes]:
-    """Decode pieces of text, evenly spaced over at most PIECES shards."""
-    shards = dataset.train[:: -(-len(dataset.train) // PIECES)]
-    pieces = []
-    for shard, length in enumerate(shard_lengths(shards)):
-        # Not more than have room without overlap: bzip2 would compress a repeated text to almost nothing.
-        count = max(1, min(PIECES // len(shards), length // PIECE))
-        for start in np.linspace(0, max(0, length - PIECE), count).astype(int):
-            ids = read_tokens(shards, shard, int(start), int(start) + PIECE)
-            pieces.append(dataset.tokenizer.decode(ids[ids != dataset.tokenizer.end].tolist()).encode())
-    return pieces

@@ -103,8 +103,9 @@ def teacher_bytes(config: Config, world: World) -> int:
     """Return the bytes of the teachers of a run, taken to be of its own size, and of a chunk of the logits of each."""
     width, model, count = world.precision.dtype.itemsize, config.model, len(config.train.teachers)
     logits = model.vocab_size * (CHUNK_ON_GPU if world.device.type == "cuda" else CHUNK)
-    # The mean of what they predict is fp32.
-    return count * width * (num_params(model) + logits) + (4 * logits if count else 0)
+    # Weights are fp32 in fp16's place (`training.teachers.load_teachers`), and so is the mean of what they predict.
+    weight = 2 if world.precision.dtype == torch.bfloat16 else 4
+    return count * (weight * num_params(model) + width * logits) + (4 * logits if count else 0)
 
 
 def free_memory(world: World) -> int:

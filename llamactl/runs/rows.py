@@ -45,6 +45,9 @@ class Row(TypedDict):
     text: NotRequired[str]
     damaged: NotRequired[list[str]]
     differs: NotRequired[list[str]]
+    changed: NotRequired[list[str]]
+    lowest_loss: NotRequired[Number]
+    validations: NotRequired[Count]
 
 
 # The step and some numbers of each row of a kind, as columns.

@@ -1,7 +1,6 @@
 """Asynchronous checkpoints: training waits for a copy of the tensors in main memory, not for the disk."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
 
 from llamactl.checkpoint import io as checkpoint_io
@@ -36,6 +35,7 @@ class AsyncCheckpointer:
     def newest(self) -> tuple[Path | None, tuple[str, ...]]:
         """Find the newest valid checkpoint, None without one, and describe the damage of newer ones; raises FolderMoved."""
         self._open_guard().check()
+        self._take_chat_template()
         return self._retention.newest()
 
     def save(self, taken: Snapshot, state: State) -> None:
@@ -74,15 +74,14 @@ class AsyncCheckpointer:
             self._guard.close()
             self._guard = None
 
-    @cached_property
-    def _model_tokenizer(self) -> Tokenizer:
-        """Return the tokenizer with the chat template of the model that the run starts from, which a text dataset lacks."""
+    def _take_chat_template(self) -> None:
+        """Give the tokenizer the chat template of the model that the run starts from, which a text dataset lacks."""
+        # Now and not at the first save: that model's run may be training, and prune the checkpoint.
         steps, start = self._run.steps(), self._config.train.init_from
         if start and not self._tokenizer.chat_template:
             self._tokenizer.chat_template = read_chat_template(
                 self._run.checkpoint(steps[-1]) if steps else locate_checkpoint(start)
             )
-        return self._tokenizer
 
     def _open_guard(self) -> FolderGuard:
         """Create the run's folder if there was none at the start, and guard it."""
@@ -97,7 +96,7 @@ class AsyncCheckpointer:
         guard.check()
         # Before the checkpoint: a run resumed from it must find the rows of all its steps.
         self._run.sync_logs()
-        checkpoint_io.save_checkpoint(path, taken, self._config.model, self._model_tokenizer, state, False)
+        checkpoint_io.save_checkpoint(path, taken, self._config.model, self._tokenizer, state, False)
         # Again, as the folder may have been moved during the write: older checkpoints go only once this one is in it.
         guard.check()
         self._retention.trust(path)

@@ -1,13 +1,15 @@
 """Keep compiled code in the user's cache folder, and discard it when a process was killed while it compiled.
 
 PyTorch's own place is a folder in /tmp, which is emptied when a computer starts. In it, a library of which a killed compiler
-wrote only a part is loaded by each later run, which then ends by SIGBUS.
+wrote only a part is loaded by each later run, which then ends by SIGBUS. Headers that it compiles stay there: a compiler knows
+an unfinished one.
 """
 
 import fcntl
 import hashlib
 import os
 import platform
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -23,6 +25,8 @@ from llamactl.storage.home import cache_folder
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 PREFIX, MARK = "compiled-", "unfinished-"
+THIS_START = secrets.token_hex(8)
+PATIENCE = 10.0  # seconds to wait for other processes that start, which may have a folder to discard
 
 
 @contextmanager
@@ -36,7 +40,8 @@ def guard_compilation() -> Iterator[None]:
     with suppress(OSError, UserError):
         folder = compiled_code_folder()
         if os.environ.get(VARIABLE, str(folder)) == str(folder):
-            mark = _open_mark(folder)
+            with locks.hold_lock(folder.parent / ".compile.lock", patience=PATIENCE):
+                mark = _open_mark(folder)
             os.environ[VARIABLE] = str(folder)
     try:
         yield
@@ -58,10 +63,10 @@ def compiled_code_folder() -> Path:
 def _open_mark(folder: Path) -> int:
     """Discard unfinished code, and return the descriptor of a mark that is locked while this process lives; raises OSError."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    marks = list(folder.glob(f"{MARK}*"))
-    # Its owner has ended. Another process that compiles now needs the folder as it is.
-    if marks and not any(locks.is_locked(mark) for mark in marks):
-        discard_code(folder)
+    marks = set(folder.glob(f"{MARK}*")) - {_mark_path(folder)}
+    # Their owners have ended. Another process that compiles now needs the folder as it is.
+    if marks and not any(map(locks.is_locked, marks)):
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700, exist_ok=True)
     os.utime(folder)
     _remove_unused(folder.parent)
@@ -71,17 +76,8 @@ def _open_mark(folder: Path) -> int:
 
 
 def _mark_path(folder: Path) -> Path:
-    return folder / f"{MARK}{platform.node()}-{os.getpid()}"
-
-
-def discard_code(folder: Path) -> None:
-    """Remove compiled code, and the headers that PyTorch has precompiled elsewhere."""
-    from torch._inductor import codecache
-
-    shutil.rmtree(folder, ignore_errors=True)
-    # A private name: without it, the headers stay.
-    if headers := getattr(codecache, "_HEADER_DIR", ""):
-        shutil.rmtree(headers, ignore_errors=True)
+    # The random part, as in a container that is started again the numbers of processes are the same.
+    return folder / f"{MARK}{os.getpid()}-{THIS_START}"
 
 
 def _remove_unused(parent: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from llamactl.checkpoint.format import State
 from llamactl.errors import Diverged
+from llamactl.storage.records import look_up
 
 # Consecutive steps without a finite loss and gradient before a rollback.
 MAX_NONFINITE_STEPS = 8
@@ -39,6 +40,7 @@ class TrainState:
         # A loss that is not a number has no place in a checkpoint; it is shown and logged as it is.
         self.validation_loss = loss if math.isfinite(loss) else None
         if not patience:
+            self.lowest_loss, self.validations_since = None, 0
             return
         falls = math.isfinite(loss) and (self.lowest_loss is None or loss < self.lowest_loss)
         self.lowest_loss = loss if falls else self.lowest_loss
@@ -71,8 +73,10 @@ class TrainState:
         self.step, self.seconds, self.validation_loss = saved.step, saved.seconds, saved.validation_loss
         self.lowest_loss, self.validations_since = saved.lowest_loss, saved.validations_since
         self.nonfinite_steps = saved.skipped
-        # The smaller one: either the checkpoint or this process found out that more does not fit.
-        self.micro_batch = min(self.micro_batch, saved.micro_batch or self.micro_batch)
+        # A size below the one that was set is what fitted, so that a larger one is not tried again.
+        asked, fitted = look_up(saved.config, "train", "micro_batch"), saved.micro_batch
+        if fitted and (asked is None or fitted < asked):
+            self.micro_batch = min(self.micro_batch, fitted)
         if not rollback:
             self.rollbacks, self.data_offset = saved.rollbacks, saved.jumped
 

@@ -1,5 +1,6 @@
 """The checkpoints that a run learns from beside the text (`train.teachers`): pin them by their weights, and load them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -37,6 +38,20 @@ def pin_teachers(config: Config, dataset: Dataset, resumed: bool = False) -> Con
             "The teachers of this run no longer hold the same weights.", why, "Start a new run, with another --run."
         )
     return config.with_train(teachers=tuple(names), teachers_sha256=tuple(digests))
+
+
+def pin_teachers_where_they_fit(configs: Sequence[Config], dataset: Dataset) -> list[Config]:
+    """Pin the teachers of those configs that they fit, such as the sizes of their context; raises UsageError without any."""
+    pinned: list[Config] = []
+    refused: list[UsageError] = []
+    for config in configs:
+        try:
+            pinned.append(pin_teachers(config, dataset))
+        except UsageError as error:
+            refused.append(error)
+    if not pinned:
+        raise refused[0]
+    return pinned
 
 
 def _pin(name: str, config: Config, dataset: Dataset) -> tuple[str, str]:

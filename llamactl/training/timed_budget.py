@@ -52,9 +52,8 @@ def choose_budget(
     steps = min(MOST_STEPS, int(SPENT * seconds / expected.step) - WARM_UP)
     if world.size > 1 or steps < 1:
         return Choice(chosen, rate, measured=False)
-    try:
-        measured = measure_step(config, dataset, world, steps, requests or StopRequests())
-    except OutOfSpace:  # the run makes its steps smaller
+    measured = measure_step(config, dataset, world, steps, requests or StopRequests())
+    if measured is None:  # out of memory: the run makes its steps smaller
         return Choice(chosen, rate, measured=False)
     actual, left = rate * expected.step / measured, seconds - (time.monotonic() - started)
     asked = next(each for each in configs if each.preset == chosen.preset).with_train(compile=config.train.compile)
@@ -69,18 +68,26 @@ def choose_budget(
 def _has_shapes(config: Config, compiled: Config) -> bool:
     """Check whether all micro-batches of a config have the shape of another one's, for which code is compiled."""
     train, size = config.train, compiled.train.micro_batch
+    if bool(train.dropout) != bool(compiled.train.dropout):
+        return False
     return train.micro_batch == size and train.tokens_per_step % (size * config.model.context) == 0
 
 
-def measure_step(config: Config, dataset: Dataset, world: World, steps: int, requests: StopRequests) -> float:
-    """Return the median seconds of an optimizer step of a resolved config; raises OutOfSpace."""
+def measure_step(config: Config, dataset: Dataset, world: World, steps: int, requests: StopRequests) -> float | None:
+    """Return the median seconds of an optimizer step of a resolved config, None where memory does not suffice for it."""
     try:
-        with closing(Trainer(config, dataset, RunDir.with_new_name(config.preset), world, rate=1.0)) as trainer:
-            list(trainer.compile())
-            taken = [sum(time_step(trainer)) for number in range(WARM_UP + steps) if number <= WARM_UP or not requests.stop]
-    finally:
-        # Before the run builds its own.
-        trainer = None  # type: ignore[assignment]
-        gc.collect()
-        release_cached_memory(world.device)
-    return statistics.median(taken[WARM_UP:])
+        taken = _time_steps(config, dataset, world, steps, requests)
+    except OutOfSpace:
+        taken = []
+    # Before the run builds its own; not within the `except`, where the error still holds the steps' memory.
+    gc.collect()
+    release_cached_memory(world.device)
+    return statistics.median(taken) if taken else None
+
+
+def _time_steps(config: Config, dataset: Dataset, world: World, steps: int, requests: StopRequests) -> list[float]:
+    """Return the seconds of some steps of a new run after `WARM_UP` others, of one at least; raises OutOfSpace."""
+    with closing(Trainer(config, dataset, RunDir.with_new_name(config.preset), world, rate=1.0)) as trainer:
+        list(trainer.compile())
+        taken = [sum(time_step(trainer)) for number in range(WARM_UP + steps) if number <= WARM_UP or not requests.stop]
+    return taken[WARM_UP:]

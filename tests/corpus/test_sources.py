@@ -103,6 +103,19 @@ def test_a_corpus_beside_a_script_is_read(tmp_path: Path) -> None:
     assert texts(file_source([str(tmp_path / "loader.py"), str(tmp_path / "stories.json")]), "story") == ["program", "once"]
 
 
+def test_what_a_pattern_names_is_read_beside_programs_too(tmp_path: Path) -> None:
+    """Whether the shell or llamactl replaces it by the files; a table that is damaged is not left out in silence."""
+    (tmp_path / "main.py").write_text("program")
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text('[{"story": "once"}]')
+    typed = ([f"{tmp_path}/*.json"], [f"{tmp_path}/a.json", f"{tmp_path}/b.json"])
+    for names in typed:
+        assert texts(file_source([f"{tmp_path}/main.py", *names]), "story") == ["once", "once", "program"]
+    (tmp_path / "table.arrow").write_bytes(b"ARROW1 and no more")
+    with pytest.raises(DataError, match=r"table\.arrow"):
+        texts(file_source([str(tmp_path)]))
+
+
 def test_a_program_is_not_cut_into_lines(tmp_path: Path) -> None:
     lines = "".join(f"call({number})\n" for number in range(3_000))
     (tmp_path / "main.lua").write_text(lines)

@@ -1,5 +1,6 @@
 """Multiple choice: likelihoods by hand, lines that are no questions, and what guessing looks like."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,8 @@ def test_a_model_that_knows_is_right_and_one_that_does_not_guesses(monkeypatch: 
     assert guessed.accuracy == 0.5
     assert guessed.accuracy_error == pytest.approx(0.05, abs=0.001)
     assert not guessed.above_chance
+    assert not replace(guessed, accuracy=0.1).above_chance, "below is not above"
+    assert replace(guessed, accuracy=0.7).above_chance
 
 
 @pytest.mark.parametrize(

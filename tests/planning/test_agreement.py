@@ -32,7 +32,7 @@ BYTES_PER_TOKEN = 4
 @pytest.fixture(autouse=True)
 def plain_english(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stand-ins have no text to compress."""
-    monkeypatch.setattr("llamactl.planning.loss.measure_compression", lambda _: 2.388)
+    monkeypatch.setattr("llamactl.corpus.dataset.measure_compression", lambda *_: 2.388)
 
 
 def dataset_of(size: int, like: Dataset) -> Dataset:

@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from llamactl.config.schema import Config, build_config, preset_settings
+from llamactl.corpus.compression import read_pieces
 from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World
-from llamactl.planning import loss as planning_loss
-from llamactl.planning.loss import COMPRESSED, UNCERTAINTY, measure_compression, predict_loss
+from llamactl.planning.loss import COMPRESSED, UNCERTAINTY, predict_loss
 from tests.conftest import make_dataset
 
 Configured = Callable[..., tuple[Config, World]]
@@ -33,9 +34,9 @@ MEASURED = [
 def test_runs_that_were_measured_are_within_its_range(
     model: object, tokens: float, bits: float, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning_loss, "measure_compression", lambda _: COMPRESSED)
+    monkeypatch.setattr("llamactl.corpus.dataset.measure_compression", lambda *_: COMPRESSED)
     assert isinstance(model, type(TINY))
-    assert predict_loss(model, int(tokens), 0.5, dataset).bits_per_byte == pytest.approx(bits, rel=UNCERTAINTY)
+    assert predict_loss(model, int(tokens), 0.5, replace(dataset)).bits_per_byte == pytest.approx(bits, rel=UNCERTAINTY)
 
 
 @pytest.mark.slow
@@ -64,12 +65,12 @@ def test_text_that_is_easy_to_compress_is_easy_to_learn(home: Path, dataset: Dat
     for number in range(40):
         (home / "easy" / f"{number}.txt").write_text("The same words again and again. " * 200 + str(number))
     easy = make_dataset(home / "data" / "easy", home / "easy", "bytes").open()
-    assert measure_compression(easy) < 0.2 * measure_compression(dataset)
+    assert easy.compression < 0.2 * dataset.compression
     assert predict_loss(TINY, 10**6, 1.0, easy).bits_per_byte < predict_loss(TINY, 10**6, 1.0, dataset).bits_per_byte / 3
     assert predict_loss(TINY, 1, 1.0, dataset).high == pytest.approx(math.log(dataset.info.vocab_size))
 
 
 def test_pieces_come_from_everywhere(dataset: Dataset) -> None:
-    pieces = planning_loss._pieces(dataset)
+    pieces = read_pieces(dataset.train, dataset.tokenizer)
     assert sum(map(len, pieces)) == pytest.approx(dataset.info.total("train", "text_bytes"), rel=0.1)
     assert len(set(pieces)) == len(pieces)

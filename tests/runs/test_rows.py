@@ -2,8 +2,9 @@
 
 import json
 import random
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import pytest
 from llamactl.errors import DataError
 from llamactl.runs import metrics_log
 from llamactl.runs.metrics_log import CHUNK, last_rows, read_columns
-from llamactl.runs.rows import decode_rows
+from llamactl.runs.rows import Row, decode_rows
+from llamactl.training import events
 from tests.runs.test_metrics_log import WRONG, step, write
 
 WANTED = {"step": ("loss", "seconds", "memory"), "validation": ("loss",), "resumed": ()}
@@ -24,6 +26,12 @@ def read(path: Path) -> Any:
     except DataError as error:
         return str(error)
     return {kind: {name: column.tobytes() for name, column in found.items()} for kind, found in columns.items()}
+
+
+def test_every_field_of_an_event_is_known() -> None:
+    """So that what `watch` and `report` read has the type that they expect, and is decoded at once."""
+    written = {field.name for kind in get_args(events.Event) for field in fields(kind)}
+    assert written <= Row.__annotations__.keys()
 
 
 def test_damage_of_any_byte_is_seen_as_by_validating_each_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from llamactl.planning.step_time import estimate_step_time
 from llamactl.runs.run_dir import RunDir
 from llamactl.training.events import Stepped, Validated
 from llamactl.training.signals import StopRequests
-from llamactl.training.teachers import load_teachers, pin_teachers
+from llamactl.training.teachers import load_teachers, pin_teachers, pin_teachers_where_they_fit
 from llamactl.training.trainer import train_run
 from tests.conftest import make_dataset
 
@@ -113,6 +113,16 @@ def test_one_that_does_not_fit_is_refused(
     with pytest.raises(UsageError, match="has 512 rows"):
         wider = config.model.model_copy(update={"vocab_size": 640})
         pin_teachers(config.model_copy(update={"model": wider}), dataset)
+
+
+def test_of_some_sizes_those_are_left_whose_context_they_have(
+    teachers: list[str], configured: Configured, dataset: Dataset
+) -> None:
+    fitting, _ = configured(train={"teachers": tuple(teachers)})
+    longer, _ = configured(train={"teachers": tuple(teachers)}, model={"context": 64})
+    assert pin_teachers_where_they_fit([longer, fitting], dataset) == [pin_teachers(fitting, dataset)]
+    with pytest.raises(UsageError, match="shorter context"):
+        pin_teachers_where_they_fit([longer], dataset)
 
 
 @pytest.mark.parametrize(("names", "says"), [(["a", ""], "no name"), (["a", "b", "a@20"], "named twice")])
