@@ -39,7 +39,7 @@ from llamactl.errors import OutOfSpace, UsageError, UserError
 EPILOG = (
     "Exit codes: 0 done, 1 a bug of ours, 2 usage, 3 missing or damaged data or checkpoint, 4 does not fit or can't be written "
     "(memory, disk), 5 network, 6 diverged, 7 in use by another process, 8 another process of the run is gone, 129, 130, 143 "
-    "and so on stopped by a signal (128 and its number) with a checkpoint saved, 141 nobody reads what is printed. "
+    "and so on stopped by a signal (128 and its number) with a checkpoint saved, 141 broken pipe. "
     "Data and runs are kept in ./data and ./runs, or under LLAMACTL_HOME."
 )
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from llamactl.cli import completion
-from llamactl.cli.options import MODEL_HELP, DataName, DeviceName, PresetName, Settings, config_of_new_run, typed_settings
+from llamactl.cli.options import MODEL_HELP, DataName, DeviceName, Settings, config_of_new_run, typed_settings
 from llamactl.cli.preconditions import import_torch
 
 app = typer.Typer(no_args_is_help=True, help="Measure the speed of this machine, of training and of decoding.")
@@ -14,6 +14,10 @@ app = typer.Typer(no_args_is_help=True, help="Measure the speed of this machine,
 # An untrained model has no dataset to take the vocabulary from: GPT-2's 50,257 ids, up to a multiple of 128.
 GPT2_ROWS = 50_304
 JSON_HELP = "Print the results as JSON on stdout."
+BenchPreset = Annotated[
+    str,
+    typer.Option(help="tiny, 10m, 50m, 150m, 350m, 1b, 7b, notebook.", show_default="150m", autocompletion=completion.presets),
+]
 
 
 @app.command(epilog="Example: llamactl bench peak")
@@ -40,7 +44,7 @@ def peak(
 @app.command(epilog="Example: llamactl bench train --preset 150m --set train.precision=bf16")
 def train(
     data: DataName = "",
-    preset: PresetName = "150m",
+    preset: BenchPreset = "150m",
     steps: Annotated[int, typer.Option(min=1, max=100_000, help="Optimizer steps to time.")] = 10,
     settings: Settings = None,
     device: DeviceName = "auto",
@@ -89,7 +93,7 @@ def decode(
         str,
         typer.Option(help=MODEL_HELP, show_default="the preset, untrained", autocompletion=completion.checkpoints),
     ] = "",
-    preset: PresetName = "",
+    preset: BenchPreset = "",
     batches: Annotated[str, typer.Option(help="Batch sizes to time, separated by commas.")] = "1,4,16",
     prompt: Annotated[int, typer.Option(min=1, max=1_000_000, help="Tokens of each prompt.")] = 16,
     new: Annotated[int, typer.Option(min=8, max=1_000_000, help="Tokens to add.")] = 48,

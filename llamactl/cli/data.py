@@ -55,7 +55,7 @@ def show(
     name: Annotated[str, typer.Argument(metavar="DATASET", show_default="the newest", autocompletion=completion.datasets)] = "",
     json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
-    """Show one dataset: its documents, their lengths and duplicates, and a text with its tokens in colours."""
+    """Show one dataset: its documents, their lengths and duplicates, and a text with its tokens in colors."""
     from dataclasses import asdict
 
     from llamactl.cli.ui.console import output, show_figures, show_next

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Headings of the groups of options in --help.
 TEXT, QUESTIONS, MODEL = "Text", "Questions", "Model"
 
-TEXT_HELP = "Text files (.txt, .jsonl, .parquet, also .gz and .zst), folders or globs, - for stdin, instead of a dataset."
+TEXT_HELP = "Files of any kind that prepare reads, folders or globs, - for stdin, instead of a dataset."
 TASKS_HELP = "Tasks of lm-evaluation-harness, separated by commas, or a task's .yaml: blimp,lambada_openai,sciq,piqa,arc_easy."
 POSITIONS = (1, 4, 16, 64, 256, 1024, 4096)  # in the context, whose loss is shown
 

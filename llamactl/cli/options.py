@@ -22,7 +22,7 @@ GENERATION, SAMPLING = "Generation", "Sampling"
 MODEL_HELP = "A model: RUN, RUN@STEP, RUN@best, a folder, or hf:ORG/NAME."
 INIT_HELP = "Start from a model: RUN, RUN@STEP, RUN@best, a folder, or hf:ORG/NAME."
 SCALING_HELP = "none, or linear:F to divide positions by F. Left out: as much as --context outgrows the checkpoint's."
-SEPARATE_HELP = "Documents that share a window do not see one another."
+SEPARATE_HELP = "Keep attention within each document, where several share a window."
 WEIGHTS_HELP = "Format of the weights: smaller is faster and less exact: int8 slightly, int4 noticeably."
 SET_HELP = "SECTION.KEY=VALUE, any setting of config.toml; repeatable. Example: --set optim.lr=1e-3"
 
@@ -35,12 +35,13 @@ DataName = Annotated[
 PresetName = Annotated[
     str,
     typer.Option(
-        help="tiny, 10m, 50m, 150m, 350m, 1b, 7b, notebook.", show_default="what the data can feed", rich_help_panel=RUN,
+        help="tiny, 10m, 50m, 150m, 350m, 1b, 7b, notebook.", show_default="by the data", rich_help_panel=RUN,
         autocompletion=completion.presets,
     ),
 ]  # fmt: skip
 Tokens = Annotated[
-    str, typer.Option(help="Budget: 256000, 256k, 1.5B.", show_default="what size and data are worth", rich_help_panel=RUN)
+    str,
+    typer.Option(help="Budget: 256000, 256k, 1.5B.", show_default="by size and data", rich_help_panel=RUN),
 ]
 Time = Annotated[
     str,

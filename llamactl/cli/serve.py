@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 HOST_HELP = "Address to listen on; any but this machine's own needs the token."
-TOKEN_HELP = "What requests must show as Authorization: Bearer TOKEN."
+TOKEN_HELP = "Token that requests must send: Authorization: Bearer TOKEN."
 
 
 def serve(

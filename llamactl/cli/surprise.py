@@ -35,7 +35,7 @@ def surprise(
     device: DeviceName = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print each piece of the text as a line of JSON.")] = False,
 ) -> None:
-    """Colour each piece of a text by its surprisal under the model."""
+    """Color each piece of a text by its surprisal under the model."""
     require_run(run)
     import_torch()
     from llamactl.cli.ui.console import output, progress
@@ -110,7 +110,7 @@ def show_surprisal(title: str, pieces: list["Piece"], since: str, before: list["
     for number, piece in enumerate(pieces):
         shown.append(piece.text, style=_style(changed[number] if changed else piece.bits, bool(changed)))
     output.print(shown)
-    legend = "blue: less surprisal than before, orange: more" if changed else "orange: surprisal, full colour from 10 bits"
+    legend = "blue: less surprisal than before, orange: more" if changed else "orange: surprisal, full color from 10 bits"
     earlier = f", {bits_per_byte(before):.3f} at {since}" if before else ""
     progress.print(f"{title}: {bits_per_byte(pieces):.3f} bits per byte{earlier} ({legend})", style="dim")
 

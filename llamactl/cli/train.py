@@ -42,7 +42,7 @@ RESUME_HELP = "With --resume: the run to resume."
 BITS_HELP = "On a GPU: bit-identical results every time, but slower."
 PATIENCE_HELP = "End after so many validations without a lower loss; sample and export then take the best."
 YES_HELP = "Train even for over 20 epochs or 30 days."
-TEACHERS_HELP = "Learn from checkpoints as well, separated by commas, of runs on the same data with other seeds."
+TEACHERS_HELP = "Also learn what these checkpoints predict, separated by commas: runs on the same data with other seeds."
 TRACK_HELP = "Also log to trackers, separated by commas: tensorboard, wandb, trackio."
 
 

@@ -93,10 +93,10 @@ class OptimConfig(Section):
     name: Literal["muon", "adamw"] = Field("muon", description="muon: Muon for matrices in blocks, AdamW for the rest")
     lr: float = Field(0.0, ge=0, le=1_000, description="peak learning rate; 0: from the optimizer and the width")
     weight_decay: float = Field(0.1, ge=0, le=100, description="decoupled decay of matrices inside blocks")
-    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: memory of the gradient")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the momentum")
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW: memory of the squared gradient")
     eps: float = Field(1e-10, ge=1e-30, le=1, description="AdamW: added to the root of the squared gradient")
-    momentum: float = Field(0.95, ge=0, lt=1, description="Muon: memory of the gradient, after its warm-up")
+    momentum: float = Field(0.95, ge=0, lt=1, description="Muon: momentum, after its warm-up")
     normuon_beta2: float = Field(
         0.95, ge=0, lt=1, description="Muon: memory of how much each row moves; 0: rows are not evened"
     )

@@ -17,7 +17,7 @@ FEW = 20  # files, lines or paragraphs: fewer are no collection of documents
 RULES = {
     "files": "each file is a document",
     "chunks": "stretches of a file, ended at a blank line",
-    "paragraphs": "what stands between blank lines",
+    "paragraphs": "text between blank lines",
     "lines": "each line",
 }
 HELP = "auto, files, paragraphs, lines, chunks, a separator such as '<|endoftext|>', or re:REGEX (both are dropped)."

@@ -62,7 +62,7 @@ def read_parquet_rows(part: "Part", columns: Collection[str]) -> Iterator[dict[s
             for batch in file.iter_batches(_batch_size(chunks, group.num_rows, size), row_groups=[part.index], columns=names):
                 yield from (_whole_row(batch, number) for number in range(len(batch)))
         except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{part.location} can't be read.", f"{error}.", "Write it anew, or leave it out.") from error
+            raise DataError(f"{part.location} can't be read.", f"{error}.", "Write it again, or leave it out.") from error
 
 
 def _whole_row(batch: Any, number: int) -> dict[str, Any] | None:

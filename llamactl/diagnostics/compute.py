@@ -23,7 +23,7 @@ from llamactl.storage.records import to_json
 GPT2_ROWS = 50_304  # size of GPT-2's vocabulary, padded to a multiple of 128
 PATIENCE = {"attention": 60.0, "compile": 240.0}  # seconds; the first compilation also precompiles headers
 APART = "import sys; from llamactl.diagnostics.compute import run_check; sys.stdout.write('\\n' + run_check(*sys.argv[1:]))"
-WITHOUT_COMPILING = "llamactl train --set train.compile=off goes without"
+WITHOUT_COMPILING = "Train without it: llamactl train --set train.compile=off"
 
 # A part of the compiler's error message, and how to install what is missing.
 BRINGS = {
@@ -46,7 +46,7 @@ def check_attention(world: World) -> CheckResult:
         return CheckResult("attention", "wrong", found["error"], "Training would fail as well. Try: --device cpu")
     launched, used, model = found["library"], found["ours"], reference_model("150m").model
     what = f"PyTorch launches {' '.join(launched) or 'no kernel of its own'} in {world.precision.name}; at a context of "
-    what += f"{model.context:,} llamactl uses {'the same' if used else 'a staircase of dense products, faster on a CPU'}"
+    what += f"{model.context:,} llamactl uses {'the same' if used else 'its own blockwise kernel, faster on a CPU'}"
     packs = packs_documents(world.device, world.precision.dtype, model.head_dim, model.context)
     what += f", for --separate-documents {'one kernel without a mask' if packs else 'with a mask'}"
     if any(name.endswith("_math") for name in used):

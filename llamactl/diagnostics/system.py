@@ -50,7 +50,7 @@ def check_packages() -> CheckResult:
     if unmet:
         fix = shlex.join(["pip", "install", *unmet])
         return CheckResult("packages", "wrong", "; ".join(unmet.values()), fix)
-    return CheckResult("packages", "fine", f"torch {version('torch')} and {len(needed) - 1} others, all as demanded")
+    return CheckResult("packages", "fine", f"torch {version('torch')} and {len(needed) - 1} others, all in supported versions")
 
 
 def check_extras() -> CheckResult:

@@ -96,7 +96,7 @@ def earlier_checkpoints(path: Path, step: int, count: int, kind: Kind) -> list[P
         return []
     if kind != "int8":
         raise UsageError(
-            "Several checkpoints need --type int8.", "Their differences are those of its integers.", "Leave one out."
+            "Several checkpoints need --type int8.", "Earlier ones are stored as differences of its weights.", "Leave one out."
         )
     run = RunDir(path.absolute().parent.parent)
     steps = [] if checkpoint_format.is_foreign(path) else [each for each in run.steps() if each < step]

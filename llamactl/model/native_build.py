@@ -97,7 +97,7 @@ def _load_or_build(command: list[str], path: Path) -> Library:
             _keep(built, path)
             remove_unused(path.parent)
         except OSError as error:
-            notice = f"The decoding step is compiled anew each time: {path.parent} can't be written ({error.strerror})."
+            notice = f"The decoding step is compiled again each time: {path.parent} can't be written ({error.strerror})."
         # The one that was just made, as another process may put its own into the cache meanwhile.
         return Library(ctypes.CDLL(str(built)), notice)
 

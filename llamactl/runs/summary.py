@@ -232,7 +232,7 @@ def _cautions(configs: Sequence[Config], digests: Sequence[str]) -> list[str]:
         else:
             said.append("Their datasets differ: losses compare as far as the held-out text is alike.")
     if len({config.train.eval_tokens for config in configs}) > 1:
-        said.append("They were validated on more and on less of the held-out text: a small difference may come from that.")
+        said.append("They were validated on different amounts of held-out text, so a small difference may be noise.")
     return said
 
 

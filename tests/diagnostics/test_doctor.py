@@ -204,7 +204,7 @@ def test_the_kernel_of_attention_is_named() -> None:
     found = diagnostics_compute.check_attention(CPU)
     assert found.verdict == "fine"
     assert "_scaled_dot_product" in found.what
-    assert "staircase" in found.what
+    assert "blockwise" in found.what
 
 
 @pytest.mark.parametrize(
