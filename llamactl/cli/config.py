@@ -45,14 +45,14 @@ def config(
     ]
     chosen = build_config(tree for _, tree in layers)
     found = setting_sources(layers)
-    knobs = {knob: found[knob.name] for knob in all_settings() if section in (None, knob.section)}
-    knobs |= {knob: "worked out before step 0" for knob in knobs if knob.left_open(chosen)}
+    sources = {setting: found[setting.name] for setting in all_settings() if section in (None, setting.section)}
+    sources |= {setting: "worked out before step 0" for setting in sources if setting.left_open(chosen)}
     if toml:
         show_toml(chosen, section)
     elif json:
-        show_json(chosen, knobs)
+        show_json(chosen, sources)
     else:
-        show_settings(chosen, knobs)
+        show_settings(chosen, sources)
 
 
 def of_preset(name: str, file: Path | None) -> list[tuple[str, "Tree"]]:
@@ -76,7 +76,7 @@ def of_run(name: str) -> list[tuple[str, "Tree"]]:
     return [(f"preset {made.preset}", usual), ("the run's config", differs_from_preset(made))]
 
 
-def show_settings(chosen: "Config", knobs: "Mapping[Setting, str]") -> None:
+def show_settings(chosen: "Config", sources: "Mapping[Setting, str]") -> None:
     """TOML that explains itself: it could be saved and trained with as it is."""
     from rich.text import Text
 
@@ -85,18 +85,18 @@ def show_settings(chosen: "Config", knobs: "Mapping[Setting, str]") -> None:
 
     output.print(Text.assemble(("preset", "bold"), " = ", (format_value(chosen.preset), "cyan")))
     before = ""
-    for knob, source in knobs.items():
-        if knob.section != before:
-            output.print(Text(f"\n[{knob.section}]", style="bold green"))
-            format_comment(sections()[knob.section].__doc__ or "")
-        before = knob.section
-        usual = knob.of(chosen) == knob.default
+    for setting, source in sources.items():
+        if setting.section != before:
+            output.print(Text(f"\n[{setting.section}]", style="bold green"))
+            format_comment(sections()[setting.section].__doc__ or "")
+        before = setting.section
+        usual = setting.of(chosen) == setting.default
         said = (
-            f"  # {source}" if usual else f"  # {source}; default {format_value(knob.default)}",
+            f"  # {source}" if usual else f"  # {source}; default {format_value(setting.default)}",
             "" if usual else "yellow",
         )
-        output.print(Text.assemble("\n", (knob.key, "bold"), " = ", (format_value(knob.of(chosen)), "cyan"), said))
-        format_comment(f"{knob.meaning} ({knob.takes})")
+        output.print(Text.assemble("\n", (setting.key, "bold"), " = ", (format_value(setting.of(chosen)), "cyan"), said))
+        format_comment(f"{setting.meaning} ({setting.takes})")
 
 
 def format_comment(text: str) -> None:
@@ -122,16 +122,16 @@ def format_value(value: object) -> str:
     return escape_toml(tomli_w.dumps({"x": value}).removeprefix("x = ").strip())
 
 
-def show_json(chosen: "Config", knobs: "Mapping[Setting, str]") -> None:
+def show_json(chosen: "Config", sources: "Mapping[Setting, str]") -> None:
     """Print a line of JSON for each setting."""
     from dataclasses import asdict
 
     from llamactl.cli.ui.console import output
     from llamactl.storage.records import to_json
 
-    for knob, source in knobs.items():
-        found = {"name": knob.name, "value": knob.of(chosen), "source": source}
-        output.print(to_json(found | asdict(knob)))
+    for setting, source in sources.items():
+        found = {"name": setting.name, "value": setting.of(chosen), "source": source}
+        output.print(to_json(found | asdict(setting)))
 
 
 def show_toml(chosen: "Config", section: str | None) -> None:

@@ -33,7 +33,7 @@ class TrainingRequest(NamedTuple):
     configs: "tuple[Config, ...]" = ()
 
 
-def check_same_data(dataset: "Dataset", digest: str) -> None:
+def check_same_on_all_machines(dataset: "Dataset", digest: str) -> None:
     """Check that this machine's copy of the data is that of rank 0; raises DataError."""
     from llamactl.errors import DataError
 
@@ -116,7 +116,7 @@ def run_training(chosen: TrainingRequest, dry_run: bool, json: bool, track: list
     with handle_signals() as requests:
         data, world = DatasetDir.from_name(chosen.config.data.name), init_device(chosen.config.train)
         dataset = data.open()
-        check_same_data(dataset, broadcast_from_rank0(lambda: dataset.info.digest))
+        check_same_on_all_machines(dataset, broadcast_from_rank0(lambda: dataset.info.digest))
         config, world, rate, planned = plan_run(chosen, dataset, world, None if dry_run else requests)
         if dry_run:
             broadcast_from_rank0(lambda: show_memory(planned.memory))
@@ -164,7 +164,7 @@ def show_training(
     data: "DatasetDir",
     folder: "RunDir",
     json: bool,
-    wishes: "StopRequests",
+    requests: "StopRequests",
     trackers: "list[TrackerThread]",
 ) -> int:
     """Show events and pass them to trackers; return the number of the signal that stopped the run, or 0.
@@ -179,17 +179,17 @@ def show_training(
 
     moved = None
     resume = RESUME_RUN.format(name=folder.path.name) + " --data {name}"
-    with TrainingScreen(planned_course(folder), folder, json, wishes) as screen, guard_folder(data.path, resume) as guard:
+    with TrainingScreen(planned_course(folder), folder, json, requests) as screen, guard_folder(data.path, resume) as guard:
         # Damage that is found after the last step still fails the run; a stop request does not wait for the check.
-        for event in verify_in_background(track_events(events, trackers), data, patient=lambda: not wishes.stop):
+        for event in verify_in_background(track_events(events, trackers), data, patient=lambda: not requests.stop):
             screen.show(event)
             moved = moved or guard.trouble()
             if moved:
                 # As if by SIGTERM: the trainer saves a checkpoint before it ends.
-                wishes.stop = wishes.stop or SIGTERM
+                requests.stop = requests.stop or SIGTERM
     if failure := moved or screen.failure:
         raise failure
-    return screen.stopped or wishes.stop
+    return screen.stopped or requests.stop
 
 
 def follow_silently(events: "Iterator[Event]") -> int:

@@ -25,8 +25,6 @@ from llamactl.cli.preconditions import import_torch, require_run
 from llamactl.cli.ui.samples import show_samples, strip_prompt
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from llamactl.checkpoint.format import State
     from llamactl.inference.generate import Request
     from llamactl.model.llama import Llama

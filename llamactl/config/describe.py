@@ -83,7 +83,7 @@ def _takes(field: FieldInfo) -> str:
 
 def setting_sources(layers: Layers) -> dict[str, str]:
     """Return the source of each setting: the last named tree that contains it, or `default`."""
-    found = {knob.name: "default" for knob in all_settings()}
+    found = {setting.name: "default" for setting in all_settings()}
     for source, tree in layers:
         found |= {f"{section}.{key}": source for section in sections() for key in tree.get(section, {})}
     return found
@@ -118,7 +118,7 @@ def differs_from_preset(config: Config) -> Tree:
     """Return the settings that differ from the config's preset, as a tree; an unknown preset counts as empty."""
     usual = _of_preset(config)
     found: Tree = {}
-    for knob in all_settings():
-        if knob.of(config) != knob.of(usual):
-            found.setdefault(knob.section, {})[knob.key] = knob.of(config)
+    for setting in all_settings():
+        if setting.of(config) != setting.of(usual):
+            found.setdefault(setting.section, {})[setting.key] = setting.of(config)
     return found

@@ -102,8 +102,6 @@ def _check(config: Config, dataset: Dataset, path: Path, state: checkpoint_forma
         fix = f"Prepare the text with the checkpoint's: llamactl prepare SOURCE --tokenizer {path / 'tokenizer.json'}"
         raise DataError(message, "The same ids stand for other text.", fix)
     old, new = _with_rows(read_hf_config(path, root), dataset).model_dump(), config.model.model_dump()
-    # 0 means: as the dataset needs.
-    new["vocab_size"] = new["vocab_size"] or old["vocab_size"]
     differ = ", ".join(f"model.{key}: {old[key]} -> {new[key]}" for key in old if old[key] != new[key] and key not in FREE)
     if differ:
         why = f"Only {' and '.join(f'model.{key}' for key in sorted(FREE))} may differ: no weight depends on them."

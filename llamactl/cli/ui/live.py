@@ -48,9 +48,9 @@ class Course:
 class View:
     """The state of a run so far, which rich draws to fit the terminal."""
 
-    def __init__(self, course: Course, wishes: StopRequests | None = None) -> None:
-        """Start empty; a pending stop request of `wishes` is shown until the run has stopped."""
-        self.course, self._wishes = course, wishes or StopRequests()
+    def __init__(self, course: Course, requests: StopRequests | None = None) -> None:
+        """Start empty; a pending stop request of `requests` is shown until the run has stopped."""
+        self.course, self._requests = course, requests or StopRequests()
         self.stepped: Stepped | None = None
         self.validated: Validated | None = None
         self.saved: Saved | None = None
@@ -125,7 +125,7 @@ class View:
 
     def _notice(self) -> Text:
         waiting = "" if self.stepped else self.course.start_notice
-        return Text(STOPPING if self._wishes.stop else waiting, style="yellow")
+        return Text(STOPPING if self._requests.stop else waiting, style="yellow")
 
     def _bar(self, width: int) -> Text:
         step = self.stepped.step if self.stepped else 0

@@ -45,11 +45,11 @@ class TrainingScreen:
     printed on the main screen afterwards.
     """
 
-    def __init__(self, course: Course, folder: RunDir, as_json: bool = False, wishes: StopRequests | None = None) -> None:
+    def __init__(self, course: Course, folder: RunDir, as_json: bool = False, requests: StopRequests | None = None) -> None:
         """Prepare a screen; nothing is drawn before the context is entered."""
         self.folder, self._json = folder, as_json
-        self._wishes = wishes or StopRequests()
-        self.view = View(course, self._wishes)
+        self._requests = requests or StopRequests()
+        self.view = View(course, self._requests)
         self.failure: BaseException | None = None  # the error that ended --json output
         large = progress.width >= MIN_TERMINAL[0] and progress.height >= MIN_TERMINAL[1]
         # redirect_stdout=False: rows of --json must reach stdout, not the live screen.
@@ -113,7 +113,7 @@ class TrainingScreen:
         try:
             show_json(event_to_row(event))
         except (OSError, SystemExit) as failure:
-            self.failure, self._wishes.stop = failure, self._wishes.stop or signal.SIGPIPE
+            self.failure, self._requests.stop = failure, self._requests.stop or signal.SIGPIPE
 
     def _show_resumed(self, event: Resumed) -> None:
         self._resumed_at = event.step
