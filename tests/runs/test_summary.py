@@ -154,7 +154,7 @@ def test_losses_on_other_data_do_not_pass_for_comparable(
 def test_a_shorter_validation_is_said(home: Path) -> None:
     runs = [begun(f"run-{tokens}", {"train": {"eval_tokens": tokens}}, "1") for tokens in (1000, 2000)]
     (said,) = compare_runs(runs).cautions
-    assert "more and on less" in said
+    assert "different amounts" in said
 
 
 def test_one_run_differs_from_nothing(home: Path) -> None:
