@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 AFTERWARDS = 10.0
 LEAST = 20.0  # seconds of training below which nothing is learned
 SMALL = 22 << 20  # bytes of text whose own tokenizer is so small that any time is enough for it
+SLOWEST = 1_000  # bytes per second that any machine reads several times
+OFTEN = 3  # epochs by an estimate, in fact about two, from which a small text has no more ids than its size suggests
 
 
 def quickstart(
@@ -120,12 +122,17 @@ def run_alike(config: "Config", name: str, seed: int, teachers: list[str], again
 
 
 def tokenizer_for_time(source: "Source", seconds: float) -> str:
-    """Return the tokenizer for as much of a text as can be read in the time: more ids would hardly be seen."""
-    if 0 < source.size <= SMALL:
+    """Return the tokenizer for as much of a text as can be read in the time: more ids would hardly be seen.
+
+    Text that is read but once or twice has 4,096 at least, as longer tokens let more of it be read (docs/recipe.md).
+    """
+    from llamactl.corpus.sources import SMALLEST_BPE, default_tokenizer
+
+    smallest = f"bpe:{SMALLEST_BPE}"
+    if 0 < source.size <= (SLOWEST * seconds if source.tokenizer == smallest else SMALL):
         return source.tokenizer
     from llamactl.cli.preconditions import import_torch
     from llamactl.config.schema import TrainConfig
-    from llamactl.corpus.sources import default_tokenizer
 
     import_torch()
     from llamactl.distributed.context import init_device
@@ -135,7 +142,9 @@ def tokenizer_for_time(source: "Source", seconds: float) -> str:
     world = init_device(TrainConfig())
     read = bytes_in_time(world, peak_flops(world.device, world.precision.dtype), seconds)
     # The size of a download is not known before.
-    return default_tokenizer(min(source.size, read)) if source.size else default_tokenizer(read)
+    chosen = default_tokenizer(min(source.size, read)) if source.size else default_tokenizer(read)
+    is_read_again = 0 < OFTEN * source.size < read
+    return f"bpe:{2 * SMALLEST_BPE}" if chosen == smallest and not is_read_again else chosen
 
 
 def held_out_prompt(name: str) -> str:

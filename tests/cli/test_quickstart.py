@@ -212,3 +212,6 @@ def test_a_large_text_has_a_tokenizer_for_the_time(monkeypatch: pytest.MonkeyPat
     large = replace(sample_source(), tokenizer="bpe:16384", pieces=((Part("text", "a.txt", 110 << 20),),))
     assert [tokenizer_for_time(large, seconds) for seconds in (120, 600, 10_000)] == ["bpe:4096", "bpe:8192", "bpe:8192"]
     assert tokenizer_for_time(sample_source(), 120) == "bpe:4096", "a small text has its own in any time"
+    small = replace(large, tokenizer="bpe:2048", pieces=((Part("text", "a.txt", 2 << 20),),))
+    chosen = [tokenizer_for_time(small, seconds) for seconds in (10, 60, 65, 600, 10_000)]
+    assert chosen == ["bpe:4096", "bpe:4096", "bpe:2048", "bpe:2048", "bpe:2048"], "with time to read it more than twice"
