@@ -10,6 +10,7 @@ from llamactl.corpus.batches import Batch
 from llamactl.distributed.context import World
 from llamactl.hardware.graphs import capture_graph
 from llamactl.hardware.memory import release_cached_memory
+from llamactl.training.compile_cache import guard_compilation
 from llamactl.training.gradients import add_gradients, zero_gradients
 
 # Of loss and gradient norm: sums in another order differ by less, another batch or weights of another step by more.
@@ -72,7 +73,8 @@ def _capture_and_compare(work: Callable[[Batch], Tensor], batch: Batch, forward:
     for weight in forward.parameters():
         weight.grad = torch.zeros_like(weight)
     # Without a graph first, as it compiles and loads libraries, which can't be captured.
-    expected = _measure(work, batch, forward)
+    with guard_compilation():
+        expected = _measure(work, batch, forward)
     graph = GraphedGradients(work, batch)
     if not torch.allclose(_measure(graph, batch, forward), expected, rtol=TOLERANCE, equal_nan=True):
         raise RuntimeError("one computes other gradients than PyTorch without it")
