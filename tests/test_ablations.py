@@ -1,7 +1,6 @@
 """benchmarks/ablations.py: each change that llamactl does not offer can still be patched in, and changes the loss."""
 
 import argparse
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -9,21 +8,15 @@ from types import ModuleType
 import pytest
 
 from tests.conftest import make_dataset
+from tests.scripts import load_benchmark
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "ablations.py"
 TOKENS = 4_096
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(SCRIPT.parent)  # it imports what lies next to it
-    spec = importlib.util.spec_from_file_location("ablations", SCRIPT)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("ablations", monkeypatch)
 
 
 def test_each_patch_still_changes_the_loss(

@@ -1,7 +1,6 @@
 """benchmarks/gpu.py in a half hour: rows are kept as they are measured, and the same command continues."""
 
 import argparse
-import importlib.util
 import json
 import re
 import subprocess
@@ -16,18 +15,14 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
+from tests.scripts import load_benchmark
+
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
 
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(SCRIPT.parent)  # it imports what lies next to it
-    spec = importlib.util.spec_from_file_location("gpu_benchmark", SCRIPT)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("gpu", monkeypatch)
 
 
 def measured_rows(home: Path) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ class Dataset:
         return np.asarray(lengths * (self.info.total("val", "text_bytes") / max(1, np.sum(counts * lengths))))
 
     @cached_property
-    def compression(self) -> float:
+    def compressed_bits_per_byte(self) -> float:
         """Return the bits per byte to which bzip2 compresses the training text."""
         return measure_compression(self.train, self.tokenizer)
 

@@ -44,7 +44,7 @@ def predict_loss(model: ModelConfig, tokens: int, epochs: float, dataset: Datase
     worth = REPEATS_WORTH * min(1.0, math.sqrt(unique / (TOKENS_PER_PARAMETER * num_params(model))))
     effective = unique * (1 + worth * (1 - math.exp(-repeats / worth)))
     english = FLOOR + A * (num_matmul_params(model) / 1e6) ** -A_EXPONENT + B * (effective / 1e6) ** -B_EXPONENT
-    bits = english * (dataset.compression / COMPRESSED) ** POWER
+    bits = english * (dataset.compressed_bits_per_byte / COMPRESSED) ** POWER
     loss = bits * math.log(2) * dataset.info.total("train", "text_bytes") / max(1, dataset.info.total("train", "tokens"))
     # The loss of a uniform guess: the law is too high for models that have seen next to nothing.
     uniform = math.log(dataset.info.vocab_size)

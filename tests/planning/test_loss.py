@@ -65,7 +65,7 @@ def test_text_that_is_easy_to_compress_is_easy_to_learn(home: Path, dataset: Dat
     for number in range(40):
         (home / "easy" / f"{number}.txt").write_text("The same words again and again. " * 200 + str(number))
     easy = make_dataset(home / "data" / "easy", home / "easy", "bytes").open()
-    assert easy.compression < 0.2 * dataset.compression
+    assert easy.compressed_bits_per_byte < 0.2 * dataset.compressed_bits_per_byte
     assert predict_loss(TINY, 10**6, 1.0, easy).bits_per_byte < predict_loss(TINY, 10**6, 1.0, dataset).bits_per_byte / 3
     assert predict_loss(TINY, 1, 1.0, dataset).high == pytest.approx(math.log(dataset.info.vocab_size))
 
