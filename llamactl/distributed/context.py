@@ -176,7 +176,8 @@ def init_device(train: TrainConfig) -> World:
     # Not where it changes nothing: the call imports PyTorch's compiler, which takes longer than everything before.
     if train.deterministic != torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(train.deterministic)
-    precision = choose_precision(train.precision, device)
+    # Rank 0 decides for all: `auto` may be measured.
+    precision = broadcast_from_rank0(lambda: choose_precision(train.precision, device))
     return World(device, precision, read_launch().rank, read_launch().size, read_launch().local_world_size)
 
 

@@ -6,11 +6,13 @@ import re
 import shutil
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 
 from llamactl.errors import UsageError
+from llamactl.hardware.throughput import time_call
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 # Compute capabilities from which on tensor cores multiply fp16 (Volta), and fp32 as TF32 (Ampere).
@@ -101,11 +103,13 @@ def processor_name() -> str:
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
-    """Return the format of a name; `auto` is bf16 if the hardware has instructions for it, fp16 on older GPUs, else fp32."""
+    """Return the format of a name; `auto` is bf16 if the hardware gains by it, fp16 on older GPUs, else fp32."""
     for dtype, known in NAMES.items():
         if name == known:
             return Precision(dtype, "as asked")
     if multiplies_bf16(device):
+        if device.type == "cpu" and not gains_by_bf16():
+            return Precision(torch.float32, "this cpu has bf16 instructions, but multiplies fp32 faster")
         return Precision(torch.bfloat16, f"this {device.type} has bf16 instructions")
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP16_CORES:
         return Precision(torch.float16, "this cuda has fp16 instructions, but none for bf16")
@@ -130,6 +134,16 @@ def multiplies_bf16(device: torch.device) -> bool:
     capabilities = probe() if probe else {}
     # The first two names are those of x86, the last one that of Arm.
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+@cache
+def gains_by_bf16() -> bool:
+    """Measure whether this CPU multiplies bf16 faster than fp32, in some 30 ms; Intel's without matrix units (AMX) may not."""
+    fp32 = torch.randn(768, 768)
+    bf16 = fp32.bfloat16()
+    # In turn, and the best of each: other processes only make a try slower.
+    tries = [(time_call(lambda: bf16 @ bf16, bf16.device), time_call(lambda: fp32 @ fp32, fp32.device)) for _ in range(4)]
+    return min(first for first, _ in tries) < min(second for _, second in tries)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from llamactl.config.schema import ModelConfig
-from llamactl.hardware.device import multiplies_bf16
+from llamactl.hardware.device import choose_precision
 from llamactl.model.cache import KVCache
 from llamactl.model.llama import Attention, Block, Llama, RMSNorm, SwiGLU, rotary_table
 from llamactl.model.native_build import load_library
@@ -268,4 +268,5 @@ def native_step(model: Llama, cache: KVCache, vocab_size: int) -> NativeStep | N
 def most_sequences(cache: KVCache) -> int:
     """Return up to how many sequences at once the native step is faster than PyTorch's products of matrices."""
     keys = cache.layers[0].keys
-    return MOST_IN_BF16 if keys.dtype == torch.bfloat16 and multiplies_bf16(keys.device) else MOST_SEQUENCES
+    fast = keys.dtype == torch.bfloat16 and choose_precision("auto", keys.device).dtype == torch.bfloat16
+    return MOST_IN_BF16 if fast else MOST_SEQUENCES

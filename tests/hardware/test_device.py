@@ -1,5 +1,6 @@
 """The choice of device and number format."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,31 @@ def test_a_device_that_is_not_there_is_named(name: str) -> None:
 @pytest.mark.parametrize(("instructions", "name"), [(True, "bf16"), (False, "fp32")])
 def test_a_cpu_uses_bf16_only_with_instructions_for_it(instructions: bool, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware_device, "multiplies_bf16", lambda device: instructions)
+    monkeypatch.setattr(hardware_device, "gains_by_bf16", lambda: True)
     chosen = choose_precision("auto", torch.device("cpu"))
     assert chosen.name == name
     assert "bf16 instructions" in chosen.reason
+
+
+def test_instructions_that_are_slower_than_those_of_fp32_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware_device, "multiplies_bf16", lambda device: True)
+    monkeypatch.setattr(hardware_device, "gains_by_bf16", lambda: False)
+    chosen = choose_precision("auto", torch.device("cpu"))
+    assert (chosen.name, chosen.reason) == ("fp32", "this cpu has bf16 instructions, but multiplies fp32 faster")
+    assert choose_precision("bf16", torch.device("cpu")).name == "bf16"
+
+
+@pytest.mark.parametrize(("bf16", "fp32", "gains"), [(1.0, 2.0, True), (2.0, 1.0, False)])
+def test_the_faster_format_is_found_although_one_try_was_held_up(
+    bf16: float, fp32: float, gains: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {torch.bfloat16: iter([9.0, bf16, bf16, bf16]), torch.float32: iter([fp32, fp32, 9.0, fp32])}
+
+    def pretend(product: Callable[[], torch.Tensor], device: torch.device) -> float:
+        return next(seconds[product().dtype])
+
+    monkeypatch.setattr(hardware_device, "time_call", pretend)
+    assert hardware_device.gains_by_bf16.__wrapped__() == gains
 
 
 def test_what_is_asked_for_is_given() -> None:
