@@ -9,6 +9,7 @@ offer is patched in here, so that what was tried and dropped can be tried again.
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from llamactl.config.schema import Config, build_config
 from llamactl.corpus.dataset import DatasetDir
 from llamactl.model.llama import Llama
-from llamactl.model.objective import NextToken
+from llamactl.model.objective import NextToken, mean_loss
 from llamactl.optim import build as optim_build
 from llamactl.optim.muon import NEWTON_SCHULZ, Muon
 from llamactl.runs.run_dir import RunDir
@@ -116,6 +117,33 @@ class ZLoss(NextToken):
         return loss + extra
 
 
+class Sampled(NextToken):
+    """The loss among the targets of a micro-batch and some other ids, which stand for all others, until a share of the tokens.
+
+    An id that stands for w others has its logit raised by log w, so that the sum of exponentials is unbiased.
+    """
+
+    ids, until, tokens = 4096, 0.8, 0
+    seen = 0
+
+    def forward(
+        self, inputs: Tensor, targets: Tensor, dropout: Tensor | None = None, documents: Tensor | None = None
+    ) -> Tensor:
+        """The loss among all ids after the given share of the run."""
+        self.seen += targets.numel()
+        if self.seen > self.until * self.tokens:
+            return super().forward(inputs, targets, dropout, documents)
+        hidden, head = self._hidden(inputs, dropout, documents), self.model.lm_head.weight
+        present, places = targets.flatten().unique(return_inverse=True)
+        others = torch.ones(len(head), dtype=torch.bool).index_fill_(0, present, False).nonzero()[:, 0]
+        drawn = others[torch.randperm(len(others))[: self.ids]]
+        raised = torch.zeros(len(present) + len(drawn))
+        raised[len(present) :] = math.log(len(others) / len(drawn))
+        # One more channel, that of the bias.
+        among = torch.cat([head[torch.cat([present, drawn])], raised[:, None]], -1)
+        return mean_loss(torch.cat([hidden, torch.ones_like(hidden[:, :1])], -1), among, places)
+
+
 class Averaged(Trainer):
     """It is the average of the weights over the second half that is validated."""
 
@@ -155,6 +183,12 @@ PATCHES: dict[str, Any] = {
     "Polar Express": patch("llamactl.optim.muon.orthogonalize", polar_express),
     **{name: patch("llamactl.optim.muon.orthogonalize", newton_schulz(**how)) for name, how in CHEAPER.items()},
     "cautious weight decay": patch.object(optim_build, "Muon", Cautious),
+    **{
+        f"loss among {ids} other ids, the last {1 - until:.0%} among all": patch.object(
+            training_build, "NextToken", type("Sampled", (Sampled,), {"ids": ids, "until": until})
+        )
+        for ids, until in ((4096, 0.8), (4096, 1.0))
+    },
     "z-loss, 1e-4": patch.object(training_build, "NextToken", ZLoss),
     "EMA of the second half, 0.98 a step": patch.object(trainer, "Trainer", Averaged),
     "o_proj and down_proj start at zero": patch.object(training_build, "init_weights", zero_outputs),
@@ -198,6 +232,7 @@ def settings(name: str, config: Config) -> Tree:
 def make(name: str, seed: int, options: argparse.Namespace) -> None:
     """Train in this process, and write down the loss and the number of parameters."""
     torch.set_num_threads(1)
+    Sampled.tokens = options.tokens
     dataset = DatasetDir.from_name(options.data).open()
     config, world = configured(Run("llamactl", options.tokens, seed), dataset)
     once = {"train": {"eval_every": 10**9, "save_every": 10**9}}

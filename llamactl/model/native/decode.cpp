@@ -42,6 +42,7 @@ constexpr int VECTORS = BLOCK / LANES;        // vectors in a block
 constexpr int SUMS = 2;                       // running sums of a dot product: one alone would wait for each addition
 constexpr int GROUP = 32;                     // weights per scale in int4
 constexpr int TOGETHER = 8;                   // sequences whose inputs are multiplied with a weight while it is in a register
+constexpr long NEAR = 8192;                   // inputs, in floats, that the nearest cache holds: of wider ones, fewer are taken
 constexpr long CHUNK = 32 * 1024;             // bytes of weights that a thread takes at a time
 constexpr long AHEAD = 4096;                  // bytes that weights are fetched before they are needed: a page
 constexpr int SPINS = 2000;                   // some 20 microseconds: longer than the work between two phases
@@ -251,23 +252,25 @@ template <Format format>
 void multiply_rows(const Matrix& matrix, long first, long end, const float* x, long stride, long batch, float* results) {
     const auto* scales = static_cast<const uint8_t*>(matrix.scales);
     const long columns = matrix.columns;
-    auto multiply = [&]<int N>(long sequence, std::integral_constant<int, N>) {
-        for (long row = first; row < end; row++) {
-            const Row from = {matrix.weights + row * bytes_of<format>(columns), scales + row * scale_bytes_of<format>(columns)};
-            float* to = results + (row - first) * batch + sequence;
-            dot<format, N>(from, columns, x + sequence * stride, stride, to);
-            for (int n = 0; n < N; n++) {
-                if (format == INT8) to[n] *= load<float>(scales + 4 * row);
-                if (matrix.bias) to[n] += matrix.bias[row];
-            }
-        }
+    auto row_at = [&](long row) {
+        return Row{matrix.weights + row * bytes_of<format>(columns), scales + row * scale_bytes_of<format>(columns)};
     };
     long sequence = 0;
-    for (; sequence + TOGETHER <= batch; sequence += TOGETHER) multiply(sequence, std::integral_constant<int, TOGETHER>());
-    for (; sequence + 4 <= batch; sequence += 4) multiply(sequence, std::integral_constant<int, 4>());
-    if (batch - sequence == 3) multiply(sequence, std::integral_constant<int, 3>());
-    if (batch - sequence == 2) multiply(sequence, std::integral_constant<int, 2>());
-    if (batch - sequence == 1) multiply(sequence, std::integral_constant<int, 1>());
+    auto multiply = [&]<int N>(std::integral_constant<int, N>) {
+        for (; sequence + N <= batch; sequence += N)
+            for (long row = first; row < end; row++)
+                dot<format, N>(row_at(row), columns, x + sequence * stride, stride, results + (row - first) * batch + sequence);
+    };
+    if (TOGETHER * stride <= NEAR) multiply(std::integral_constant<int, TOGETHER>());
+    multiply(std::integral_constant<int, 4>());
+    multiply(std::integral_constant<int, 3>());
+    multiply(std::integral_constant<int, 2>());
+    multiply(std::integral_constant<int, 1>());
+    for (long row = first; row < end; row++)
+        for (float* to = results + (row - first) * batch; to < results + (row - first + 1) * batch; to++) {
+            if (format == INT8) *to *= load<float>(scales + 4 * row);
+            if (matrix.bias) *to += matrix.bias[row];
+        }
 }
 
 // Choose the code for a format once for many rows.
@@ -397,12 +400,18 @@ class Team {
     double slept_ = 0;
 };
 
+// A line of the cache: a vector that lay in two of them would take two reads.
+constexpr int LINE = 16;
+struct alignas(64) Line {
+    float floats[LINE];
+};
+
 // Inputs of products, a row of `padded(width)` floats for each sequence.
 struct Inputs {
-    Inputs(long batch, long width) : stride(padded(width)), values(batch * stride) {}
-    float* operator[](long sequence) { return values.data() + sequence * stride; }
+    Inputs(long batch, long width) : stride(padded(width)), lines(batch * stride / LINE) {}
+    float* operator[](long sequence) { return lines.data()->floats + sequence * stride; }
     long stride;
-    std::vector<float> values;
+    std::vector<Line> lines;
 };
 
 void rms_norm(const float* x, const float* gains, long width, float epsilon, float* result) {
