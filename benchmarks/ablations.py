@@ -134,7 +134,7 @@ class Sampled(NextToken):
         if self.seen > self.until * self.tokens:
             return super().forward(inputs, targets, dropout, documents)
         hidden, head = self._hidden(inputs, dropout, documents), self.model.lm_head.weight
-        present, places = targets.flatten().unique(return_inverse=True)
+        present, places = torch.unique(targets.flatten(), return_inverse=True)
         others = torch.ones(len(head), dtype=torch.bool).index_fill_(0, present, False).nonzero()[:, 0]
         drawn = others[torch.randperm(len(others))[: self.ids]]
         raised = torch.zeros(len(present) + len(drawn))
