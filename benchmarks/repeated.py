@@ -5,7 +5,7 @@
 
 A run is UNIQUE:EPOCHS[:DROPOUT[:WEIGHT_DECAY]]: a preset on so many tokens, read so often. All are measured on the whole
 validation split, at a quarter, half, three quarters and the end of the run. Each is a process, `--jobs` at once;
-a run that is in FOLDER already is kept. With `--teachers` each run learns from so many others, of seeds of their own.
+a run that is in FOLDER already is kept. Beside the end stands what the law of `llamactl plan` predicts. With `--teachers` each run learns from so many others, of seeds of their own.
 """
 
 import argparse
@@ -22,9 +22,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from llamactl.config.schema import build_config, parse_assignment, preset_settings
-from llamactl.corpus.dataset import DatasetDir
+from llamactl.config.schema import Config, build_config, parse_assignment, preset_settings
+from llamactl.corpus.dataset import Dataset, DatasetDir
 from llamactl.distributed.context import init_device
+from llamactl.planning.loss import predict_loss
 from llamactl.planning.resolve import resolve_config
 from llamactl.runs.run_dir import RunDir
 from llamactl.training.events import Validated
@@ -52,9 +53,8 @@ class Run(NamedTuple):
         return cls(unique, *map(float, numbers))
 
 
-def train(run: Run, seed: int, options: argparse.Namespace) -> None:
-    """Train in this process, and write down the validation losses."""
-    torch.set_num_threads(options.threads)
+def configure(run: Run, seed: int, options: argparse.Namespace) -> tuple[Config, Dataset]:
+    """Return the config of a run, not resolved, and its dataset: the first tokens of the whole one."""
     whole = DatasetDir.from_name(options.data).open()
     unique = read_count(run.unique)
     dataset = replace(whole, train=[np.concatenate(list(whole.train))[: unique + 1]])
@@ -66,7 +66,20 @@ def train(run: Run, seed: int, options: argparse.Namespace) -> None:
         preset_settings(options.preset),
         {"data": {"seed": seed}, "optim": {"weight_decay": run.weight_decay}, "train": train},
     ]
-    config = build_config([*layers, *map(parse_assignment, options.set)])
+    return build_config([*layers, *map(parse_assignment, options.set)]), dataset
+
+
+def predict(run: Run, options: argparse.Namespace) -> float:
+    """Return the loss that the law predicts for the end of a run."""
+    config, dataset = configure(run, 0, options)
+    model = resolve_config(config, dataset, init_device(config.train)).model
+    return predict_loss(model, config.train.tokens, run.epochs, dataset).loss
+
+
+def train(run: Run, seed: int, options: argparse.Namespace) -> None:
+    """Train in this process, and write down the validation losses."""
+    torch.set_num_threads(options.threads)
+    config, dataset = configure(run, seed, options)
     world = init_device(config.train)
     config = pin_teachers(resolve_config(config, dataset, world), dataset)
     steps = -(-config.train.tokens // config.train.tokens_per_step)
@@ -137,10 +150,13 @@ def main() -> None:
         list(pool.map(lambda teacher: measure(teacher[0], teacher[1], options), teachers))
         losses = dict(zip(runs, pool.map(lambda run: measure(run[0], run[1], options, options.teachers), runs), strict=True))
     print(" ".join(options.set) or "defaults")
-    print("| tokens | epochs | dropout | weight decay | 1/4 | 1/2 | 3/4 | end |\n|---|---:|---:|---:|---:|---:|---:|---:|")
+    print("| tokens | epochs | dropout | weight decay | 1/4 | 1/2 | 3/4 | end | law | |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for run in dict.fromkeys(run for run, _ in runs):
         columns = zip(*(losses[run, seed][:QUARTERS] for seed in options.seeds), strict=True)
-        cells = [run.unique, *(f"{value:g}" for value in run[1:]), *(f"{statistics.mean(column):.3f}" for column in columns)]
+        means, law = [statistics.mean(column) for column in columns], predict(run, options)
+        cells = [run.unique, *(f"{value:g}" for value in run[1:]), *(f"{mean:.3f}" for mean in means)]
+        cells += [f"{law:.3f}", f"{law / means[-1] - 1:+.1%}"]
         print(f"| {' | '.join(cells)} |")
 
 
