@@ -5,7 +5,8 @@
 
 A run is UNIQUE:EPOCHS[:DROPOUT[:WEIGHT_DECAY]]: a preset on so many tokens, read so often. All are measured on the whole
 validation split, at a quarter, half, three quarters and the end of the run. Each is a process, `--jobs` at once;
-a run that is in FOLDER already is kept. Beside the end stands what the law of `llamactl plan` predicts. With `--teachers` each run learns from so many others, of seeds of their own.
+a run that is in FOLDER already is kept. Beside the end stands what the law of `llamactl plan` predicts. With `--teachers` each
+run learns from so many others, of seeds of their own.
 """
 
 import argparse
