@@ -132,6 +132,7 @@ def peer(
 ROWS: dict[str, Callable[[Config, Dataset, World, argparse.Namespace], Row]] = {
     "llamactl, eager": llamactl,
     "llamactl, compiled": llamactl,
+    "llamactl, Muon, eager": llamactl,
     "llamactl, Muon, compiled": llamactl,
     "Hugging Face, eager": hugging_face_llama,
     "Hugging Face, compiled": hugging_face_llama,
@@ -143,6 +144,17 @@ ROWS: dict[str, Callable[[Config, Dataset, World, argparse.Namespace], Row]] = {
 def future_flops(model: ModelConfig) -> float:
     """FLOPs of a token with later keys, which causal attention can leave out: it sees (T + 1) / 2 of T positions on average."""
     return 12 * model.n_layers * model.n_heads * model.head_dim * (model.context - 1) / 2
+
+
+def largest_operators(step: Step, device: torch.device, steps: int = 3, count: int = 10) -> list[tuple[str, float]]:
+    """The operators that take most of a step's time, each by itself, with their shares; on a GPU those of its kernels."""
+    with torch.profiler.profile() as profile:
+        for _ in range(steps):
+            step()
+    field = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    times = {event.key: getattr(event, field) for event in profile.key_averages()}
+    names = sorted(times, key=lambda name: -times[name])[:count]
+    return [(name, times[name] / sum(times.values())) for name in names]
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
@@ -161,6 +173,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     share = speed * (flops - future_flops(config.model)) / rate
     start = sum(seconds[: options.warmup]) - options.warmup * usual
     found = {"speed": speed, "share": share, "rate": rate, "memory": peak_memory(world.device), "start": start}
+    for name, part in largest_operators(step, world.device) if options.profile else ():
+        print(f"| {options.row} | {name} | {part:.1%} |", file=sys.stderr)
     # MFU is of the data sheet, where the device is in the table of cards.
     sheet = datasheet_flops(world.device, world.precision.dtype)
     return {**found, "mfu": speed * flops / sheet} if sheet else found
@@ -180,6 +194,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--nanogpt", default="", help="a checkout of nanoGPT; without it its rows are left out")
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), help="rows to measure")
+    parser.add_argument("--profile", action="store_true", help="print the ten largest operators of each row too")
     parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
