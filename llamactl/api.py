@@ -6,7 +6,7 @@ Nothing here prints or reads the command line. All that a user can cause is a `U
 import hashlib
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -39,7 +39,7 @@ from llamactl.storage.records import to_json
 from llamactl.tokenizer.bpe import Tokenizer
 from llamactl.training.events import Event
 from llamactl.training.init_from import config_from_checkpoint, pin_init_from
-from llamactl.training.provenance import collect_environment
+from llamactl.training.start import start_run
 from llamactl.training.teachers import pin_teachers_where_they_fit
 from llamactl.training.timed_budget import Choice, choose_budget
 from llamactl.training.trainer import train_run
@@ -124,8 +124,7 @@ class Training:
         plan = make_plan(self.config, self.dataset, world, rate)
         again = run.config_path.exists()
         with hold_lock(run.lock_path):
-            run.start(self.config, collect_environment(self.config, self.dataset, world), again)
-            run.keep_plan(asdict(plan))
+            start_run(run, self.config, self.dataset, world, plan, again)
             with closing(train_run(self.config, self.dataset, run, world, rate)) as events:
                 yield from self._record(events, run)
 
@@ -171,7 +170,7 @@ def train(
         plan = make_plan(config, data, world, budget.rate, budget.measured)
         check_memory(plan, config, world)
         check_fit(plan, config, folder, anyway)
-    return Training(folder.path.name, config, data)
+    return Training(run or RunDir.claim(config.preset).path.name, config, data)
 
 
 def _nested(settings: Mapping[str, Any]) -> Tree:

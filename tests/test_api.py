@@ -59,6 +59,29 @@ def test_it_is_resumed_where_the_loop_was_left(home: Path, documents: list[str])
     assert steps[-1] == 16
 
 
+def test_a_resumed_run_that_would_be_another_one_writes_nothing(home: Path, documents: list[str]) -> None:
+    dataset = llamactl.prepare(documents=documents[:20], name="mine", tokenizer="bpe:300")
+    settings = SETTINGS | {"train.save_every": 1}
+    for event in llamactl.train(dataset, tokens=4_096, run="left", settings=settings, anyway=True):
+        if event.step == 5:
+            break
+    run = RunDir.from_name("left")
+    before = {path: path.read_bytes() for path in (run.config_path, run.plan_path)}
+    other = llamactl.prepare(documents=documents[20:40], name="other", tokenizer="bpe:300")
+    with pytest.raises(UsageError, match=r"optim\.lr"):
+        list(llamactl.train(dataset, tokens=4_096, run="left", settings=settings | {"optim.lr": 0.5}, anyway=True))
+    with pytest.raises(llamactl.UserError, match="not the one that this run was trained on"):
+        list(llamactl.train(other, tokens=4_096, run="left", settings=settings, anyway=True))
+    assert before == {path: path.read_bytes() for path in before}
+    assert list(llamactl.train(dataset, tokens=4_096, run="left", settings=settings, anyway=True))
+
+
+def test_unnamed_runs_of_the_same_second_are_two(home: Path) -> None:
+    dataset = llamactl.prepare(documents=["a b c " * 500, "d e f " * 500], name="small", tokenizer="bytes")
+    made = [llamactl.train(dataset, tokens=2_000, settings=SETTINGS, anyway=True).name for _ in range(3)]
+    assert len(set(made)) == 3
+
+
 def test_other_documents_are_not_taken_for_those_of_before(home: Path, documents: list[str]) -> None:
     llamactl.prepare(documents=documents[:10], name="mine", tokenizer="bytes")
     llamactl.prepare(documents=documents[:10], name="mine", tokenizer="bytes")

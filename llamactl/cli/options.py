@@ -175,11 +175,11 @@ def config_of_resumed_run(folder: "RunDir", typed: list[dict[str, Any]]) -> "Con
     from llamactl.checkpoint.select import read_newest_state
     from llamactl.config.schema import build_config
     from llamactl.errors import UsageError
-    from llamactl.training.resumption import check_changed_settings, locate_dataset
+    from llamactl.training.resumption import check_changed_settings, known_settings, locate_dataset
 
     before, state = folder.config(), read_newest_state(folder)
     after = locate_dataset(build_config([before.model_dump(), *typed]), folder, state)
-    known = state.config if state and state.config else before.model_dump(mode="json")
+    known = known_settings(folder, state)
     edited: Path | None = folder.config_path
     with suppress(UsageError):
         check_changed_settings(known, before)

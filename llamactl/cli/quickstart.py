@@ -62,12 +62,13 @@ def train_until(end: float, name: str, again: str) -> str:
     """Train on a dataset until a time of `monotonic`; return the run. `again` is the command that begins anew."""
     from llamactl.runs.run_dir import RunDir
 
-    folder, begun = RunDir.with_new_name(name), monotonic()
-    run_step(
-        f"train --data {shlex.quote(name)} --time {max(LEAST, end - begun):.0f}s --run {folder.path.name}",
-        # A run that has begun says by itself how it is resumed.
-        lambda: "" if folder.config_path.exists() else again,
-    )
+    folder, begun = RunDir.claim(name), monotonic()
+    with folder.removed_if_unused():
+        run_step(
+            f"train --data {shlex.quote(name)} --time {max(LEAST, end - begun):.0f}s --run {folder.path.name}",
+            # A run that has begun says by itself how it is resumed.
+            lambda: "" if folder.config_path.exists() else again,
+        )
     return learn_from_several(folder, monotonic() - begun, end, again)
 
 

@@ -81,6 +81,7 @@ def plan_run(
     from llamactl.distributed.context import broadcast_from_rank0
     from llamactl.hardware.device import unused_gpu
     from llamactl.hardware.throughput import peak_flops
+    from llamactl.training.resumption import steps_done
 
     # Rank 0 decides for all: free memory and measured FLOP/s differ between ranks, and a config must not.
     rate = broadcast_from_rank0(lambda: peak_flops(world.device, world.precision.dtype))
@@ -91,7 +92,11 @@ def plan_run(
         raise typer.Exit(128 + requests.stop)
     if why := broadcast_from_rank0(lambda: unused_gpu(chosen.config.train.device, world.device)):
         progress.print(f"{why}: it trains on the CPU. To see more: llamactl doctor", style="yellow")
-    plan = broadcast_from_rank0(lambda: show_plan_summary(config, dataset, shared, reached, chosen.folder, measured))
+    plan = broadcast_from_rank0(
+        lambda: show_plan_summary(
+            config, dataset, shared, reached, chosen.folder, measured, steps_done(chosen.folder, config) if chosen.again else 0
+        )
+    )
     return config, shared, rate, plan
 
 
@@ -113,7 +118,7 @@ def run_training(chosen: TrainingRequest, dry_run: bool, json: bool, track: list
     from llamactl.training.trainer import train_run
 
     folder = chosen.folder
-    with handle_signals() as requests:
+    with handle_signals() as requests, folder.removed_if_unused():
         data, world = DatasetDir.from_name(chosen.config.data.name), init_device(chosen.config.train)
         dataset = data.open()
         check_same_on_all_machines(dataset, broadcast_from_rank0(lambda: dataset.info.digest))
@@ -143,19 +148,16 @@ def locked_run(chosen: TrainingRequest, dataset: "Dataset", world: "World", plan
 
     Yields a guard, which notices when the folder is moved.
     """
-    from dataclasses import asdict
-
     from llamactl.storage import locks
     from llamactl.storage.folder_guard import RESUME_RUN, guard_folder
-    from llamactl.training.provenance import collect_environment
+    from llamactl.training.start import start_run
 
     config, folder, resumed = chosen[:3]
     if resumed:
         # Taking the lock would create the folder of a run that was removed.
         folder.check_exists()
     with locks.hold_lock(folder.lock_path), guard_folder(folder.path, RESUME_RUN) as guard:
-        folder.start(config, collect_environment(config, dataset, world), resumed)
-        folder.keep_plan(asdict(planned))
+        start_run(folder, config, dataset, world, planned, resumed)
         yield guard
 
 

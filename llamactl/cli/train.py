@@ -178,14 +178,17 @@ def resume_run(name: str, typed: list[dict[str, Any]]) -> TrainingRequest:
 
 
 def new_run(name: "str | Config", dry_run: bool, typed: bool) -> "RunDir":
-    """Choose the folder of a new run, by its `typed` name or by date and preset; raises UsageError when it exists."""
+    """Choose the folder of a new run, by its `typed` name or by date and preset; raises UsageError when it exists.
+
+    A name that was not typed is claimed, unless nothing will be written.
+    """
     from llamactl.errors import UsageError
     from llamactl.runs.run_dir import RunDir
 
     if not isinstance(name, str):
-        return RunDir.with_new_name("continued" if name.train.init_from else name.preset)
+        name = "continued" if name.train.init_from else name.preset
     if not typed:
-        return RunDir.with_new_name(name)
+        return RunDir.with_new_name(name) if dry_run else RunDir.claim(name)
     folder = RunDir.from_name(name)
     if folder.config_path.exists() and not dry_run:
         fix = f"Choose another --run, or resume it: llamactl train --resume {name}"

@@ -40,7 +40,11 @@ class Duration:
     @property
     def total(self) -> float:
         """Return the sum."""
-        return self.steps + self.looking + self.start
+        return self.left(0.0)
+
+    def left(self, done: float) -> float:
+        """Return the seconds that are left when a fraction of the steps is done: the start is repeated."""
+        return self.start + (1 - done) * (self.steps + self.looking)
 
 
 def max_checkpoints_on_disk(train: TrainConfig, steps: int) -> int:

@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -43,9 +45,39 @@ class RunDir:
     @classmethod
     def with_new_name(cls, label: str) -> "RunDir":
         """Return a run that does not exist yet, named after the time and a label such as its preset, which may be shortened."""
+        return next(run for run in cls._numbered(label) if not run.path.exists())
+
+    @classmethod
+    def claim(cls, label: str) -> "RunDir":
+        """Make the folder of a run with a new name, so that no other process takes the same one; raises WriteFailed."""
+        return next(run for run in cls._numbered(label) if run._make_folder())
+
+    @classmethod
+    def _numbered(cls, label: str) -> "Iterator[RunDir]":
+        """Yield runs named after the time and a label, from the second one on with a number."""
         stem = shorten_name(f"{datetime.now():%Y%m%d-%H%M%S}-{label}", ROOM)
-        names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, 1000))
-        return next(run for name in names if not (run := cls(home_folder() / "runs" / name)).path.exists())
+        # Not "-2": quickstart names the runs of other seeds so.
+        return (cls(home_folder() / "runs" / (stem if number == 1 else f"{stem}.{number}")) for number in range(1, 1000))
+
+    def _make_folder(self) -> bool:
+        """Make the folder; return False if it exists. Raises WriteFailed."""
+        with disk.wrap_os_errors(self.path):
+            disk.make_dirs(self.path.parent)
+            try:
+                self.path.mkdir()
+            except FileExistsError:
+                return False
+            disk.sync_path(self.path.parent)
+        return True
+
+    @contextmanager
+    def removed_if_unused(self) -> Iterator[None]:
+        """Remove the folder at the end if it is still empty, as after a plan that was refused."""
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                self.path.rmdir()
 
     def check_exists(self) -> "RunDir":
         """Return this run if it has a config; raises DataError that names the run with the nearest name."""

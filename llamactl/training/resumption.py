@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llamactl.checkpoint.format import State
+from llamactl.checkpoint.select import read_newest_state
 from llamactl.config.schema import Config
 from llamactl.corpus.dataset import DatasetDir
 from llamactl.errors import DataError, UsageError, UserError
@@ -41,10 +42,24 @@ def check_changed_settings(before: Mapping[str, Any], config: Config, edited: Pa
     return tuple(allowed)
 
 
+def known_settings(run: RunDir, state: State | None) -> Mapping[str, Any]:
+    """Return the settings a run was trained with: those in its newest checkpoint, else those of its config.toml."""
+    return state.config if state and state.config else run.config().model_dump(mode="json")
+
+
 def _may_change(name: str, was: Any, now: Any) -> bool:
     section, _, key = name.partition(".")
     # A dataset may be renamed: `check_same_data` compares its digest.
     return name == "data.name" or (section == "train" and key in MAY_CHANGE) or (name == "train.tokens" and now > was)
+
+
+def steps_done(run: RunDir, config: Config) -> int:
+    """Return how many steps of its budget a run has done: all of them if its patience has ended it."""
+    state = read_newest_state(run)
+    if state is None:
+        return 0
+    is_out_of_patience = 0 < config.train.patience <= state.validations_since
+    return -(-config.train.tokens // config.train.tokens_per_step) if is_out_of_patience else state.step
 
 
 def locate_dataset(config: Config, run: RunDir, state: State | None) -> Config:
@@ -52,7 +67,7 @@ def locate_dataset(config: Config, run: RunDir, state: State | None) -> Config:
 
     Raises DataError if the dataset has another digest than the one that the run was trained on.
     """
-    digest = _trained_digest(run, state)
+    digest = trained_on(run, state)
     name = config.data.name
     available = _dataset_digests([name] if name else [])
     if digest and not available:
@@ -67,7 +82,7 @@ def locate_dataset(config: Config, run: RunDir, state: State | None) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"name": name})})
 
 
-def _trained_digest(run: RunDir, state: State | None) -> str:
+def trained_on(run: RunDir, state: State | None) -> str:
     """Read the digest of the dataset that a run was trained on; empty if unknown."""
     environment: Mapping[str, Any] = state.environment if state else {}
     if not environment:

@@ -104,6 +104,27 @@ def test_what_may_change_is_taken_and_said(
     assert len(changed[-1]) == 3
 
 
+def test_a_resumed_run_keeps_its_plan_and_tells_the_time_that_is_left(
+    stopped: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned = stopped.plan_path.read_bytes()
+    assert "for the 2 steps that are left" in typed("train --resume a", monkeypatch, capsys)[1]
+    assert "none: the run is finished" in typed("train --resume a", monkeypatch, capsys)[1]
+    assert stopped.plan_path.read_bytes() == planned
+    assert "for the 2 steps that are left" in typed("train --resume a --tokens 512", monkeypatch, capsys)[1]
+    assert stopped.plan()["tokens"] == 512
+    stopped.plan_path.write_text("{")
+    assert typed("train --resume a", monkeypatch, capsys)[0] == 0
+    assert stopped.plan()["tokens"] == 512
+
+
+def test_a_refused_plan_leaves_no_folder(
+    data: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert typed(f"train --tokens 100M {SMALL}", monkeypatch, capsys)[0] == 2
+    assert not list((home / "runs").iterdir())
+
+
 def test_what_is_typed_wins_over_an_edited_file(
     stopped: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -103,6 +103,20 @@ def test_only_whole_names_are_checkpoints(home: Path) -> None:
 
 
 def test_fresh_runs_never_share_a_folder(home: Path) -> None:
-    first = RunDir.with_new_name("tiny")
-    first.path.mkdir(parents=True)
-    assert RunDir.with_new_name("tiny").path != first.path
+    """Also where none has written anything yet, and those that are only named take no name away."""
+    assert len({RunDir.claim("tiny").path for _ in range(5)} | {RunDir.with_new_name("tiny").path}) == 6
+
+
+def test_a_claimed_folder_is_no_run_and_goes_if_nothing_was_written(home: Path) -> None:
+    run = RunDir.claim("tiny")
+    assert RunDir.all() == []
+    with pytest.raises(DataError, match="no run"):
+        run.check_exists()
+    with pytest.raises(DataError), run.removed_if_unused():
+        raise DataError("It was refused.")
+    assert not run.path.exists()
+    kept = RunDir.claim("tiny")
+    kept.start(Config(), {})
+    with kept.removed_if_unused():
+        pass
+    assert RunDir.all() == [kept]

@@ -25,20 +25,22 @@ TIMED = ", as a few of its steps were timed"
 
 
 def show_plan_summary(
-    config: Config, dataset: Dataset, world: World, rate: float, folder: RunDir, measured: bool = False
+    config: Config, dataset: Dataset, world: World, rate: float, folder: RunDir, measured: bool = False, done: int = 0
 ) -> Plan:
     """Print the plan of a resolved config on devices of `rate` FLOP/s each, that is `measured` in its steps or the device's.
 
-    Raises OutOfSpace when it does not fit.
+    The time is that of the steps after those that are `done`. Raises OutOfSpace when it does not fit.
     """
     planned = make_plan(config, dataset, world, rate, measured)
     # Printed before the check, so that a refusal has its figures above it.
-    show_plan_lines(planned, config, dataset, world, folder, measured)
+    show_plan_lines(planned, config, dataset, world, folder, measured, done)
     check_memory(planned, config, world)
     return planned
 
 
-def show_plan_lines(plan: Plan, config: Config, dataset: Dataset, world: World, folder: RunDir, measured: bool = False) -> None:
+def show_plan_lines(
+    plan: Plan, config: Config, dataset: Dataset, world: World, folder: RunDir, measured: bool, done: int
+) -> None:
     """Print a plan, and warnings where it looks wrong."""
     model = config.model
     inside = plan.parameters - plan.embedding_parameters
@@ -62,11 +64,19 @@ def show_plan_lines(plan: Plan, config: Config, dataset: Dataset, world: World, 
             "disk": f"up to {show_bytes(plan.disk)} for checkpoints of {show_bytes(plan.checkpoint)}",
             "memory": f"about {show_bytes(plan.memory.total)}{' per process' if plan.processes > 1 else ''}; "
             f"{show_bytes(plan.memory_free)} free",
-            "time": f"about {show_time(plan.duration.total)}{TIMED if measured else _assumed(world)}",
+            "time": _time_left(plan, done, TIMED if measured else _assumed(world)),
             **_loss(plan),
         },
     )
     _warn(plan, config)
+
+
+def _time_left(plan: Plan, done: int, assumption: str) -> str:
+    """Describe the time of the steps that are not `done` yet."""
+    if done >= plan.steps:
+        return "none: the run is finished"
+    left = f" for the {plan.steps - done:,} steps that are left" if done else ""
+    return f"about {show_time(plan.duration.left(done / plan.steps))}{left}{assumption}"
 
 
 def _precision_name(world: World) -> str:
