@@ -12,7 +12,7 @@ from typing import TypeVar
 from llamactl.checkpoint.format import STATE, State, is_foreign, is_sound, read_state, read_verified_state
 from llamactl.checkpoint.model_hub import PREFIX, download_model
 from llamactl.errors import DataError, UserError
-from llamactl.runs.run_dir import RunDir
+from llamactl.runs.run_dir import RunDir, run_of
 from llamactl.storage import atomic, locks
 from llamactl.storage.records import read_record
 
@@ -166,7 +166,8 @@ def locate_checkpoint(name: str, verify: Verify = read_verified_state) -> Path:
 def describe_model(path: Path, state: State) -> str:
     """Return what a model is called: its run and step, or the folder that another program saved."""
     if not is_foreign(path):
-        return f"{path.absolute().parent.parent.name} at step {state.step:,}"
+        run = run_of(path)
+        return f"{run.path.name if run else path.absolute().name} at step {state.step:,}"
     # The hub's cache: models--org--name/snapshots/commit.
     stored = path.absolute().parent.parent.name
     return stored.removeprefix("models--").replace("--", "/") if stored.startswith("models--") else path.absolute().name

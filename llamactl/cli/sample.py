@@ -1,6 +1,7 @@
 """llamactl sample: generate text from prompts."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -114,12 +115,11 @@ def sample(
 
 def describe_loss(path: "Path", state: "State") -> str:
     """Describe the validation loss of a checkpoint: on the whole split where that was measured; empty if it is unknown."""
-    from llamactl.runs.run_dir import RunDir
     from llamactl.runs.summary import read_evaluation
     from llamactl.storage.records import look_up
     from llamactl.units import show_loss
 
-    if evaluation := read_evaluation(RunDir(path.absolute().parents[1]), state.step):
+    if evaluation := read_evaluation(path, state.step):
         return f", validation loss {show_loss(evaluation['loss'], evaluation.get('loss_error'))}"
     if state.validation_loss is None:
         return ""
@@ -132,16 +132,18 @@ def describe_better(path: "Path", state: "State") -> str:
     """Name the run's best checkpoint where its validation loss is well below this one's; empty where it is not."""
     from llamactl.checkpoint.format import read_state
     from llamactl.checkpoint.select import find_best_step
-    from llamactl.runs.run_dir import RunDir
+    from llamactl.runs.run_dir import run_of
+    from llamactl.training.init_from import permanent_name
 
-    run = RunDir(path.absolute().parents[1])
-    best = find_best_step(run)
-    if best is None or state.validation_loss is None:
+    run = run_of(path)
+    best = find_best_step(run) if run else None
+    if run is None or best is None or state.validation_loss is None:
         return ""
     lowest = read_state(run.checkpoint(best)).validation_loss
     if lowest is None or state.validation_loss - lowest < WELL_ABOVE:
         return ""
-    return f"It overfits: step {best:,} had {lowest:.3f} on the same held-out text. Better: --run {run.path.name}@best"
+    better = shlex.quote(permanent_name(run.checkpoint(best), best))
+    return f"It overfits: step {best:,} had {lowest:.3f} on the same held-out text. Better: --run {better}"
 
 
 def longer_run(state: "State") -> str:

@@ -97,10 +97,10 @@ def list_models(folder: Path) -> dict[str, Path]:
     """Name the model in a folder, and the other checkpoints of its run: they are answered for by RUN@STEP."""
     from llamactl.checkpoint.format import is_foreign, read_state
     from llamactl.checkpoint.select import describe_model
-    from llamactl.runs.run_dir import RunDir
+    from llamactl.runs.run_dir import run_of
 
     name = describe_model(folder, read_state(folder)).partition(" at step ")[0]
-    run = RunDir(folder.absolute().parent.parent)
-    if is_foreign(folder) or folder.absolute().parent != run.checkpoints:
+    run = run_of(folder)
+    if run is None or is_foreign(folder):
         return {name: folder}
     return {name: folder} | {f"{name}@{step}": run.checkpoint(step) for step in run.steps()}

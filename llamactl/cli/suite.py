@@ -75,11 +75,11 @@ def keep_in_run(path: Path, scores: "SuiteScores") -> None:
 
     from llamactl.cli.ui.console import progress
     from llamactl.errors import UserError
-    from llamactl.runs.run_dir import RunDir
+    from llamactl.runs.run_dir import run_of
     from llamactl.runs.scores import keep_scores
 
-    run = RunDir(path.absolute().parent.parent)
-    if not os.path.lexists(run.config_path) or path.absolute() != run.checkpoint(scores.step):
+    run = run_of(path)
+    if run is None or not os.path.lexists(run.config_path):
         return
     try:
         keep_scores(run, scores)

@@ -1,5 +1,6 @@
 """Export a checkpoint for sharing: a smaller Hugging Face folder with a model card."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from llamactl.errors import DataError, UserError
 from llamactl.escape import escape_markdown
 from llamactl.export.publish import name_export, publish_folder
 from llamactl.model.llama import Llama
-from llamactl.runs.run_dir import RunDir
+from llamactl.runs.run_dir import run_of
 from llamactl.runs.summary import read_evaluation
 from llamactl.storage.records import read_file
 from llamactl.tokenizer.bpe import Tokenizer
@@ -37,7 +38,6 @@ def export_hf(path: Path, into: Path, kind: str) -> Path:
     check_published(model.config, "Hugging Face")
     dtype = DTYPES[kind]
     config = model.config.model_copy(update={"vocab_size": tokenizer.vocab_size})
-    run = RunDir(path.absolute().parent.parent)
     folder = into / name_export(path, state, kind)
     weights = {
         name: trim_vocabulary(tensor, tokenizer.vocab_size, model.config).to(dtype) for name, tensor in _weights(model).items()
@@ -47,7 +47,7 @@ def export_hf(path: Path, into: Path, kind: str) -> Path:
             draft.write(file, parts)
         for name, content in description_files(config, tokenizer, str(dtype).removeprefix("torch.")).items():
             draft.write(name, [content.encode()])
-        picture = _picture(run)
+        picture = _picture(path)
         if picture:
             draft.write("loss.png", [picture])
         draft.write("README.md", [card(path, config, tokenizer, state, kind, bool(picture)).encode()])
@@ -84,8 +84,7 @@ def card(path: Path, config: ModelConfig, tokenizer: Tokenizer, state: State, ki
 
     Names are escaped so that they are not Markdown.
     """
-    run = RunDir(path.absolute().parent.parent)
-    settings, command = _made(run)
+    settings, command = _made(path)
     origin = "converted by" if checkpoint_format.is_foreign(path) else "trained from scratch with"
     architecture = find_architecture(config).name.removesuffix("ForCausalLM")
     picture = "\n![The loss of its training](loss.png)\n" if pictured else ""
@@ -107,7 +106,7 @@ A {architecture} of {num_params(config):,} parameters, {origin} llamactl.
 | context | {config.context:,} tokens |
 | vocabulary | {config.vocab_size:,} ids |
 | trained on | {trained}, {state.step:,} steps, {state.seconds / 3600:.2f} hours |
-| validation loss | {_loss(run, state)} |
+| validation loss | {_loss(path, state)} |
 | stored as | {kind} |
 | made by | {escape_markdown(command) or "unknown"} |
 {picture}
@@ -136,27 +135,26 @@ def _describe_use(tokenizer: Tokenizer, settings: Config | None) -> str:
     )
 
 
-def _loss(run: RunDir, state: State) -> str:
+def _loss(path: Path, state: State) -> str:
     """Return the validation loss in words: that of the whole held-out split where it was measured."""
-    loss = read_evaluation(run, state.step).get("loss", state.validation_loss)
+    loss = read_evaluation(path, state.step).get("loss", state.validation_loss)
     return "not measured" if loss is None else f"{loss:.4f} nats per token"
 
 
-def _made(run: RunDir) -> tuple[Config | None, str]:
+def _made(path: Path) -> tuple[Config | None, str]:
     """Return the config and the command of the checkpoint's run, or None and an empty text where they can't be read."""
-    try:
-        return run.config(), run.environment().get("command", "")
-    except UserError:
-        return None, ""
+    with suppress(UserError):
+        if run := run_of(path):
+            return run.config(), run.environment().get("command", "")
+    return None, ""
 
 
-def _picture(run: RunDir) -> bytes:
+def _picture(path: Path) -> bytes:
     """Return the bytes of the run's loss.png; empty if there is none, it can't be read or it is not a PNG. Raises nothing."""
-    try:
-        found = read_file(run.loss_path, run.path)
-    except UserError:
-        return b""
-    return found if found.startswith(PNG) else b""
+    with suppress(UserError):
+        if (run := run_of(path)) and (content := read_file(run.loss_path, run.path)).startswith(PNG):
+            return content
+    return b""
 
 
 def _weights(model: Llama) -> dict[str, Tensor]:

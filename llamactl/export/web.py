@@ -30,7 +30,7 @@ from llamactl.export.publish import name_export, publish_files
 from llamactl.export.web_measure import HeldOut, dataset_name, find_held_out
 from llamactl.export.web_weights import SMALLEST, Change, Kind, Rounded, encode_change, parse_change, parse_rounded, round_model
 from llamactl.model.llama import Llama, rotary_frequencies
-from llamactl.runs.run_dir import RunDir
+from llamactl.runs.run_dir import run_of
 from llamactl.runs.summary import read_evaluation
 from llamactl.storage.records import parse_json, to_json
 from llamactl.tokenizer.bpe import Tokenizer
@@ -98,9 +98,9 @@ def earlier_checkpoints(path: Path, step: int, count: int, kind: Kind) -> list[P
         raise UsageError(
             "Several checkpoints need --type int8.", "Earlier ones are stored as differences of its weights.", "Leave one out."
         )
-    run = RunDir(path.absolute().parent.parent)
-    steps = [] if checkpoint_format.is_foreign(path) else [each for each in run.steps() if each < step]
-    if not steps:
+    run = run_of(path)
+    steps = [each for each in run.steps() if each < step] if run else []
+    if run is None or not steps:
         fix = "Keep them while it trains: llamactl train --set train.keep_last=12"
         raise UsageError("There is no earlier checkpoint.", f"{path.absolute().name} is the first that was kept.", fix)
     places = np.linspace(0, len(steps), min(count, len(steps) + 1)).round().astype(int)[:-1]
@@ -134,7 +134,7 @@ def describe_checkpoint(
     path: Path, state: checkpoint_format.State, held_out: HeldOut | None, rounded: Rounded, config: ModelConfig
 ) -> dict[str, Any]:
     """Return what the page says of a checkpoint; bits per byte are those of the weights in the page."""
-    evaluation = read_evaluation(RunDir(path.absolute().parent.parent), state.step)
+    evaluation = read_evaluation(path, state.step)
     return {
         "step": state.step,
         "tokens": state.tokens,

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from llamactl.checkpoint import format as checkpoint_format
 from llamactl.config.parameters import num_params
 from llamactl.config.schema import ModelConfig
 from llamactl.corpus.dataset import Dataset, DatasetDir
@@ -17,7 +16,7 @@ from llamactl.corpus.openings import held_out_openings
 from llamactl.errors import UserError
 from llamactl.inference.evaluate import evaluate_streams
 from llamactl.model.llama import Llama
-from llamactl.runs.run_dir import RunDir
+from llamactl.runs.run_dir import run_of
 from llamactl.storage.records import look_up
 from llamactl.tokenizer.bpe import Tokenizer
 
@@ -48,18 +47,19 @@ class HeldOut:
 def dataset_name(path: Path) -> str:
     """Return the name of the dataset that a checkpoint was trained on; empty where that is not known."""
     with suppress(UserError, OSError):
-        return "" if checkpoint_format.is_foreign(path) else RunDir(path.absolute().parent.parent).config().data.name
+        return run.config().data.name if (run := run_of(path)) else ""
     return ""
 
 
 def find_held_out(path: Path, config: ModelConfig, tokenizer: Tokenizer) -> HeldOut | None:
     """Return held-out text of the dataset that a checkpoint was trained on; None if it is gone, or the model is another's."""
-    if not dataset_name(path):
+    run, name = run_of(path), dataset_name(path)
+    if run is None or not name:
         return None
     with suppress(UserError, OSError):
-        dataset = DatasetDir.from_name(dataset_name(path)).open()
+        dataset = DatasetDir.from_name(name).open()
         # Of a dataset that was made again the run may have seen what is held out now.
-        same = look_up(RunDir(path.absolute().parent.parent).environment(), "dataset", "digest") in (None, dataset.info.digest)
+        same = look_up(run.environment(), "dataset", "digest") in (None, dataset.info.digest)
         if same and dataset.tokenizer.is_same(tokenizer):
             pieces = tuple(_pieces(dataset, config.context, int(WORK / num_params(config))))
             openings = chain(held_out_openings(dataset, 1), [""])

@@ -19,6 +19,7 @@ from llamactl.storage.records import list_folder, read_object, read_text, to_jso
 
 # Characters for a number, or for what quickstart adds, after the name of a new run.
 ROOM = 8
+CHECKPOINT = re.compile(r"step-\d{8}")
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ class RunDir:
     def steps(self) -> list[int]:
         """Return the steps that have a checkpoint, ascending; a folder with a valid name is complete. Raises DataError."""
         names = list_folder(self.checkpoints, self.path)
-        return sorted(int(name[5:]) for name in names if re.fullmatch(r"step-\d{8}", name))
+        return sorted(int(name[5:]) for name in names if CHECKPOINT.fullmatch(name))
 
     def set_aside(self) -> list[Path]:
         """List the checkpoints that were found damaged on resume; they are kept for inspection."""
@@ -204,7 +205,14 @@ class RunDir:
         return found
 
 
-def data_settings(path: Path) -> DataConfig:
+def run_of(checkpoint: Path) -> RunDir | None:
+    """Return the run that a checkpoint belongs to; None for a folder that is not RUN/checkpoints/step-N."""
+    path = checkpoint.absolute()
+    run = RunDir(path.parent.parent)
+    return run if path.parent == run.checkpoints and CHECKPOINT.fullmatch(path.name) else None
+
+
+def data_settings(checkpoint: Path) -> DataConfig:
     """Return how the run of a checkpoint reads its data; the defaults for a model without a run. Raises DataError."""
-    run = RunDir(path.absolute().parent.parent)
-    return run.config().data if os.path.lexists(run.config_path) else DataConfig()
+    run = run_of(checkpoint)
+    return run.config().data if run and os.path.lexists(run.config_path) else DataConfig()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from llamactl.config.schema import Config, setting_names
 from llamactl.corpus.dataset import DatasetDir
 from llamactl.errors import DataError, UsageError, UserError
 from llamactl.runs.metrics_log import last_rows, read_columns
-from llamactl.runs.run_dir import RunDir
+from llamactl.runs.run_dir import RunDir, run_of
 from llamactl.storage import atomic, locks
 from llamactl.storage.records import folder_bytes, look_up
 
@@ -86,8 +87,10 @@ def newest_validation(rows: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     return evaluation if evaluation.get("step", -1) >= validation.get("step", 0) else validation
 
 
-def read_evaluation(run: RunDir, step: int) -> dict[str, Any]:
-    """Return the row of the evaluation of a step on the whole held-out split; empty without one, or without a readable log."""
+def read_evaluation(checkpoint: Path, step: int) -> dict[str, Any]:
+    """Return the row of a checkpoint's evaluation on the whole held-out split; empty without one, or a readable log."""
+    if (run := run_of(checkpoint)) is None:
+        return {}
     with suppress(UserError):
         row = last_rows(run.metrics_path, ("evaluation",), run.path).get("evaluation", {})
         if row.get("step") == step and row.get("loss") is not None:

@@ -15,7 +15,7 @@ from llamactl.corpus.dataset_info import Recipe
 from llamactl.corpus.rows import RowSource, describe_inputs
 from llamactl.corpus.sources import default_val_fraction
 from llamactl.errors import DataError, UsageError, UserError
-from llamactl.runs.run_dir import RunDir
+from llamactl.runs.run_dir import RunDir, run_of
 from llamactl.tokenizer.bpe import Tokenizer, read_tokenizer
 from llamactl.tokenizer.roles import add_roles
 from llamactl.training.init_from import permanent_name
@@ -69,9 +69,9 @@ def find_text(base: BaseModel, share: float | None, name: str) -> Mix | None:
 
 def _trained_on(base: BaseModel) -> str:
     """Return the name of the dataset that the run of a model was trained on; raises UsageError for a model of no run."""
-    run = RunDir(base.path.absolute().parent.parent)
+    run = run_of(base.path)
     while True:
-        if not os.path.lexists(run.config_path):
+        if run is None or not os.path.lexists(run.config_path):
             raise UsageError("--mix does not know which text to take.", "The model is not of a run here.", NAME_TEXT)
         config = run.config()
         if not DatasetDir.from_name(config.data.name).holds_conversations() or not config.train.init_from:

@@ -17,7 +17,7 @@ from llamactl.config.schema import Config, ModelConfig, Tree, build_config, pres
 from llamactl.corpus.dataset import Dataset
 from llamactl.errors import DataError, UsageError
 from llamactl.model.llama import Llama
-from llamactl.runs.run_dir import RunDir
+from llamactl.runs.run_dir import run_of
 from llamactl.storage.home import home_folder
 from llamactl.tokenizer.bpe import Tokenizer, read_tokenizer
 
@@ -121,17 +121,13 @@ def _tokenizer_of(path: Path) -> Tokenizer:
 
 def _preset(path: Path) -> str:
     """Find the preset of a checkpoint's run; 150m for a checkpoint outside of any run, as its own shape replaces that one."""
-    run = RunDir(path.absolute().parent.parent)
-    return (
-        run.config().preset
-        if path.absolute().parent == run.checkpoint(0).parent and os.path.lexists(run.config_path)
-        else "150m"
-    )
+    run = run_of(path)
+    return run.config().preset if run and os.path.lexists(run.config_path) else "150m"
 
 
 def permanent_name(path: Path, step: int) -> str:
     """Return RUN@STEP for a checkpoint below the home folder, which may be moved, else the absolute path."""
     absolute = path.resolve()
-    run = RunDir(absolute.parent.parent)
-    in_home = run.path.parent == (home_folder() / "runs").resolve() and absolute == run.checkpoint(step)
-    return f"{run.path.name}@{step}" if in_home else str(absolute)
+    run = run_of(absolute)
+    in_home = run and run.path.parent == (home_folder() / "runs").resolve() and absolute == run.checkpoint(step)
+    return f"{run.path.name}@{step}" if run and in_home else str(absolute)

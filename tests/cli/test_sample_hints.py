@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from llamactl.checkpoint.format import State
+from llamactl.cli.sample import describe_better, describe_loss
 from llamactl.config.schema import Config
 from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World
@@ -54,15 +56,27 @@ def test_the_loss_names_what_it_was_measured_on(trained: RunDir) -> None:
     assert "on 64 held-out tokens" in said("--run", f"a@{first}")
 
 
-def test_a_better_checkpoint_is_named(trained: RunDir) -> None:
-    first, _ = trained.steps()
+def test_a_better_checkpoint_is_named(trained: RunDir, tmp_path: Path) -> None:
+    first, last = trained.steps()
     assert "overfits" not in said()
     path = trained.checkpoint(first) / "state.json"
     state = json.loads(path.read_text())
     path.write_text(json.dumps(state | {"validation_loss": 1.5}, indent=1) + "\n")
-    assert f"It overfits: step {first} had 1.500 on the same held-out text. Better: --run a@best" in said()
+    assert f"It overfits: step {first} had 1.500 on the same held-out text. Better: --run a@{first}" in said()
+    # Of a run in another folder, the name means nothing here.
+    elsewhere = shutil.copytree(trained.path, tmp_path / "other" / "runs" / "zz")
+    better = elsewhere / "checkpoints" / trained.checkpoint(first).name
+    assert f"Better: --run {better}" in said("--run", str(elsewhere / "checkpoints" / trained.checkpoint(last).name))
 
 
 def test_a_checkpoint_outside_of_a_run_has_no_others(trained: RunDir, tmp_path: Path) -> None:
     folder = shutil.copytree(trained.checkpoint(trained.steps()[-1]), tmp_path / "elsewhere" / "model")
     assert "overfits" not in said("--run", str(folder))
+    assert "model at step" in said("--run", str(folder))
+
+
+def test_a_folder_below_the_root_is_of_no_run() -> None:
+    state = State(step=1, tokens=1, seconds=1.0, validation_loss=2.0)
+    for folder in ("/", "/mnt", "/mnt/model"):
+        assert describe_better(Path(folder), state) == ""
+        assert "2.000" in describe_loss(Path(folder), state)

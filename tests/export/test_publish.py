@@ -261,4 +261,5 @@ def test_a_folder_that_can_not_be_written_is_an_error_with_words(
 )
 def test_a_name_needs_no_quotes(tmp_path: Path, run: str, name: str) -> None:
     assert name_export(tmp_path / run / "checkpoints" / "step-00000007", STATE, "f32") == name
-    assert name_export(Path("/step-00000007"), STATE, "f32") == "model-step7-f32"
+    assert name_export(Path("/mnt"), STATE, "f32") == "mnt-step7-f32"
+    assert name_export(Path("/"), STATE, "f32") == "model-step7-f32"

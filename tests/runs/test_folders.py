@@ -9,7 +9,7 @@ import pytest
 from llamactl.config.schema import Config
 from llamactl.corpus.dataset import Dataset, DatasetDir
 from llamactl.errors import DataError
-from llamactl.runs.run_dir import RunDir
+from llamactl.runs.run_dir import RunDir, run_of
 from tests.conftest import make_dataset
 
 
@@ -100,6 +100,22 @@ def test_only_whole_names_are_checkpoints(home: Path) -> None:
     for name in ("step-00000010", "step-00000002", "old-step-00000099", "step-99", ".step-00000050.draft"):
         (run.path / "checkpoints" / name).mkdir(parents=True)
     assert run.steps() == [2, 10]
+
+
+def test_a_checkpoint_knows_its_run_and_other_folders_have_none(home: Path) -> None:
+    run = RunDir.from_name("a")
+    assert run_of(run.checkpoint(3)) == run
+    for folder in (
+        "/",
+        "/mnt",
+        "/checkpoints/x",
+        home,
+        run.path,
+        run.checkpoints,
+        run.checkpoints / "damaged-1",
+        home / "x" / "y",
+    ):
+        assert run_of(Path(folder)) is None
 
 
 def test_fresh_runs_never_share_a_folder(home: Path) -> None:
