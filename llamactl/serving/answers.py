@@ -7,11 +7,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TokenDetail:
-    """A token as text, its log-probability (None for the first of a prompt) and those of the likeliest ones there."""
+    """A token: its name, its bytes, its log-probability (None for the first of a prompt) and the likeliest ones there.
 
-    text: str
+    `offset` is the number of characters before it in the text of its choice; parts of a character share that of the character.
+    """
+
+    name: str
+    content: bytes
     log_probability: float | None
-    top: dict[str, float]
+    offset: int = 0
+    top: tuple["TokenDetail", ...] = ()
 
 
 @dataclass(frozen=True)
@@ -35,13 +40,13 @@ class Answer:
     details: bool  # with log-probabilities
     prefix, kind, piece_kind = "cmpl", "text_completion", "text_completion"
 
-    def choice_json(self, delta: Delta, offset: int = 0) -> dict[str, Any]:
-        """Return a choice; `offset` is the number of characters before its text."""
-        return {"index": delta.choice, "text": delta.text, **self._ending(delta, offset)}
+    def choice_json(self, delta: Delta) -> dict[str, Any]:
+        """Return a choice."""
+        return {"index": delta.choice, "text": delta.text, **self._ending(delta)}
 
-    def piece_json(self, delta: Delta, offset: int, first: bool) -> dict[str, Any]:
+    def piece_json(self, delta: Delta, first: bool) -> dict[str, Any]:
         """Return what is new of a choice, in a stream; `first` is whether it is the first such piece."""
-        return self.choice_json(delta, offset)
+        return self.choice_json(delta)
 
     def body(self, choices: list[dict[str, Any]], generated: int | None = None, piece: bool = False) -> dict[str, Any]:
         """Return an answer, or a piece of a stream, with the tokens used where those that were generated are counted."""
@@ -53,18 +58,18 @@ class Answer:
             body["usage"] = used
         return body
 
-    def _ending(self, delta: Delta, offset: int) -> dict[str, Any]:
-        return {"logprobs": self._logprobs(delta, offset) if self.details else None, "finish_reason": delta.finish or None}
+    def _ending(self, delta: Delta) -> dict[str, Any]:
+        return {"logprobs": self._logprobs(delta) if self.details else None, "finish_reason": delta.finish or None}
 
-    def _logprobs(self, delta: Delta, offset: int) -> dict[str, Any]:
-        places = [offset]
-        for token in delta.tokens:
-            places.append(places[-1] + len(token.text))
+    def _logprobs(self, delta: Delta) -> dict[str, Any]:
+        """Return the tokens as OpenAI's clients read them, and their bytes, which the page makes characters of."""
         return {
-            "tokens": [token.text for token in delta.tokens],
+            "tokens": [token.name for token in delta.tokens],
             "token_logprobs": [token.log_probability for token in delta.tokens],
-            "top_logprobs": [token.top or None for token in delta.tokens],
-            "text_offset": places[:-1],
+            "top_logprobs": [{each.name: each.log_probability for each in token.top} or None for token in delta.tokens],
+            "text_offset": [token.offset for token in delta.tokens],
+            "bytes": [list(token.content) for token in delta.tokens],
+            "top_bytes": [{each.name: list(each.content) for each in token.top} for token in delta.tokens],
         }
 
 
@@ -73,28 +78,20 @@ class ChatAnswer(Answer):
 
     prefix, kind, piece_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def choice_json(self, delta: Delta, offset: int = 0) -> dict[str, Any]:
+    def choice_json(self, delta: Delta) -> dict[str, Any]:
         """Return a choice: a message of the assistant."""
         message = {"role": "assistant", "content": delta.text, "refusal": None}
-        return {"index": delta.choice, "message": message, **self._ending(delta, offset)}
+        return {"index": delta.choice, "message": message, **self._ending(delta)}
 
-    def piece_json(self, delta: Delta, offset: int, first: bool) -> dict[str, Any]:
+    def piece_json(self, delta: Delta, first: bool) -> dict[str, Any]:
         """Return what is new of a message."""
         role = {"role": "assistant"} if first else {}
-        return {"index": delta.choice, "delta": {**role, "content": delta.text}, **self._ending(delta, offset)}
+        return {"index": delta.choice, "delta": {**role, "content": delta.text}, **self._ending(delta)}
 
-    def _logprobs(self, delta: Delta, offset: int) -> dict[str, Any]:
-        return {
-            "content": [
-                {
-                    **_detail(token.text, token.log_probability or 0.0),
-                    "top_logprobs": [_detail(text, log) for text, log in token.top.items()],
-                }
-                for token in delta.tokens
-            ],
-            "refusal": None,
-        }
+    def _logprobs(self, delta: Delta) -> dict[str, Any]:
+        rows = [{**_row(token), "top_logprobs": [_row(each) for each in token.top]} for token in delta.tokens]
+        return {"content": rows, "refusal": None}
 
 
-def _detail(text: str, log_probability: float) -> dict[str, Any]:
-    return {"token": text, "logprob": log_probability, "bytes": list(text.encode("utf-8", "replace"))}
+def _row(token: TokenDetail) -> dict[str, Any]:
+    return {"token": token.name, "logprob": token.log_probability, "bytes": list(token.content)}

@@ -1,7 +1,6 @@
 """The HTTP application: OpenAI's completions, chat completions and models under /v1, and a page to write with at /."""
 
 import asyncio
-import hmac
 import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from llamactl.errors import UserError
 from llamactl.inference.chat import prompt_of
 from llamactl.inference.generate import sample_seed
 from llamactl.model.decode import Sampler, fit_prompt
+from llamactl.serving.access import check_host, check_token
 from llamactl.serving.answers import Answer, ChatAnswer, Delta
 from llamactl.serving.protocol import BadRequest, ChatRequest, CompletionRequest, SamplingRequest
 from llamactl.serving.scheduler import Job, Scheduler
@@ -29,6 +29,7 @@ LARGEST_BODY = 4 << 20  # bytes
 DISCONNECT_EVERY = 0.5  # seconds between two looks at whether who asked is still there
 ASSETS = Path(__file__).parent / "page"
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+PAGE = {file.name: file for file in ASSETS.iterdir() if file.suffix in TYPES}
 # The page runs its own script only, and speaks with nobody but this server.
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'"
 HEADERS = {
@@ -40,12 +41,15 @@ Deltas = asyncio.Queue[Delta | Exception | None]
 
 
 class Prompt(NamedTuple):
-    """Ids to continue, what its samples' seeds depend on, by how many tokens, and whether it is repeated in the answer."""
+    """Ids to continue, what its samples' seeds depend on, by how many tokens, and how it is repeated in the answer.
+
+    `echo` is None where it is not, else how many ids the server itself put in front.
+    """
 
     ids: list[int]
     key: str
     max_tokens: int
-    echo: bool = False
+    echo: int | None = None
 
 
 class Server:
@@ -59,6 +63,7 @@ class Server:
         """Return the application."""
         routes = [
             Route("/v1/models", self._guarded(self.list_models), methods=["GET"]),
+            Route("/v1/models/{name:path}", self._guarded(self.show_model), methods=["GET"]),
             Route("/v1/completions", self._guarded(self.complete), methods=["POST"]),
             Route("/v1/chat/completions", self._guarded(self.chat), methods=["POST"]),
             Route("/{file:path}", self._guarded(self.page, shows_token=False), methods=["GET"]),
@@ -70,7 +75,8 @@ class Server:
 
         async def handle(request: Request) -> Response:
             try:
-                self._check_origin(request, shows_token)
+                check_host(request.headers, self._hosts)
+                check_token(request.headers, self._token if shows_token else "")
                 response = await handler(request)
             except BadRequest as error:
                 response = JSONResponse(error.to_json(), error.status)
@@ -81,27 +87,25 @@ class Server:
 
         return handle
 
-    def _check_origin(self, request: Request, shows_token: bool) -> None:
-        """Raise BadRequest for a host that is not this one, as a page elsewhere could name, or a token that is not ours."""
-        host = request.headers.get("host", "").rpartition(":")[0] or request.headers.get("host", "")
-        if self._hosts and host not in self._hosts:
-            raise BadRequest("This server answers for this machine alone.", status=403)
-        shown = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if shows_token and self._token and not hmac.compare_digest(shown.encode(), self._token.encode()):
-            raise BadRequest("This server needs its token: Authorization: Bearer TOKEN.", status=401)
-
     async def list_models(self, request: Request) -> Response:
         """Answer GET /v1/models."""
-        rows = [
-            {"id": name, "object": "model", "created": 0, "owned_by": "llamactl", "chats": _chats(folder)}
-            for name, folder in self.models.items()
-        ]
-        return JSONResponse({"object": "list", "data": rows})
+        return JSONResponse({"object": "list", "data": [_model_row(name, folder) for name, folder in self.models.items()]})
+
+    async def show_model(self, request: Request) -> Response:
+        """Answer GET /v1/models/NAME."""
+        name = request.path_params["name"]
+        return JSONResponse(_model_row(name, self._folder_of(name)))
+
+    def _folder_of(self, name: str) -> Path:
+        """Return the folder of a model; raises BadRequest for one that is not served."""
+        if name not in self.models:
+            raise BadRequest(f"There is no model {name!r}: {', '.join(self.models)}.", status=404, parameter="model")
+        return self.models[name]
 
     async def page(self, request: Request) -> Response:
         """Answer with a file of the page."""
-        file = ASSETS / (request.path_params["file"] or "index.html")
-        if file.parent != ASSETS or file.suffix not in TYPES or not file.is_file():
+        file = PAGE.get(request.path_params["file"] or "index.html")
+        if file is None:
             raise BadRequest("There is nothing here.", status=404)
         return Response(file.read_bytes(), media_type=TYPES[file.suffix])
 
@@ -120,8 +124,7 @@ class Server:
     ) -> Response:
         """Answer a request, whose prompts `read` finds for a model, as a whole or as a stream of server-sent events."""
         name = asked.model or next(iter(self.models))
-        if name not in self.models:
-            raise BadRequest(f"There is no model {name!r}: {', '.join(self.models)}.", status=404, parameter="model")
+        folder = self._folder_of(name)
         deltas: Deltas = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -129,8 +132,8 @@ class Server:
             with suppress(RuntimeError):  # the server is being stopped, and its loop is closed
                 loop.call_soon_threadsafe(deltas.put_nowait, delta)
 
-        prompts = await asyncio.to_thread(read, self.models[name])
-        jobs = _jobs(asked, self.models[name], prompts, deliver)
+        prompts = await asyncio.to_thread(read, folder)
+        jobs = _jobs(asked, folder, prompts, deliver)
         self.scheduler.submit(jobs)
         identity = f"{kind.prefix}-{secrets.token_hex(12)}"
         answer = kind(name, identity, sum(len(job.ids) for job in jobs), asked.logprob_count is not None)
@@ -145,12 +148,17 @@ class Server:
         prompts = []
         for prompt in asked.prompts:
             try:
-                ids = tokenizer.encode_opening(prompt) if isinstance(prompt, str) else prompt or [tokenizer.end]
+                typed = tokenizer.encode(prompt).tolist() if isinstance(prompt, str) else prompt
             except UnicodeEncodeError as error:
                 raise BadRequest(f"prompt: it is not Unicode text: {error.reason}.", parameter="prompt") from error
-            if not all(0 <= i < tokenizer.vocab_size for i in ids):
+            if not all(0 <= i < tokenizer.vocab_size for i in typed):
                 raise BadRequest(f"prompt: ids are from 0 to {tokenizer.vocab_size - 1:,}.", parameter="prompt")
-            prompts.append(Prompt(fit_prompt(ids, model.config.context), str(prompt), asked.max_tokens, asked.echo))
+            ids = ([*tokenizer.start, *typed] if isinstance(prompt, str) else typed) or [tokenizer.end]
+            fitting = fit_prompt(ids, model.config.context)
+            if asked.echo and len(fitting) < len(ids):
+                why = f"prompt: it has {len(ids):,} tokens; with echo it may have {len(fitting):,}."
+                raise BadRequest(why, parameter="prompt")
+            prompts.append(Prompt(fitting, str(prompt), asked.max_tokens, len(ids) - len(typed) if asked.echo else None))
         return prompts
 
     def _conversation(self, asked: ChatRequest, folder: Path) -> list[Prompt]:
@@ -188,6 +196,10 @@ def _jobs(
         )
         for number, prompt in enumerate(prompts)
     ]
+
+
+def _model_row(name: str, folder: Path) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "llamactl", "chats": _chats(folder)}
 
 
 def _chats(folder: Path) -> bool:
@@ -233,15 +245,14 @@ async def _arriving(jobs: Sequence[Job], deltas: Deltas) -> AsyncIterator[Delta]
 
 async def _stream(answer: Answer, jobs: Sequence[Job], deltas: Deltas, counted: bool) -> AsyncIterator[str]:
     """Yield an answer as server-sent events, one for what each token adds, and the tokens used where they are `counted`."""
-    lengths: dict[int, int] = {}
+    begun: set[int] = set()
     generated = 0
     try:
         async for delta in _arriving(jobs, deltas):
             generated += delta.generated
             if delta.text or delta.tokens or delta.finish:
-                before = lengths.get(delta.choice)
-                yield _event(answer.body([answer.piece_json(delta, before or 0, before is None)], piece=True))
-                lengths[delta.choice] = (before or 0) + len(delta.text)
+                yield _event(answer.body([answer.piece_json(delta, delta.choice not in begun)], piece=True))
+                begun.add(delta.choice)
     except BadRequest as error:
         yield _event(error.to_json())
         return

@@ -52,7 +52,7 @@ class SamplingRequest(BaseModel):
         fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**300
         return float(value) if fits else value  # type: ignore[arg-type]
 
-    @field_validator("model", "temperature", "top_p", "n", "stream", mode="before")
+    @field_validator("*", mode="before")
     @classmethod
     def _null_is_the_default(cls, value: object, info: Any) -> object:
         return cls.model_fields[info.field_name].default if value is None else value
@@ -97,11 +97,6 @@ class CompletionRequest(SamplingRequest):
     max_tokens: int = Field(16, ge=0, le=MOST_TOKENS)
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool = False
-
-    @field_validator("max_tokens", "echo", mode="before")
-    @classmethod
-    def _null_is_the_default_too(cls, value: object, info: Any) -> object:
-        return cls.model_fields[info.field_name].default if value is None else value
 
     @property
     def logprob_count(self) -> int | None:

@@ -1,5 +1,6 @@
 """Generate for many requests at once: a thread gives each of them a token at a time, all of a model's as one batch."""
 
+import codecs
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -41,7 +42,7 @@ class Job:
     pick: Sampler
     stops: tuple[str, ...]
     top: int | None
-    echo: bool
+    echo: int | None  # how many ids in front of the prompt are not repeated with it; None: it is not repeated
     deliver: Callable[[Delta | Exception | None], None]
     cancelled: Event = field(default_factory=Event)
 
@@ -53,6 +54,7 @@ class Choice:
         """Start with nothing; `number` counts the job's choices."""
         self.job, self.number, self._tokenizer = job, number, tokenizer
         self._stream, self._left = TokenStream(tokenizer, job.stops), job.max_tokens
+        self._offsets = Offsets(0 if job.echo is None else len(tokenizer.decode(job.ids[job.echo :])))
         self.ended = False
 
     def push(self, step: Step) -> None:
@@ -62,13 +64,27 @@ class Choice:
             raise ValueError("The model can't continue this text: its scores are not numbers.")
         text = self._stream.push(token)
         hidden = job.top is None or token in self._stream.ends
-        told = () if hidden else (_detail(self._tokenizer, token, logs, job.top or 0),)
+        told = () if hidden else (_detail(self._tokenizer, token, logs, job.top or 0, self._offsets),)
         self._left -= 1
         finish = "stop" if self._stream.with_end else "" if self._left else "length"
         if finish == "length":
             text += self._stream.finish()
         job.deliver(Delta(job.first + self.number, text, told, finish, 1))
         self.ended = bool(finish)
+
+
+class Offsets:
+    """Counts the characters before each token of a text; those of a character that is not complete yet do not count."""
+
+    def __init__(self, start: int = 0) -> None:
+        """Begin after so many characters."""
+        self._decoder, self._place = codecs.getincrementaldecoder("utf-8")(errors="replace"), start
+
+    def take(self, content: bytes) -> int:
+        """Return how many characters are before the next token."""
+        place = self._place
+        self._place += len(self._decoder.decode(content))
+        return place
 
 
 class ModelQueue:
@@ -93,7 +109,7 @@ class ModelQueue:
         if job.cancelled.is_set():
             job.deliver(None)
             return
-        if job.echo:
+        if job.echo is not None:
             for delta in echo_prompt(self._model, self._tokenizer, job):
                 job.deliver(delta)
         if job.max_tokens == 0:  # only the prompt is asked for
@@ -171,6 +187,11 @@ class Scheduler:
                 job.cancelled.set()
             raise BadRequest("Too many requests wait; try again in a moment.", status=503) from None
 
+    @property
+    def active(self) -> int:
+        """Return the number of choices that are being generated."""
+        return sum(map(len, self._queues.values()))
+
     def close(self) -> None:
         """End the thread, after the token that it is at."""
         self._closed.set()
@@ -197,9 +218,8 @@ class Scheduler:
     def _admit(self) -> None:
         """Begin with the jobs that wait, as far as there is room; wait a moment where there is no other work at all."""
         while True:
-            active = any(map(len, self._queues.values()))
             try:
-                job = self._next or self._waiting.get(block=not active, timeout=0.2)
+                job = self._next or self._waiting.get(block=not self.active, timeout=0.2)
             except Empty:
                 return
             self._next = None
@@ -220,26 +240,26 @@ class Scheduler:
         return self._queues[folder]
 
 
-def _detail(tokenizer: Tokenizer, token: int, logs: torch.Tensor, top: int) -> TokenDetail:
+def _detail(tokenizer: Tokenizer, token: int, logs: torch.Tensor | None, top: int, offsets: Offsets) -> TokenDetail:
+    """Describe a token of a text, and the `top` likeliest in its place; `logs` are None where nothing predicts it."""
+    content = tokenizer.decode_bytes([token])
+    name, offset = spell_token(tokenizer, token), offsets.take(content)
+    if logs is None:
+        return TokenDetail(name, content, None, offset)
     best = logs.topk(min(top, len(logs)))
-    names = [spell_token(tokenizer, int(i)) for i in best.indices.tolist()]
-    return TokenDetail(spell_token(tokenizer, token), logs[token].item(), dict(zip(names, best.values.tolist(), strict=True)))
+    others = tuple(
+        TokenDetail(spell_token(tokenizer, other), tokenizer.decode_bytes([other]), log)
+        for other, log in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    )
+    return TokenDetail(name, content, logs[token].item(), offset, others)
 
 
 def echo_prompt(model: Llama, tokenizer: Tokenizer, job: Job) -> list[Delta]:
     """Return the prompt as the beginning of each choice, with the log-probabilities of its tokens if they are asked for."""
-    opening = len(tokenizer.start)
-    ids = job.ids[opening:] if tuple(job.ids[:opening]) == tokenizer.start else job.ids
-    text = tokenizer.decode(ids)
-    if job.top is None:
-        return [Delta(job.first + number, text) for number in range(len(job.seeds))]
-    scores = model(torch.tensor([job.ids], device=model.lm_head.weight.device))[0, :, : tokenizer.vocab_size]
-    logs = scores.float().log_softmax(-1)
-    before = len(job.ids) - len(ids)
-    told = tuple(
-        _detail(tokenizer, token, logs[before + place - 1], job.top)
-        if before + place
-        else TokenDetail(spell_token(tokenizer, token), None, {})
-        for place, token in enumerate(ids)
-    )
+    text, told = tokenizer.decode(job.ids[job.echo :]), tuple[TokenDetail, ...]()
+    if job.top is not None:
+        scores = model(torch.tensor([job.ids], device=model.lm_head.weight.device))[0, :, : tokenizer.vocab_size]
+        logs, offsets = [None, *scores.float().log_softmax(-1)], Offsets()
+        predicted = zip(job.ids[job.echo :], logs[job.echo :], strict=False)  # the last scores are of the first new token
+        told = tuple(_detail(tokenizer, token, log, job.top, offsets) for token, log in predicted)
     return [Delta(job.first + number, text, told) for number in range(len(job.seeds))]

@@ -60,9 +60,11 @@ def chat_run(run: RunDir, dataset: Dataset) -> RunDir:
 
 
 @contextmanager
-def serving(folder: Path, token: str = "", hosts: tuple[str, ...] = LOOPBACK) -> Iterator[str]:
+def serving(
+    folder: Path, token: str = "", hosts: tuple[str, ...] = LOOPBACK, scheduler: Scheduler | None = None
+) -> Iterator[str]:
     """Serve a model until the context ends; yields the address."""
-    scheduler = Scheduler(torch.device("cpu"))
+    scheduler = scheduler or Scheduler(torch.device("cpu"))
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(Server(list_models(folder), scheduler, hosts, token).app(), log_level="warning", access_log=False)

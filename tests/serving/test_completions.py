@@ -16,9 +16,11 @@ import pytest
 import torch
 
 from llamactl.checkpoint.io import load_model
+from llamactl.corpus.dataset import Dataset
 from llamactl.inference.generate import Request, generate_samples
 from llamactl.model.decode import Sampler
 from llamactl.runs.run_dir import RunDir
+from llamactl.serving.scheduler import Scheduler
 from tests.serving.conftest import serving
 
 REQUESTS = int(os.environ.get("LLAMACTL_REQUESTS", "2400"))  # of the load test
@@ -131,24 +133,62 @@ def test_sixteen_at_once_are_answered_together(address: str) -> None:
     assert order.index(15) < 15
 
 
-def test_who_leaves_is_not_generated_for(address: str) -> None:
-    client = client_of(address)
-    stream = client.completions.create(model="served", prompt="a", max_tokens=100_000, stream=True)
-    next(iter(stream))
-    stream.close()
-    host, port = urlsplit(address).netloc.split(":")
-    with socket.create_connection((host, int(port))) as connection:
-        body = json.dumps({"prompt": "a", "max_tokens": 100_000}).encode()
-        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-        time.sleep(0.3)
-    deadline = time.monotonic() + 20
-    # Each of the two would take minutes; alone, a short answer is quick again.
-    while time.monotonic() < deadline:
-        before = time.monotonic()
-        client.completions.create(model="served", prompt="b", max_tokens=64, temperature=0)
-        if time.monotonic() - before < 1:
-            return
-    raise AssertionError("it still generates")
+def test_who_leaves_is_not_generated_for(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model that never ends a text."""
+    monkeypatch.setattr("llamactl.inference.generate.find_ends", lambda _: frozenset())
+    scheduler = Scheduler(torch.device("cpu"))
+
+    def wait_for(active: int) -> None:
+        deadline = time.monotonic() + 20
+        while scheduler.active != active:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    with serving(run.checkpoint(2), scheduler=scheduler) as address:
+        stream = client_of(address).completions.create(model="served", prompt="a", max_tokens=100_000, stream=True)
+        next(iter(stream))
+        host, port = urlsplit(address).netloc.split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            body = json.dumps({"prompt": "a", "max_tokens": 100_000, "n": 2}).encode()
+            connection.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+            )
+            wait_for(3)
+        wait_for(1)
+        stream.close()
+        wait_for(0)
+
+
+def test_only_what_the_server_put_in_front_is_hidden(address: str, dataset: Dataset) -> None:
+    """Also where ids that are sent begin with the one that begins a text."""
+    end, ids = dataset.tokenizer.end, dataset.tokenizer.encode("The people").tolist()
+    asked = {"max_tokens": 0, "echo": True, "logprobs": 1}
+    told = post(address, asked | {"prompt": [end, *ids]})[1]["choices"][0]["logprobs"]
+    assert len(told["tokens"]) == 1 + len(ids)
+    assert told["tokens"][0] == "(end)"
+    assert told["token_logprobs"][0] is None
+    as_text = post(address, asked | {"prompt": "The people"})[1]["choices"][0]["logprobs"]
+    assert as_text["token_logprobs"] == pytest.approx(told["token_logprobs"][1:])
+    assert post(address, asked | {"prompt": [[]]})[1]["choices"][0]["logprobs"]["tokens"] == []
+
+
+def test_a_prompt_that_is_repeated_must_fit(address: str) -> None:
+    asked = {"max_tokens": 0, "echo": True, "logprobs": 1}
+    assert len(post(address, asked | {"prompt": [5] * 63})[1]["choices"][0]["logprobs"]["tokens"]) == 63
+    status, answer = post(address, asked | {"prompt": [5] * 100})
+    assert status == 400
+    assert "100 tokens; with echo it may have 63" in answer["error"]["message"]
+    assert post(address, {"prompt": [5] * 100, "max_tokens": 1})[0] == 200
+
+
+def test_parts_of_a_character_are_told_by_their_bytes(address: str, dataset: Dataset) -> None:
+    spelled = [dataset.tokenizer.decode_bytes([token]) for token in range(dataset.tokenizer.vocab_size)]
+    ids = [spelled.index(bytes([byte])) for byte in "aâb".encode()]
+    told = post(address, {"prompt": ids, "max_tokens": 0, "echo": True, "logprobs": 2})[1]["choices"][0]["logprobs"]
+    assert told["tokens"] == ["a", "<0xC3>", "<0xA2>", "b"]
+    assert told["bytes"] == [[97], [195], [162], [98]]
+    assert told["text_offset"] == [0, 1, 1, 2]
+    assert all(top.keys() == told["top_bytes"][place].keys() for place, top in enumerate(told["top_logprobs"]) if top)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +213,7 @@ def test_who_leaves_is_not_generated_for(address: str) -> None:
         ({"prompt": "a", "best_of": 3}, 400, "best_of is not offered"),
         ({"prompt": "a", "logit_bias": {"5": 1}}, 400, "logit_bias"),
         ({"prompt": "a", "seed": -1}, 400, "seed"),
-        ({"prompt": "\ud800"}, 400, ""),
+        ({"prompt": "\ud800"}, 400, "prompt: it is not Unicode text"),
         ({"prompt": "a", "model": "other"}, 404, "no model 'other'"),
         (b" " * (5 << 20), 413, "bytes"),
     ],
@@ -186,14 +226,46 @@ def test_a_bad_request_is_answered_with_its_reason(address: str, body: Any, stat
 
 
 def test_null_means_the_default(address: str) -> None:
-    nulls = {"max_tokens": None, "temperature": None, "n": None, "stop": None, "logit_bias": None, "unknown": 1}
-    assert post(address, {"prompt": "a"} | nulls)[0] == 200
+    nulls = {
+        "prompt": None,
+        "echo": None,
+        "stream": None,
+        "max_tokens": None,
+        "temperature": None,
+        "n": None,
+        "stop": None,
+        "logit_bias": None,
+        "unknown": 1,
+    }
+    assert post(address, nulls)[0] == 200
+    # Each of them alone, so that none is made good by another.
+    for name in nulls:
+        assert post(address, {"max_tokens": 1, name: None})[0] == 200, name
 
 
 def test_a_page_elsewhere_can_not_ask(address: str) -> None:
     """Its name may lead here (DNS rebinding), and the browser then names it."""
     assert post(address, {"prompt": "a", "max_tokens": 1}, Host="evil.example:8000")[0] == 403
     assert post(address, {"prompt": "a", "max_tokens": 1}, Host="localhost:8000")[0] == 200
+    for host in ("localhost", "LOCALHOST:80", "[::1]", "[::1]:8000", "127.0.0.1"):
+        assert post(address, {"prompt": "a", "max_tokens": 1}, Host=host)[0] == 200, host
+    for host in ("", "[::1", "localhost.evil.example", "evil.example@localhost", "localhost:80:80"):
+        assert post(address, {"prompt": "a", "max_tokens": 1}, Host=host)[0] == 403, host
+
+
+def test_a_page_of_another_site_can_not_ask(address: str) -> None:
+    """A form or a script may send plain text to any address, without a question before."""
+    kind, host = {"Content-Type": "text/plain"}, urlsplit(address).netloc
+    for origin in ("https://evil.example", "null", "", "http://localhost:3000", f"http://{host}.evil.example"):
+        assert post(address, {"prompt": "a", "max_tokens": 1}, Origin=origin, **kind)[0] == 403, origin
+    assert post(address, {"prompt": "a", "max_tokens": 1}, Origin=f"http://{host}", **kind)[0] == 200
+
+
+def test_a_model_is_shown_by_its_name(address: str) -> None:
+    client = client_of(address)
+    assert client.models.retrieve("served@1").id == "served@1"
+    with pytest.raises(openai.NotFoundError, match="no model 'other/one'"):
+        client.models.retrieve("other/one")
 
 
 def test_with_a_token_only_who_shows_it_is_answered(run: RunDir) -> None:
@@ -211,6 +283,7 @@ def test_the_page_and_nothing_else_is_there(address: str) -> None:
     for path, status, kind in (
         ("/", 200, "text/html"), ("/page.js", 200, "text/javascript"), ("/page.css", 200, "text/css"),
         ("/app.py", 404, ""), ("/..%2fapp.py", 404, ""), ("/nosuch.html", 404, ""),
+        (f"/{'a' * 300}.html", 404, ""), ("/%00.html", 404, ""),
     ):  # fmt: skip
         connection.request("GET", path)
         answer = connection.getresponse()

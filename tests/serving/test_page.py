@@ -34,12 +34,27 @@ def test_it_writes_and_branches_by_keyboard(run: RunDir, tmp_path: Path) -> None
 def test_the_slider_asks_another_checkpoint(run: RunDir, tmp_path: Path) -> None:
     with serving(run.checkpoint(2)) as address, Page(f"{address}/#a", tmp_path) as page:
         page.wait(f"{TOKENS}.length > 5 && {IDLE}")
-        page.run("go(given); 0")
+        page.run("go(); 0")
         page.run(
             "document.getElementById('step').value = 0; document.getElementById('step').dispatchEvent(new Event('input')); 0"
         )
         assert page.run("document.getElementById('shown').textContent") == "1"
         assert page.run("chosenModel()") == "served@1"
+
+
+def test_parts_of_a_character_become_one(run: RunDir, tmp_path: Path) -> None:
+    """It is shown, and sent back, once it is complete."""
+    token = "{ name, bytes: [byte], probability: 1, others: [{ name: 'e', bytes: [169], probability: 1 }] }"
+    with serving(run.checkpoint(2)) as address, Page(f"{address}/", tmp_path) as page:
+        page.wait("document.getElementById('name').textContent === 'served'")
+        page.run("let sent = ''; ask = (path, body) => { sent = body.prompt; }; given = 'a'; 0")
+        page.run(f"write([['<0xC3>', 195], ['<0xA2>', 162], ['b', 98]].map(([name, byte]) => ({token}))); draw(); 0")
+        assert page.run(f"[...{TOKENS}].map(token => token.textContent).join('|')") == "|â|b"
+        page.run("branch(1, written[1].others[0]); 0")
+        assert page.run("sent") == "aé"
+        page.run("branch(1, { name: '<0xC4>', bytes: [196], probability: 1 }); 0")
+        assert page.run("sent").startswith("a")
+        assert "<0x" not in page.run("sent")
 
 
 def test_nothing_that_is_written_becomes_markup(run: RunDir, tmp_path: Path) -> None:

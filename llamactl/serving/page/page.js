@@ -5,7 +5,8 @@ const at = (id) => document.getElementById(id);
 const bounds = [0.5, 0.2, 0.05, 0.01]; // probabilities below which a token has the next color
 let models = [];
 let running = null; // the AbortController of the answer that is arriving
-let written = []; // the tokens so far: {text, probability, others}
+let written = []; // the tokens so far: {name, bytes, text, probability, others}
+let decoder; // of their bytes, of which the last ones may be a part of a character
 let given = ""; // the text that they continue
 
 const headers = () => ({
@@ -96,13 +97,29 @@ async function ask(path, body, take) {
   }
 }
 
-const go = (text) => ask("v1/completions", { prompt: text, logprobs: 6 }, add);
+// Take tokens as what is written.
+function write(tokens) {
+  decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+  written = tokens.map(complete);
+}
+
+// A token with the characters that it completes: a part of one is not shown, and not sent back, before the rest is there.
+const complete = (token) => ({ ...token, text: decoder.decode(Uint8Array.from(token.bytes), { stream: true }) });
+
+function go() {
+  decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+  return ask("v1/completions", { prompt: given + written.map((token) => token.text).join(""), logprobs: 6 }, add);
+}
 
 function add(choice) {
   const told = choice.logprobs;
   for (let n = 0; told && n < told.tokens.length; n++) {
-    const others = Object.entries(told.top_logprobs[n] || {}).map(([text, log]) => ({ text, probability: Math.exp(log) }));
-    written.push({ text: told.tokens[n], probability: Math.exp(told.token_logprobs[n]), others });
+    const others = Object.entries(told.top_logprobs[n] || {}).map(([name, log]) => ({
+      name,
+      bytes: told.top_bytes[n][name],
+      probability: Math.exp(log),
+    }));
+    written.push(complete({ name: told.tokens[n], bytes: told.bytes[n], probability: Math.exp(told.token_logprobs[n]), others }));
     at("text").append(button(written.length - 1));
   }
 }
@@ -145,7 +162,7 @@ function offer(place, anchor) {
       made.setAttribute("role", "menuitem");
       const share = document.createElement("span");
       share.textContent = percent(other.probability);
-      made.append(JSON.stringify(other.text).slice(1, -1), share);
+      made.append(JSON.stringify(other.name).slice(1, -1), share);
       made.addEventListener("click", () => branch(place, other));
       return made;
     }),
@@ -163,19 +180,19 @@ function close() {
 
 function branch(place, other) {
   close();
-  if (other.text === "(end)") return;
-  written = [...written.slice(0, place), { ...written[place], text: other.text, probability: other.probability }];
+  if (other.name === "(end)") return;
+  write([...written.slice(0, place), { ...written[place], ...other }]);
   draw();
-  go(given + written.map((token) => token.text).join(""));
+  go();
 }
 
 function again() {
   if (!at("prompt").value) return;
   close();
   given = at("prompt").value;
-  written = [];
+  write([]);
   draw();
-  go(given);
+  go();
 }
 
 const submit = () => (chatting() ? say() : again());
