@@ -133,7 +133,7 @@ def _results(compared: "Comparison") -> list[list[str]]:
         "tokens": ("tokens", "{:,.0f}".format),
         "validation": ("validation, nats per token", "{:.4f}".format),
         "bits_per_byte": ("validation, bits per byte", "{:.4f}".format),
-        "best_validation": ("best validation, nats per token", "{:.4f}".format),
+        "best_validation": ("best validation in training, nats per token", "{:.4f}".format),
         "seconds": ("training time", show_time),
         "tokens_per_second": ("tokens per second, median", "{:,.0f}".format),
         "memory": ("peak memory", show_bytes),

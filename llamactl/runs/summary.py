@@ -196,14 +196,15 @@ def _differing(columns: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...
 
 JUDGED = {
     "step": ("tokens", "seconds", "tokens_per_second", "memory"),
-    "validation": ("loss", "bits_per_byte"),
+    "validation": ("loss",),
 }
 
 
 def _results(run: RunDir) -> dict[str, float | None]:
     """Read the metrics by which runs are compared."""
     found = read_columns(run.metrics_path, JUDGED, run.path)
-    steps, validation = found["step"], found["validation"]
+    steps = found["step"]
+    validation = newest_validation(last_rows(run.metrics_path, ("validation", "evaluation"), run.path))
 
     def over(column: np.ndarray, summary: Callable[[np.ndarray], Any]) -> float | None:
         known = column[np.isfinite(column)]
@@ -215,9 +216,9 @@ def _results(run: RunDir) -> dict[str, float | None]:
     return {
         "step": int(last(steps["step"]) or 0),
         "tokens": int(last(steps["tokens"]) or 0),
-        "validation": last(validation["loss"]),
-        "bits_per_byte": last(validation["bits_per_byte"]),
-        "best_validation": over(validation["loss"], np.min),
+        "validation": validation.get("loss"),
+        "bits_per_byte": validation.get("bits_per_byte"),
+        "best_validation": over(found["validation"]["loss"], np.min),
         "seconds": last(steps["seconds"]) or 0.0,
         "tokens_per_second": over(steps["tokens_per_second"], np.median),
         "memory": over(steps["memory"], np.max),

@@ -128,6 +128,19 @@ def test_only_what_differs_is_beside_the_results(home: Path) -> None:
     assert compared.cautions == ()
 
 
+def test_a_comparison_states_the_loss_that_the_summary_does(home: Path) -> None:
+    """That of the whole split, where the last checkpoint was evaluated on it."""
+    runs = [begun(name, {"data": {"name": "d"}}, "1") for name in "ab"]
+    for run in runs:
+        log(run, {2: 4.0, 3: 5.0}, [10.0, 20.0, 30.0])
+    with runs[0].metrics_path.open("a") as file:
+        file.write(json.dumps({"kind": "evaluation", "step": 3, "loss": 4.5, "bits_per_byte": 1.5}) + "\n")
+    results = compare_runs(runs).results
+    assert results["validation"] == (4.5, 5.0) == tuple(summarize_run(run).validation_loss for run in runs)
+    assert results["bits_per_byte"] == (1.5, 5 / 3) == tuple(summarize_run(run).bits_per_byte for run in runs)
+    assert results["best_validation"] == (4.0, 4.0)
+
+
 @pytest.mark.parametrize(
     ("pair", "gone", "says"),
     [
