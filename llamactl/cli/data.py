@@ -143,12 +143,13 @@ def remove(
     from llamactl.corpus.dataset import DatasetDir
     from llamactl.errors import DataError, InUse
     from llamactl.runs.summary import summarize_all
+    from llamactl.storage.home import require_name
     from llamactl.units import show_bytes
 
-    folder = DatasetDir.from_name(name)
+    folder = DatasetDir.from_name(require_name(name, "llamactl data remove"))
     if not folder.path.is_dir():
         raise DataError(f"There is no dataset {name!r}.", "", "See what there is: llamactl data list")
-    runs = [run for run in summarize_all() if run.dataset == name]
+    runs = [run for run in summarize_all() if run.dataset == folder.path.name]
     if training := [run.name for run in runs if run.condition == "running"]:
         raise InUse(f"The run {training[0]} is training on {name}.", "", "Wait for it, or stop it.")
     # Without --yes it raises, with what would be removed and the command that does it.

@@ -159,8 +159,9 @@ def remove(
     from llamactl.cli.ui.console import progress
     from llamactl.runs import summary
     from llamactl.runs.run_dir import RunDir
+    from llamactl.storage.home import require_name
     from llamactl.units import show_bytes
 
     # Without --yes it raises, with what would be removed and the command that does it.
-    removed = summary.remove_run(RunDir.from_name(run), yes)
+    removed = summary.remove_run(RunDir.from_name(require_name(run, "llamactl runs remove")), yes)
     progress.print(f"Removed {removed.name}: freed {show_bytes(removed.bytes)}.")

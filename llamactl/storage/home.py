@@ -48,6 +48,13 @@ def check_name(name: str) -> str:
     return name
 
 
+def require_name(name: str, command: str) -> str:
+    """Return a typed name unless it is empty, which elsewhere means the newest; raises UsageError with the command to type."""
+    if not name:
+        raise UsageError("The name is empty.", "Only what is named is removed.", f"Name it: {command} NAME")
+    return name
+
+
 def shorten_name(name: str, room: int) -> str:
     """Return as much of a name as leaves room for so many more characters."""
     return name[: LONGEST_NAME - room].rstrip("-.")

@@ -44,6 +44,19 @@ def test_from_nothing_to_nothing(home: Path, corpus: Path, configured: Configure
     assert type_in("data", "show", "addresses").code == 3
 
 
+@pytest.mark.parametrize("words", [("data", "remove", ""), ("runs", "remove", "")])
+def test_an_empty_name_removes_nothing(words: tuple[str, ...], home: Path, corpus: Path, configured: Configured) -> None:
+    dataset, run = make_dataset(home / "data" / "addresses", corpus, tokenizer="bytes"), RunDir.from_name("a")
+    run.path.mkdir(parents=True)
+    run.start(configured(data={"name": "addresses"})[0], {}, False)
+    for options in ([], ["--yes"]):
+        refused = type_in(*words, *options)
+        assert refused.code == 2
+        assert "The name is empty" in refused.err
+    assert dataset.info_path.exists()
+    assert run.config_path.exists()
+
+
 @pytest.mark.parametrize("text", ["a b\nc\x1b[2J", "日本語 🙂 é", ""])
 def test_colours_change_nothing_but_control_characters(text: str, dataset: Dataset) -> None:
     for tokenizer in (dataset.tokenizer, bpe.byte_tokenizer()):
