@@ -178,15 +178,47 @@ def move_into_place(draft: Path, path: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder atomically: rename it first, so that a crash leaves no incomplete folder with its name."""
+    """Remove a folder atomically: rename it first, so that a crash leaves no incomplete folder with its name.
+
+    Of a link to a folder, such as one on another disk, remove what the folder holds, then the link.
+    """
     removed = folder.with_name(f".{folder.name}.removed")
     with wrap_os_errors(folder):
+        if folder.is_symlink():
+            _empty(folder)
+            os.unlink(folder)
+            sync_path(folder.parent)
+            return
         # Left by a process that was killed during an earlier removal.
-        shutil.rmtree(removed, ignore_errors=True)
+        _discard(removed)
         os.rename(folder, removed)
         # Before the first file goes: otherwise a power failure could bring the name back without all of them.
         sync_path(folder.parent)
         shutil.rmtree(removed)
+
+
+def _empty(folder: Path) -> None:
+    """Remove all that a folder holds; raises OSError."""
+    # Files last: they say what the folder is, so that after a crash it is still listed, and the same command removes the rest.
+    for path in sorted(folder.iterdir(), key=_is_entry):
+        if _is_entry(path):
+            os.unlink(path)
+        else:
+            shutil.rmtree(path)
+
+
+def _is_entry(path: Path) -> bool:
+    """Check whether a path is a file or a link, which `os.unlink` removes."""
+    return path.is_symlink() or not path.is_dir()
+
+
+def _discard(path: Path) -> None:
+    """Remove what a killed process left, as far as that can be done; of a link the link alone, never what it leads to."""
+    if path.is_symlink():
+        with suppress(OSError):
+            os.unlink(path)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def set_aside(folder: Path) -> Path:
@@ -202,7 +234,7 @@ def set_aside(folder: Path) -> Path:
 def remove_partial(folder: Path) -> None:
     """Remove the drafts and half-removed folders that a killed process left in a folder."""
     for path in () if folder.is_symlink() else folder.glob(".*"):
-        shutil.rmtree(path, ignore_errors=True)
+        _discard(path)
 
 
 def remove_stale_drafts(folder: Path, of: str = "") -> None:
