@@ -142,6 +142,6 @@ def remove_dataset(folder: DatasetDir, sure: bool, used_by: Sequence[str]) -> Da
         why = f"It would free {summary.bytes / 1e6:,.1f} MB.{using}"
         fix = f"If that is meant: llamactl data remove {summary.name} --yes"
         raise UsageError(f"{folder.path} is still there.", why, fix)
-    with locks.hold_lock(folder.lock_path):
+    with locks.hold_removal_lock(folder.path, folder.lock_path):
         atomic.remove_folder(folder.path)
     return summary

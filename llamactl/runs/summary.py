@@ -125,7 +125,7 @@ def remove_run(run: RunDir, sure: bool) -> Summary:
     if not sure:
         why = f"It would free {summary.bytes / 1e6:,.1f} MB and lose {summary.step:,} steps for good."
         raise UsageError(f"{run.path} is still there.", why, f"If that is meant: llamactl runs remove {summary.name} --yes")
-    with locks.hold_lock(run.lock_path):
+    with locks.hold_removal_lock(run.path, run.lock_path):
         atomic.remove_folder(run.path)
     return summary
 

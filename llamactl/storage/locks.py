@@ -6,10 +6,10 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from llamactl.errors import InUse
+from llamactl.errors import DiskFull, InUse
 from llamactl.storage.disk import make_dirs, wrap_os_errors
 
 # Seconds to wait for a lock whose holder is unknown or has ended.
@@ -25,14 +25,39 @@ def hold_lock(path: Path, shared: bool = False, patience: float | None = None) -
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     descriptor = _acquire(path, kind, patience)
     try:
-        # Only for the message of InUse; the lock itself is the kernel's.
         if not shared:
-            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            _write_holder(descriptor, str(os.getpid()))
         yield
     finally:
         if not shared:
-            os.ftruncate(descriptor, 0)
+            _write_holder(descriptor, "")
         os.close(descriptor)
+
+
+@contextmanager
+def hold_removal_lock(folder: Path, path: Path) -> Iterator[None]:
+    """Hold the lock at `path` of a folder that will be removed; raises InUse.
+
+    On a disk too full for a lock file, lock the folder itself: without the file no other process holds that lock.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold_lock(path))
+        except DiskFull:
+            with wrap_os_errors(folder):
+                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                stack.callback(os.close, descriptor)
+                if not try_lock(descriptor, fcntl.LOCK_EX):
+                    raise InUse(f"{folder} is in use by another process.", "It is being removed.", "Wait for it.") from None
+        yield
+
+
+def _write_holder(descriptor: int, pid: str) -> None:
+    """Write the process id of a lock's holder, which is only for the message of InUse: the lock itself is the kernel's."""
+    # A full disk may refuse the few bytes.
+    with suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, pid.encode(), 0)
 
 
 def _acquire(path: Path, kind: int, patience: float | None) -> int:

@@ -1,5 +1,6 @@
 """Files and folders appear complete or not at all."""
 
+import errno
 import hashlib
 import itertools
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llamactl.errors import InUse, OutOfSpace, UserError
+from llamactl.errors import InUse, OutOfSpace, UserError, WriteFailed
 from llamactl.storage import atomic, locks
 from tests.faults import Crash, Disk, put_in_place
 from tests.processes import forked, status
@@ -59,6 +60,68 @@ def test_removing_takes_the_name_first(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("shutil.rmtree", lambda path, **_: seen.append((path.name, folder.exists())))
     atomic.remove_folder(folder)
     assert seen[-1] == (".step.removed", False)
+
+
+def refuse_with(number: int) -> Callable[..., int]:
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    """A folder of the usual kind behind a link, as one on another disk."""
+    disk = tmp_path / "disk"
+    (disk / "train").mkdir(parents=True)
+    (disk / "train" / "00000.npy").touch()
+    (disk / "dataset.json").touch()
+    link = tmp_path / "one"
+    link.symlink_to(disk)
+    return link
+
+
+def test_a_link_is_removed_with_what_the_folder_holds(linked: Path) -> None:
+    atomic.remove_folder(linked)
+    assert not linked.is_symlink()
+    assert list((linked.parent / "disk").iterdir()) == []
+
+
+@pytest.mark.parametrize("call", ["shutil.rmtree", "os.unlink"])
+def test_a_link_that_was_removed_in_part_is_removed_by_the_same_call(
+    call: str, linked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(WriteFailed):
+        patch.setattr(call, refuse_with(errno.EIO))
+        atomic.remove_folder(linked)
+    assert (linked / "dataset.json").exists()
+    atomic.remove_folder(linked)
+    assert not linked.is_symlink()
+
+
+def test_what_a_link_left_over_leads_to_stays(linked: Path) -> None:
+    folder = linked.with_name("two")
+    folder.mkdir()
+    linked.rename(linked.with_name(".two.removed"))
+    atomic.remove_folder(folder)
+    assert not folder.exists()
+    assert (linked.parent / "disk" / "dataset.json").exists()
+
+
+@pytest.mark.parametrize("call", ["pwrite", "ftruncate"])
+def test_a_full_disk_keeps_nobody_from_a_lock(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, call, refuse_with(errno.ENOSPC))
+    with locks.hold_lock(tmp_path / "lock"):
+        assert locks.is_locked(tmp_path / "lock")
+
+
+def test_a_full_disk_keeps_nobody_from_removing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "make_dirs", refuse_with(errno.ENOSPC))
+    with locks.hold_removal_lock(tmp_path, tmp_path / ".pieces" / "lock"):
+        with pytest.raises(InUse), locks.hold_removal_lock(tmp_path, tmp_path / ".pieces" / "lock"):
+            pass
+        with pytest.raises(OutOfSpace), locks.hold_lock(tmp_path / ".pieces" / "lock"):
+            pass
 
 
 def test_a_full_disk_has_its_own_error(tmp_path: Path) -> None:
