@@ -9,14 +9,23 @@ import stat
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from llamactl.corpus.kinds import ABOUT, PACKED, READABLE, describe_ending, find_kind, is_clutter, split_endings
 from llamactl.corpus.programs import is_code, is_readable
-from llamactl.errors import DataError
+from llamactl.errors import DataError, UsageError
 from llamactl.storage.records import read_object
 
+# Files by which a folder is known as a dataset, finished or not, as a run or as a model: text was made into it, or it into text.
+MADE = (
+    (".pieces",),
+    ("dataset.json", "tokenizer.json"),
+    ("config.toml", "environment.json"),
+    ("config.toml", "metrics.jsonl"),
+    ("config.json", "tokenizer.json"),
+)
 FEW_OTHERS = 20  # files of an ending that are no text, after which no more of it are looked at
 
 
@@ -35,11 +44,14 @@ class Found:
 
 
 def find_files(patterns: list[str], encoding: str = "") -> Found:
-    """Return the files that the patterns name, sorted; raises DataError for a pattern that names none."""
+    """Return the files that the patterns name, sorted; raises DataError for a pattern that names none, UsageError for ""."""
+    if "" in patterns:
+        # An empty path is the current folder, which nobody means who typed "$NAME" of a variable that is not set.
+        raise UsageError("A source is empty.", "Perhaps a variable is not set.", "The current folder is: llamactl prepare .")
     found = Found([], encoding)
     files: set[Path] = set()
     for pattern in patterns:
-        matches = _match(pattern)
+        matches = _match(pattern, found)
         found.unknown, ending = [], "".join(split_endings(Path(pattern)))
         inside = [file for match in matches for file in _files_of(match, found, match == _plain(pattern), ending)]
         inside = inside or _texts_of_unknown_kinds(found)
@@ -86,7 +98,7 @@ def _plain(pattern: str) -> Path:
         raise DataError(f"No files found at {pattern!r}.", f"{error}", "Write the full path.") from error
 
 
-def _match(pattern: str) -> list[Path]:
+def _match(pattern: str, found: Found) -> list[Path]:
     """Return the paths of a pattern: the pattern itself if it exists, else its matches as a glob. Raises DataError."""
     path = _plain(pattern)
     try:
@@ -95,9 +107,21 @@ def _match(pattern: str) -> list[Path]:
             return [path]
         hidden = path.name.startswith(".")
         matches = Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))
-        return [match for match in matches if hidden or not is_clutter(match.name)]
+        matched = [match for match in matches if hidden or not is_clutter(match.name)]
     except (OSError, ValueError, NotImplementedError) as error:
         raise DataError(f"No files found at {pattern!r}.", f"{error}.") from error
+    # A pattern such as **/*.jsonl finds the logs of runs as well; the folders that it names itself are meant.
+    named = Path(*takewhile(lambda part: not set("*?[") & set(part), path.parts))
+    folders = {each for match in matched for each in (match, *match.parents)} - {named, *named.parents}
+    made = {folder for folder in folders if _is_made(folder, found)}
+    return [match for match in matched if made.isdisjoint((match, *match.parents))]
+
+
+def _is_made(folder: Path, found: Found) -> bool:
+    """Check whether a folder is a dataset, a run or a model, and count it if so: nobody means its files by a folder above it."""
+    made = any(all(os.path.lexists(folder / name) for name in names) for names in MADE)
+    found.left_out["a dataset, run or model"] += made
+    return made
 
 
 def _files_of(path: Path, found: Found, named: bool, ending: str) -> Iterator[Path]:
@@ -148,7 +172,8 @@ def _walk(folder: Path, found: Found, entered: set[tuple[int, int]]) -> Iterator
             found.left_out["a link to nothing"] += 1
             continue
         if stat.S_ISDIR(mode):
-            yield from _walk(path, found, entered)
+            if not _is_made(path, found):
+                yield from _walk(path, found, entered)
         elif not stat.S_ISREG(mode):
             found.left_out["no regular file"] += 1
         elif name.lower() in ABOUT:

@@ -356,6 +356,40 @@ def test_a_tree_of_odd_files(tmp_path: Path, prepare: Prepare) -> None:
     assert name_source([str(tree)]) == "my-tree-u"
 
 
+@pytest.mark.parametrize("source", [".", "**/*.jsonl", "d*"])
+def test_what_llamactl_made_is_no_text(
+    source: str, home: Path, prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The text may be among datasets, and in the folder of a model, whose files are no rows.
+    folder = home / "data" if source == "." else home
+    for path in ("data/own/mine.jsonl", "data/a/config.toml", "data/a/environment.json", "data/a/samples.jsonl",
+                 "data/model/config.json", "data/model/tokenizer.json", "data/half/.pieces/lock", "data/half/x.jsonl",
+                 "config.json", "tokenizer.json"):  # fmt: skip
+        (home / path).parent.mkdir(parents=True, exist_ok=True)
+        (home / path).write_text(rows(sentences(40)))
+    monkeypatch.chdir(folder)
+    assert prepare(source)[0] == 0
+    first = made().info
+    assert first.inputs
+    assert [file.name for file in first.inputs.files] == ["mine.jsonl"]
+    # Now there is a finished dataset, too.
+    code, told = prepare(source)
+    assert code == 0, told
+    assert "× a dataset, run or model" in told
+    assert made().info == first
+
+
+def test_an_empty_source_is_not_the_current_folder(
+    tmp_path: Path, prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.txt").write_text("\n".join(sentences(40)))
+    for words in ([""], ["mine.txt", ""], ["sample", "", "--weights", "1,1"]):
+        code, told = prepare(*words)
+        assert code == 2
+        assert "A source is empty" in told
+
+
 @pytest.mark.parametrize(
     ("name", "becomes"),
     [("my data.txt", "my-data"), ("Bücher", "Bucher"), ("😀.txt", "text"), (".hidden.txt", "hidden"), ("x" * 300, "x" * 80),
