@@ -18,7 +18,7 @@ from llamactl.corpus.engines import Engine, local_engine
 from llamactl.corpus.inputs import Hashed, hash_inputs
 from llamactl.corpus.kinds import PACKED
 from llamactl.corpus.pieces import Job, Receipt, inspect_piece, make_piece, marks_digest, token_dtype
-from llamactl.corpus.seal import check_complete, check_tokenizer, seal_dataset
+from llamactl.corpus.seal import check_bad_docs, check_complete, check_tokenizer, seal_dataset
 from llamactl.corpus.sources import Piece, Source
 from llamactl.errors import DataError, DiskFull, OutOfSpace
 from llamactl.storage import atomic, disk, locks
@@ -245,7 +245,7 @@ def _estimate_tokens(source: Source, recipe: Recipe) -> float:
 
 def _make_pieces(jobs: list[Job], engine: Engine) -> Generator[PieceDone, None, None]:
     """Make the pieces and yield them in order, each cut so that together they hold at most `max_tokens`."""
-    remaining, allowed, bad = jobs[0].most, jobs[0].recipe.max_bad_docs, 0
+    remaining, bad = jobs[0].most, 0
     # A generator that is not run to its end must be closed, which ends the workers.
     with closing(engine(make_piece, jobs)) as done:
         for job, made in zip(jobs, done, strict=False):
@@ -254,8 +254,8 @@ def _make_pieces(jobs: list[Job], engine: Engine) -> Generator[PieceDone, None, 
                 made = make_piece(replace(job, most=remaining))._replace(stale=made.stale)
             remaining -= made.receipt.tokens
             bad += made.receipt.skipped.get("unreadable", 0)
-            if bad > allowed:
-                raise DataError(f"{bad} documents can't be read.", f"--max-bad-docs allows {allowed}.")
+            # Sealing counts them all; this only ends early what it would refuse.
+            check_bad_docs(bad, job.recipe)
             yield PieceDone(job.piece, len(jobs), *made)
             if made.receipt.cut:
                 return

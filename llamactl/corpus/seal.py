@@ -63,6 +63,9 @@ def seal_dataset(jobs: list[Job], receipts: list[Receipt]) -> DatasetInfo:
     numbered = {job.piece: job for job in jobs}
     for receipt in receipts:
         _check_receipt(numbered[receipt.origin.piece], receipt, token_dtype(tokenizer.vocab_size))
+    skipped = sum((Counter(receipt.skipped) for receipt in receipts), Counter[str]())
+    # Only here are all pieces known, whichever processes made them.
+    check_bad_docs(skipped["unreadable"], recipe)
     files = list_inputs({path: file for job in jobs for path, file in job.inputs.items()})
     info = DatasetInfo(
         recipe=recipe,
@@ -72,7 +75,7 @@ def seal_dataset(jobs: list[Job], receipts: list[Receipt]) -> DatasetInfo:
         # Empty shards are removed below: a piece may have no text in a split.
         shards=tuple(shard for receipt in receipts for shard in receipt.shards if shard.tokens),
         documents_read=sum(receipt.documents_read for receipt in receipts),
-        skipped=dict(sorted(sum((Counter(receipt.skipped) for receipt in receipts), Counter()).items())),
+        skipped=dict(sorted(skipped.items())),
         skipped_bytes=dict(sorted(sum((Counter(receipt.skipped_bytes) for receipt in receipts), Counter()).items())),
         inputs=Inputs(files=tuple(files.values())),
     ).with_digest()
@@ -91,6 +94,13 @@ def seal_dataset(jobs: list[Job], receipts: list[Receipt]) -> DatasetInfo:
     atomic.write_file(folder.info_path, info.as_file())
     shutil.rmtree(folder.receipt(0).parent, ignore_errors=True)
     return info
+
+
+def check_bad_docs(bad: int, recipe: Recipe) -> None:
+    """Raise DataError when more documents can't be read than the recipe allows."""
+    if bad > recipe.max_bad_docs:
+        why = f"--max-bad-docs allows {recipe.max_bad_docs:,}."
+        raise DataError(f"{bad:,} documents can't be read.", why, f"Leave them out: --max-bad-docs {bad}")
 
 
 def _check_receipt(job: Job, receipt: Receipt, dtype: str) -> None:

@@ -18,7 +18,7 @@ from llamactl.corpus.programs import is_code, is_readable
 from llamactl.errors import DataError, UsageError
 from llamactl.storage.records import read_object
 
-# Files by which a folder is known as a dataset, finished or not, as a run or as a model: text was made into it, or it into text.
+# Files by which a folder is known as a dataset, finished or not, as a run or as a model, whose files are no text to learn.
 MADE = (
     (".pieces",),
     ("dataset.json", "tokenizer.json"),
@@ -118,7 +118,7 @@ def _match(pattern: str, found: Found) -> list[Path]:
 
 
 def _is_made(folder: Path, found: Found) -> bool:
-    """Check whether a folder is a dataset, a run or a model, and count it if so: nobody means its files by a folder above it."""
+    """Check whether a folder is a dataset, a run or a model, and count it if so: a folder above it does not mean its files."""
     made = any(all(os.path.lexists(folder / name) for name in names) for names in MADE)
     found.left_out["a dataset, run or model"] += made
     return made
@@ -176,9 +176,7 @@ def _walk(folder: Path, found: Found, entered: set[tuple[int, int]]) -> Iterator
                 yield from _walk(path, found, entered)
         elif not stat.S_ISREG(mode):
             found.left_out["no regular file"] += 1
-        elif name.lower() in ABOUT:
-            found.left_out["README or LICENSE"] += 1
-        elif _is_taken(path, found):
+        elif name.lower() not in ABOUT and _is_taken(path, found):
             yield path
         else:
             _leave_out(path, found)

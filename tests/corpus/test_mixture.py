@@ -97,6 +97,16 @@ def test_every_way_of_making_it_gives_the_same_bytes(texts: Path) -> None:
     assert len(digests) == 1
 
 
+def test_unreadable_documents_of_all_sources_count_together(texts: Path) -> None:
+    for name in ("d.jsonl", "e.jsonl"):
+        rows = [json.dumps({"text": f"{name} {number} of its own"}) for number in range(200)]
+        (texts / name).write_text("\n".join(["no JSON", *rows]))
+    source = open_mixture([str(texts / "d.jsonl"), str(texts / "e.jsonl")], "1,1", Reading())
+    assert make(texts / "two", source, source.weights, max_bad_docs=2).skipped == {"unreadable": 2}
+    with pytest.raises(DataError, match="2 documents can't be read"):
+        make(texts / "one", source, source.weights, max_bad_docs=1)
+
+
 def test_an_interrupted_mixture_resumes(texts: Path) -> None:
     source = open_mixture([str(texts / "c.jsonl"), str(texts / "a")], "1,1", Reading())
     whole = make(texts / "whole", source, source.weights)

@@ -357,9 +357,7 @@ def test_a_tree_of_odd_files(tmp_path: Path, prepare: Prepare) -> None:
 
 
 @pytest.mark.parametrize("source", [".", "**/*.jsonl", "d*"])
-def test_what_llamactl_made_is_no_text(
-    source: str, home: Path, prepare: Prepare, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_llamactl_made_is_no_text(source: str, home: Path, prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     # The text may be among datasets, and in the folder of a model, whose files are no rows.
     folder = home / "data" if source == "." else home
     for path in ("data/own/mine.jsonl", "data/a/config.toml", "data/a/environment.json", "data/a/samples.jsonl",
@@ -379,9 +377,7 @@ def test_what_llamactl_made_is_no_text(
     assert made().info == first
 
 
-def test_an_empty_source_is_not_the_current_folder(
-    tmp_path: Path, prepare: Prepare, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_empty_source_is_not_the_current_folder(tmp_path: Path, prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.txt").write_text("\n".join(sentences(40)))
     for words in ([""], ["mine.txt", ""], ["sample", "", "--weights", "1,1"]):

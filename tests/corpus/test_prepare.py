@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -215,6 +216,22 @@ def test_shares_of_many_machines_are_one_dataset(big: Path, home: Path, most: in
         os.utime(path, (0, 0))  # another machine's copies
     list(finish_dataset(open_source([str(big)]), recipe(source, max_tokens=most), shared))
     assert shared.info().digest == whole.info().digest
+
+
+def test_unreadable_documents_are_counted_over_all_shares(tmp_path: Path, home: Path) -> None:
+    rows = "".join(f'{{"text": "{number} a document of its own"}}\n' for number in range(40))
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text(f"no JSON\n{rows}")
+    source = open_source([str(tmp_path / "*.jsonl")])
+    source = replace(source, pieces=tuple((part,) for part in source.parts))
+    for allowed in (1, 2):
+        for number in (1, 2):
+            shared = DatasetDir(home / "data" / str(allowed))
+            list(prepare_dataset(source, recipe(source, max_bad_docs=allowed), shared, local_engine(1), share=Share(number, 2)))
+    with pytest.raises(DataError, match=r"2 documents can't be read"):
+        list(finish_dataset(source, recipe(source, max_bad_docs=1), DatasetDir(home / "data" / "1")))
+    list(finish_dataset(source, recipe(source, max_bad_docs=2), DatasetDir(home / "data" / "2")))
+    assert DatasetDir(home / "data" / "2").info().skipped == {"unreadable": 2}
 
 
 @pytest.mark.slow
