@@ -39,5 +39,5 @@ def read_documents(texts: list[str], column: str) -> "Iterator[str]":
             # Raised with other advice than its own, which is for `prepare`: that may skip documents.
             if isinstance(row, DataError):
                 raise DataError(row.what, row.why, "Repair it, or leave it out.")
-            if row and not row.isspace():
+            if isinstance(row, str) and row and not row.isspace():
                 yield row

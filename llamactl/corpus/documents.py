@@ -10,7 +10,7 @@ from xxhash import xxh3_64_intdigest
 from llamactl.corpus.dataset_info import Recipe, Split
 from llamactl.corpus.holdout import Holdout, cut_end, holdout_by_hash, plan_holdout
 from llamactl.corpus.sources import Source
-from llamactl.corpus.splitting import cut_long
+from llamactl.corpus.splitting import TooLong, cut_long
 from llamactl.corpus.unreadable import Unreadable
 from llamactl.errors import DataError
 
@@ -39,7 +39,7 @@ def read_piece(source: Source, piece: int, recipe: Recipe) -> Iterator[Document]
     """Yield the documents of a piece; raises DataError when more than `max_bad_docs` of them can't be read."""
     holdout = source.holdout or holdout_by_hash(recipe.val_fraction)
     first, bad = piece == source.first_piece and holdout.first, 0
-    for row in source.documents(piece, recipe.text_column):
+    for row in source.documents(piece, recipe.text_column, recipe.max_doc_bytes):
         for document in _split_row(row, recipe):
             if isinstance(document, DataError):
                 bad += 1
@@ -59,7 +59,7 @@ def _sizes(source: Source, recipe: Recipe) -> Iterator[tuple[int, int]]:
     # About four bytes of English make a BPE token; without a limit everything is read.
     remaining = int(recipe.max_tokens * source.weight) * (1 if recipe.tokenizer == "bytes" else 4) or sys.maxsize
     for piece in range(len(source.pieces)):
-        for row in source.documents(piece, recipe.text_column):
+        for row in source.documents(piece, recipe.text_column, recipe.max_doc_bytes):
             for document in _split_row(row, recipe):
                 if isinstance(document, Document) and document.place in SPLITS:
                     yield document.rank, document.size
@@ -85,10 +85,13 @@ def _new_document(place: str, text: str) -> Document:
     return Document(place, text, len(data), xxh3_64_intdigest(data))  # 25 times as fast as blake2b
 
 
-def _split_row(row: str | DataError | None, recipe: Recipe) -> Iterator[Document | DataError]:
+def _split_row(row: str | TooLong | DataError | None, recipe: Recipe) -> Iterator[Document | DataError]:
     """Convert a row of the source to a document (of the training split, so far), or to several when it is very long."""
     if isinstance(row, DataError):
         yield row
+        return
+    if isinstance(row, TooLong):
+        yield Document("too long", size=row.size)
         return
     content = row or ""
     if recipe.max_doc_bytes and (size := len(content.encode("utf-8", "surrogatepass"))) > recipe.max_doc_bytes:

@@ -27,7 +27,7 @@ from llamactl.storage.records import Count, Record, open_file, read_record
 from llamactl.tokenizer.encoders import open_tokenizer
 
 BATCH = 1 << 20  # characters that are encoded at once, by one document or many
-FORMAT = 2  # raise it when the same inputs and recipe give other shards than before
+FORMAT = 3  # raise it when the same inputs and recipe give other shards than before
 PATIENCE = 30.0  # seconds to wait for a process that makes the same piece, and may be about to be killed
 
 

@@ -8,7 +8,7 @@ from llamactl.corpus import csv_files, objects, tables
 from llamactl.corpus.columns import describe_value, missing_column, read_value
 from llamactl.corpus.kinds import KINDS, PACKED, READABLE, describe_ending, describe_magic, find_kind, split_endings
 from llamactl.corpus.parts import Documents, Part
-from llamactl.corpus.splitting import split_documents
+from llamactl.corpus.splitting import TooLong, split_documents
 from llamactl.corpus.streams import Decoded, read_head
 from llamactl.corpus.text_files import is_text
 from llamactl.corpus.unreadable import SKIP, Unreadable
@@ -78,8 +78,8 @@ def file_stamp(path: Path) -> tuple[int, ...]:
 def read_text(part: Part, text_column: str) -> Documents:
     """Read a text file, cut into documents by the part's rule."""
     source = Decoded(part)
-    for document in split_documents(source, part.split, part.cut):
-        yield source.check(document, part.location)
+    for document in split_documents(source, part.split, part.cut, part.max_doc_bytes):
+        yield document if isinstance(document, TooLong) else source.check(document, part.location)
 
 
 def read_hub(part: Part, text_column: str) -> Documents:

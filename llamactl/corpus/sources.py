@@ -96,13 +96,13 @@ class Source:
         source = next(component for component in self.components if piece in component.piece_numbers)
         return replace(source, pieces=tuple(parts if number == piece else () for number, parts in enumerate(source.pieces)))
 
-    def documents(self, piece: int, text_column: str) -> corpus_parts.Documents:
+    def documents(self, piece: int, text_column: str, max_doc_bytes: int = 0) -> corpus_parts.Documents:
         """Yield the documents of a piece: None for a row without text, an error for one that can't be read.
 
-        An empty `text_column` is the source's own.
+        An empty `text_column` is the source's own. Documents of text files above `max_doc_bytes` (0: none) are `TooLong`.
         """
         for part in self.pieces[piece]:
-            yield from readers.read_part(part, text_column or self.text_column)
+            yield from readers.read_part(replace(part, max_doc_bytes=max_doc_bytes), text_column or self.text_column)
 
 
 def sample_source() -> Source:

@@ -7,6 +7,8 @@ block, so that memory does not grow with the file. Regular expressions are RE2's
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
+from typing import NamedTuple
 
 from llamactl.errors import UsageError, suggest_nearest
 
@@ -30,6 +32,12 @@ _BOUNDARIES = (  # the best first; a document ends behind what is found
     re.compile(r"[.!?][\"'”’)\]]*\s|[。！？…]"),
     re.compile(r"\s"),
 )
+
+
+class TooLong(NamedTuple):
+    """A document that is left out, as it has more bytes than were allowed."""
+
+    size: int
 
 
 @dataclass(frozen=True)
@@ -86,25 +94,51 @@ def rule_occurs(rule: str, text: str) -> bool:
     return rule in RULES or len(_cutter(rule)(text)) > 1
 
 
-def split_documents(blocks: Iterable[str], rule: str, chunk: int) -> Iterator[str]:
-    """Yield the documents of a text; `chunk` is the length in characters after which "chunks" end at a blank line."""
-    if rule in ("files", "chunks"):
-        yield from _chunks(blocks, chunk if rule == "chunks" else 0)
+def split_documents(blocks: Iterable[str], rule: str, chunk: int, max_bytes: int = 0) -> Iterator[str | TooLong]:
+    """Yield the documents of a text, a long one in parts; `chunk` is the length in characters after which "chunks" end.
+
+    A document of more than `max_bytes` (0: any) is left out; until its end is known, as much is held in memory.
+    """
+    held: list[str] = []
+    size = 0
+    for begins, part in _parts(blocks, rule, chunk):
+        if not max_bytes:
+            yield part
+            continue
+        if begins:
+            yield from held if size <= max_bytes else [TooLong(size)]
+            held, size = [], 0
+        size += len(part.encode("utf-8", "surrogatepass"))
+        held = [*held, part] if size <= max_bytes else []
+    yield from held if size <= max_bytes else [TooLong(size)]
+
+
+def _parts(blocks: Iterable[str], rule: str, chunk: int) -> Iterator[tuple[bool, str]]:
+    """Yield the parts of documents, each with whether it begins one: what is longer than LONGEST_TEXT has several."""
+    if rule == "chunks":
+        yield from zip(repeat(True), _chunks(blocks, chunk), strict=False)
         return
-    cut, rest, yielded = _cutter(rule), "", False
+    if rule == "files":
+        yield from zip(chain([True], repeat(False)), _chunks(blocks, 0), strict=False)
+        return
+    cut, rest, begins, yielded = _cutter(rule), "", True, False
     for block in blocks:
         *pieces, rest = cut(rest + block)
-        # A separator that does not come must not make memory grow with the file.
-        if len(rest) > LONGEST_TEXT:
-            *more, rest = cut_long(rest)
-            pieces += more
         for piece in pieces:
             if piece and not piece.isspace():
                 yielded = True
-                yield piece
+                yield begins, piece
+            begins = True
+        # A separator that does not come must not make memory grow with the file.
+        if len(rest) > LONGEST_TEXT:
+            *more, rest = cut_long(rest)
+            for part in more:
+                yielded = True
+                yield begins, part
+                begins = False
     # A file without text yields one empty document, so that it is counted as read and skipped.
     if not yielded or (rest and not rest.isspace()):
-        yield rest
+        yield begins, rest
 
 
 def _cutter(rule: str) -> Callable[[str], list[str]]:
