@@ -88,8 +88,9 @@ def estimate_duration(config: Config, world: World, steps: int, step_time: StepT
     """Estimate the duration of a run of some steps, after which `evaluated` tokens of the validation split are measured."""
     train = config.train
     validations = -(-steps // train.eval_every)
-    # A forward pass alone is a third of the work of a step's tokens.
-    token_seconds = step_time.step / train.tokens_per_step / 3
+    # A forward pass alone is a third of the work of a step's tokens. The update, which has none, takes as long as some more.
+    update = update_flops(config.model, config.optim.name, world.size) / flops_per_token(config.model)
+    token_seconds = step_time.step / (train.tokens_per_step + update) / 3
     forward = train.eval_tokens * token_seconds
     # Weights are read once per sampled token, in fp32.
     token = PER_TOKEN + 4 * num_params(config.model) / READING.get(world.device.type, READING["cpu"])

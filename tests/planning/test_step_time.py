@@ -17,6 +17,7 @@ from llamactl.distributed.context import World
 from llamactl.hardware.device import Precision
 from llamactl.optim.build import OPTIMIZERS
 from llamactl.optim.distributed_muon import build_muon_exchange
+from llamactl.planning.flops import flops_per_token, update_flops
 from llamactl.planning.memory_estimate import MemoryEstimate, estimate_memory
 from llamactl.planning.step_time import StepTime, estimate_duration, estimate_step_time
 from llamactl.training.build import build_objective
@@ -57,13 +58,19 @@ def test_the_whole_is_the_larger_of_two_moments(configured: Configured) -> None:
 
 
 def test_time_is_steps_and_what_is_between_them(configured: Configured) -> None:
-    config, world = configured(train={"eval_every": 10, "eval_tokens": 256, "prompts": ()})
+    few = {"eval_every": 10, "eval_tokens": 256, "prompts": ()}
+    config, world = configured(train=few, optim={"name": "adamw"})
     taken = estimate_duration(config, world, 20, StepTime(step=3.0, start=5.0))
     assert taken.steps == 60
     assert taken.looking == pytest.approx(2 * 1.0)  # two validations of a step's tokens, a third of a step each
     assert taken.total == 67
+    # A part of Muon's step is the update, which a validation has none of.
+    muon, _ = configured(train=few)
+    part = 256 * flops_per_token(muon.model) / (256 * flops_per_token(muon.model) + update_flops(muon.model, "muon"))
+    silent = estimate_duration(muon, world, 20, StepTime(step=3.0, start=5.0)).looking
+    assert silent == pytest.approx(2 * part)
     talkative, _ = configured(train={"eval_every": 10, "eval_tokens": 256})
-    assert estimate_duration(talkative, world, 20, StepTime(3.0, 5.0)).looking > taken.looking
+    assert estimate_duration(talkative, world, 20, StepTime(3.0, 5.0)).looking > silent
 
 
 def test_a_faster_device_is_faster(dataset: Dataset, configured: Configured) -> None:
