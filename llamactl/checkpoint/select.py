@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,6 +26,7 @@ PATIENCE = 60
 TRANSIENT_ERRORS = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE)
 # Tries to list and read all checkpoints without one being pruned meanwhile.
 ATTEMPTS = 16
+STEP = re.compile(r"[0-9]{1,12}")
 
 
 def find_newest(run: RunDir, verify: Verify = read_verified_state) -> tuple[Path | None, tuple[str, ...]]:
@@ -102,11 +104,11 @@ def find_checkpoint(name: str, verify: Verify = read_verified_state) -> Path:
         suffix = "best"
     # The best one is pruned when a better one is saved, also between two looks.
     for _ in range(ATTEMPTS if suffix == "best" else 1):
-        step = _stable_best_step(run) if suffix == "best" else int(suffix) if suffix.isdecimal() else None
+        step = _stable_best_step(run) if suffix == "best" else int(suffix) if STEP.fullmatch(suffix) else None
         if step is not None and step in run.steps():
             return run.checkpoint(step)
     kept = ", ".join(map(str, run.steps())) or "none"
-    raise DataError(f"The run {run.path.name} has no checkpoint {suffix!r}.", f"It has the steps: {kept}.")
+    raise DataError(f"The run {run.path.name} has no checkpoint {suffix[:40]!r}.", f"It has the steps: {kept}.")
 
 
 def _ends_after_its_best(run: RunDir) -> bool:

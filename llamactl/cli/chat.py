@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from llamactl.cli import completion
+from llamactl.cli.bounds import MOST_TOKENS
 from llamactl.cli.options import (
     GENERATION,
     MODEL_HELP,
@@ -38,7 +39,7 @@ def chat(
         typer.Option("--answer", metavar="FILE", help=CONVERSATIONS_HELP, show_default=False, rich_help_panel=GENERATION),
     ] = None,
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, max=10_000_000, help="Maximum number of tokens of an answer.", rich_help_panel=GENERATION)
+        int, typer.Option(min=1, max=MOST_TOKENS, help="Maximum number of tokens of an answer.", rich_help_panel=GENERATION)
     ] = 400,
     temperature: Temperature = 0.7,
     top_k: TopK = 0,

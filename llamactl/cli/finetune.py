@@ -1,11 +1,11 @@
 """llamactl finetune: train a model to answer, on conversations."""
 
-import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llamactl.cli import completion
+from llamactl.cli.bounds import check_finite
 from llamactl.cli.options import (
     MACHINE,
     RUN,
@@ -54,14 +54,23 @@ def finetune(
     data: Annotated[
         str, typer.Option(help="Folder under data/ for the rows.", show_default="as the run", rich_help_panel=DATA)
     ] = "",
-    epochs: Annotated[float, typer.Option(min=0.01, help="How often to read the rows.", rich_help_panel=RUN)] = 3.0,
+    epochs: Annotated[
+        float, typer.Option(min=0.01, callback=check_finite, help="How often to read the rows.", rich_help_panel=RUN)
+    ] = 3.0,
     tokens: Annotated[
         str, typer.Option(help="Instead of --epochs: 256000, 256k.", show_default=False, rich_help_panel=RUN)
     ] = "",
     time: Annotated[str, typer.Option(help="Instead of --epochs: 10m, 2h.", show_default=False, rich_help_panel=RUN)] = "",
     mix: Annotated[
         float | None,
-        typer.Option(min=0, max=0.9, help=MIX_HELP, show_default="0.5 where there is such text", rich_help_panel=DATA),
+        typer.Option(
+            min=0,
+            max=0.9,
+            callback=check_finite,
+            help=MIX_HELP,
+            show_default="0.5 where there is such text",
+            rich_help_panel=DATA,
+        ),
     ] = None,
     mix_from: Annotated[
         str,
@@ -76,7 +85,9 @@ def finetune(
     context: Annotated[
         int | None, typer.Option(min=8, help=CONTEXT_HELP, show_default="MODEL's, up to 4096", rich_help_panel=START)
     ] = None,
-    val_fraction: Annotated[float, typer.Option(min=0, max=0.5, help=VAL_HELP, rich_help_panel=DATA)] = 0.0,
+    val_fraction: Annotated[
+        float, typer.Option(min=0, max=0.5, callback=check_finite, help=VAL_HELP, rich_help_panel=DATA)
+    ] = 0.0,
     settings: Settings = None,
     device: DeviceName = "",
     precision: PrecisionName = "",
@@ -98,7 +109,6 @@ def finetune(
 
     if tokens and time:
         raise UsageError("--time and --tokens exclude each other.", "Both are the budget.", "Leave one of them out.")
-    check_finite(epochs=epochs, mix=mix or 0.0, val_fraction=val_fraction)
     require_run(model)
     source = open_rows(conversations)
     name = run or source.name_with(model)
@@ -130,13 +140,6 @@ def finetune(
     # Rank 0 makes the rows for all.
     with process_group():
         run_training(broadcast_from_rank0(choose), dry_run, json, [], yes)
-
-
-def check_finite(**numbers: float) -> None:
-    """Raise UsageError for a number that is infinite or none."""
-    for name, value in numbers.items():
-        if not math.isfinite(value):
-            raise UsageError(f"--{name.replace('_', '-')} can't be {value}.", "It is a finite number.")
 
 
 def read_model(model: str, context: int | None) -> "BaseModel":

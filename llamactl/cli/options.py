@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from llamactl.cli import completion
+from llamactl.cli.bounds import LARGEST_SEED
 from llamactl.cli.preconditions import named_dataset
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ RepetitionPenalty = Annotated[
     float, typer.Option(min=1, help="Above 1: make repeated tokens less likely.", rich_help_panel=SAMPLING)
 ]
 SampleSeed = Annotated[
-    int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same text.", rich_help_panel=SAMPLING)
+    int, typer.Option(min=0, max=LARGEST_SEED, help="The same seed gives the same text.", rich_help_panel=SAMPLING)
 ]
 WeightsFormat = Annotated[
     Literal["f32", "bf16", "int8", "int4"], typer.Option("--weights", help=WEIGHTS_HELP, rich_help_panel=MACHINE)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llamactl.cli.bounds import check_finite
 from llamactl.cli.options import (
     MACHINE,
     SAID,
@@ -59,7 +60,10 @@ def plan(
     gpus: Annotated[int, typer.Option(min=1, help=GPUS_HELP, rich_help_panel=MACHINE)] = 1,
     parallel: ParallelWay = "",
     probe: Annotated[bool, typer.Option("--probe", help=PROBE_HELP, rich_help_panel=MACHINE)] = False,
-    watts: Annotated[float, typer.Option(min=0, help=WATTS_HELP, show_default="by data sheet", rich_help_panel=MACHINE)] = 0.0,
+    watts: Annotated[
+        float,
+        typer.Option(min=0, callback=check_finite, help=WATTS_HELP, show_default="by data sheet", rich_help_panel=MACHINE),
+    ] = 0.0,
     price: Annotated[str, typer.Option(help=PRICE_HELP, show_default=False, rich_help_panel=SAID)] = "",
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON on stdout.", rich_help_panel=SAID)] = False,
 ) -> None:

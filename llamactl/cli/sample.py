@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llamactl.cli import completion
+from llamactl.cli.bounds import MOST_TOKENS
 from llamactl.cli.options import (
     GENERATION,
     MODEL_HELP,
@@ -53,7 +54,7 @@ def sample(
         ),
     ] = "",
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, max=10_000_000, help="Maximum number of tokens to add.", rich_help_panel=GENERATION)
+        int, typer.Option(min=1, max=MOST_TOKENS, help="Maximum number of tokens to add.", rich_help_panel=GENERATION)
     ] = 200,
     temperature: Temperature = 0.8,
     top_k: TopK = 0,

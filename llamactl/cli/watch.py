@@ -49,22 +49,19 @@ def planned_course(folder: "RunDir") -> "Course":
     import os
 
     from llamactl.cli.ui.live import Course
-    from llamactl.storage.records import look_up
+    from llamactl.runs.run_dir import plan_number
 
     config, planned = folder.config(), folder.plan() if os.path.lexists(folder.plan_path) else {}
     steps = -(-config.train.tokens // max(1, config.train.tokens_per_step))
     # Without a plan the time left is shown once steps have been measured.
-    known = look_up(planned, "duration", "steps")
-    seconds = float(known) if isinstance(known, int | float) else 0.0
     title = f"{folder.path.name}: {config.preset} on {config.data.name}"
-    start = look_up(planned, "duration", "start")
     return Course(
         title,
         steps,
         config.train.tokens_per_step,
         max(1, config.train.save_every),
-        seconds / max(1, steps),
-        float(start) if isinstance(start, int | float) else 0.0,
+        plan_number(planned, "duration", "steps") / max(1, steps),
+        plan_number(planned, "duration", "start"),
     )
 
 

@@ -39,7 +39,7 @@ class Sampler:
             value = getattr(self, name)
             if not (least <= value <= most or (name == "temperature" and value == 0)):
                 allowed = f"{least:g} to {most:g}" + (", or 0 for the likeliest token" if name == "temperature" else "")
-                raise UsageError(f"{name.replace('_', '-')} can't be {value:g}.", f"It takes {allowed}.")
+                raise UsageError(f"{name.replace('_', '-')} can't be {str(value)[:40]}.", f"It takes {allowed}.")
 
     def __call__(self, logits: Tensor, text: Sequence[Tensor], draws: Tensor) -> Tensor:
         """Select the next token of each sequence and return the ids, B.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llamactl.report.run_data import RunData
+from llamactl.runs.run_dir import plan_number
 from llamactl.units import show_bytes, show_count, show_time
 
 
@@ -78,13 +79,7 @@ def compare_with_plan(subject: RunData) -> list[PlanComparison]:
 
 def _number(plan: object, *names: str) -> float:
     """Return the value of the first key, such as `loss` or `loss.low`, that is a finite number above 0; otherwise 0."""
-    for name in names:
-        value = plan
-        for key in name.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, int | float) and math.isfinite(value) and value > 0:
-            return float(value)
-    return 0.0
+    return next(filter(None, (plan_number(plan, *name.split(".")) for name in names)), 0.0)
 
 
 def _at_once(parts: object) -> float:

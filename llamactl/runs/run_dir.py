@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from llamactl.redact import redact_text
 from llamactl.runs.metrics_log import read_rows
 from llamactl.storage import atomic, disk
 from llamactl.storage.home import check_name, folders_with, home_folder, shorten_name
-from llamactl.storage.records import list_folder, read_object, read_text, to_json
+from llamactl.storage.records import list_folder, look_up, read_object, read_text, to_json
 
 # Characters for a number, or for what quickstart adds, after the name of a new run.
 ROOM = 8
@@ -210,6 +211,14 @@ def run_of(checkpoint: Path) -> RunDir | None:
     path = checkpoint.absolute()
     run = RunDir(path.parent.parent)
     return run if path.parent == run.checkpoints and CHECKPOINT.fullmatch(path.name) else None
+
+
+def plan_number(plan: object, *keys: str) -> float:
+    """Return a number of a plan, which is JSON; 0 where it has none at these keys that is finite and above 0."""
+    value = look_up(plan, *keys)
+    # Above the largest float: a file may hold an integer of any length.
+    is_number = isinstance(value, int | float) and 0 < value <= sys.float_info.max
+    return float(value) if is_number else 0.0
 
 
 def data_settings(checkpoint: Path) -> DataConfig:

@@ -24,7 +24,7 @@ CHAT_TEMPLATE = (
     BEGIN + "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-# Characters that mean nothing: one that nobody says marks what is not a control token. There are more than a message can hold.
+# Characters that mean nothing: one that nobody says marks what is not a control token.
 PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 Message = Mapping[str, str]  # "role" and "content"
 
@@ -33,7 +33,7 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], generation_pr
     """Encode a conversation by the tokenizer's chat template, as transformers' `apply_chat_template` does.
 
     With `generation_prompt` it ends where the assistant begins to answer. Raises DataError where the template can't be used,
-    UnicodeEncodeError on lone surrogates.
+    UsageError where it has all characters for private use, UnicodeEncodeError on lone surrogates.
     """
     mark = _unused_character(messages)
     names = sorted(tokenizer.controls, key=len, reverse=True)
@@ -96,7 +96,10 @@ def fit_chat(tokenizer: Tokenizer, messages: Sequence[Message], room: int) -> tu
 
 def _unused_character(messages: Sequence[Message]) -> str:
     used = set().union(*(each["content"] for each in messages))
-    return next(character for character in map(chr, chain(*PRIVATE_USE)) if character not in used)
+    for character in map(chr, chain(*PRIVATE_USE)):
+        if character not in used:
+            return character
+    raise UsageError("This conversation can't be read.", "It has all characters for private use, of which one must be free.")
 
 
 def _render(tokenizer: Tokenizer, messages: Sequence[Message], generation_prompt: bool) -> str:

@@ -342,7 +342,13 @@ def test_checkpoints_are_found_as_people_name_them(home: Path) -> None:
         save(run.checkpoint(step), SMALL, step, loss=loss)
     run.config_path.touch()
     assert [checkpoint_select.find_checkpoint(name).name[-1] for name in ("", "a", "a@1", "a@best")] == ["3", "3", "1", "2"]
-    for name, says in (("b", "no run 'b'"), ("a@9", "1, 2, 3"), ("a@x", "1, 2, 3")):
+    for name, says in (
+        ("b", "no run 'b'"),
+        ("a@9", "1, 2, 3"),
+        ("a@x", "1, 2, 3"),
+        (f"a@{'9' * 5_000}", "1, 2, 3"),
+        ("a@\u0661", "1, 2, 3"),
+    ):
         with pytest.raises(DataError, match=says):
             checkpoint_select.find_checkpoint(name)
 

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from llamactl.cli.ui.plan_tables import Tariff
+from llamactl.errors import UsageError
+from tests.cli.inline import type_in
 from tests.cli.test_cli import run
 from tests.conftest import make_dataset
 
@@ -14,6 +17,18 @@ LARGE = "plan --preset 7b --tokens 10B --set model.vocab_size=50304"
 @pytest.fixture(autouse=True)
 def data(home: Path, corpus: Path) -> None:
     make_dataset(home / "data" / "addresses", corpus)
+
+
+@pytest.mark.parametrize("price", ["nan/h", "inf/h", "-1/h", "1e999/kWh", "2", "x/h"])
+def test_a_price_is_a_finite_amount(price: str) -> None:
+    with pytest.raises(UsageError, match="--price"):
+        Tariff.read(price, 100.0)
+    assert Tariff.read("2.50/h", 0.0).cost(7200) == "5.00"
+
+
+@pytest.mark.parametrize("watts", ["nan", "inf"])
+def test_a_power_is_a_finite_number(watts: str) -> None:
+    assert "Invalid value for '--watts'" in type_in("plan", "--watts", watts).err
 
 
 def test_eight_cards_in_each_way_then_the_budgets() -> None:

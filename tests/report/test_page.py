@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llamactl.cli.watch import planned_course
 from llamactl.config.schema import build_config
 from llamactl.errors import DataError
 from llamactl.escape import embed_json, escape_control_chars
@@ -226,6 +227,14 @@ def test_the_plan_is_held_against_what_happened(home: Path) -> None:
         assert "×\u00a00.50" in text
     run.plan_path.write_text('{"memory": {"weights": "many"}, "loss": {}, "steps": true, "seconds": -1}')
     assert [each.name for each in compare_with_plan(read_run_data(run, 1))] == ["steps"]
+    # A number may have any length, and the same plan is read by `watch`.
+    for digits, seconds in ((400, 0.0), (300, 1e300)):
+        large = "9" * digits
+        run.plan_path.write_text(
+            f'{{"steps": {large}, "tokens": -{large}, "duration": {{"steps": {large}, "start": {large}}}}}'
+        )
+        assert len(compare_with_plan(read_run_data(run, 1))) == (2 if seconds else 0)
+        assert planned_course(run).start == pytest.approx(seconds)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from llamactl.errors import DataError, UsageError
 from llamactl.tokenizer import chat
 from llamactl.tokenizer.bpe import Tokenizer, byte_tokenizer
-from llamactl.tokenizer.chat import CHAT_TEMPLATE, ROLE_TOKENS, encode_chat, find_turn_end, fit_chat
+from llamactl.tokenizer.chat import CHAT_TEMPLATE, PRIVATE_USE, ROLE_TOKENS, encode_chat, find_turn_end, fit_chat
+from llamactl.tokenizer.roles import add_roles
 from tests.tokenizer.test_library import byte_level, llama3, metaspace, sentencepiece, unigram
 
 CHATML = (
@@ -219,3 +221,11 @@ def test_templates_have_what_transformers_offers() -> None:
     ids = encode_chat(tokenizer, [USER])
     assert tokenizer.decode(ids).removesuffix("x").isdecimal()
     assert ids[-1] == tokenizer.controls["<|end|>"] == find_turn_end(tokenizer)
+
+
+def test_a_message_with_all_private_characters_is_refused() -> None:
+    tokenizer = add_roles(byte_tokenizer())
+    text = "".join(map(chr, chain(*PRIVATE_USE)))
+    assert encode_chat(tokenizer, [{"role": "user", "content": text[1:] + "<|end|>"}])
+    with pytest.raises(UsageError, match="private use"):
+        encode_chat(tokenizer, [{"role": "user", "content": text}])

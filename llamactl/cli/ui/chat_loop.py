@@ -92,9 +92,6 @@ def _answer(chat: Chat, said: str, as_json: bool = False) -> None:
     except UsageError as error:
         progress.print(f"{error.what} {error.why} {error.fix}".strip(), style="yellow")
         return
-    except UnicodeEncodeError:
-        progress.print("This message is not Unicode text.", style="yellow")
-        return
     if as_json:
         for message in chat.messages[-2:]:
             show_json(message)

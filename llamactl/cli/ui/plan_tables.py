@@ -1,5 +1,6 @@
 """Tables of a plan: the parallel strategies for a run, and budgets with their time and cost."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,9 +30,9 @@ class Tariff:
         try:
             value = float(amount or 0)
         except ValueError:
-            # Refused below, together with negative prices.
+            # Refused below, together with negative and infinite prices.
             value = -1.0
-        if value < 0 or (price and unit.lower() not in ("h", "kwh")):
+        if not 0 <= value < math.inf or (price and unit.lower() not in ("h", "kwh")):
             raise UsageError(
                 f"--price can't be {price!r}.", "It is an amount per hour or per kilowatt-hour.", "Example: --price 2.50/h"
             )

@@ -1,12 +1,12 @@
 """llamactl sample without a prompt: read a line, continue it, and ask for the next one."""
 
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from llamactl.cli.bounds import BOUNDS
 from llamactl.cli.ui.console import progress
 from llamactl.cli.ui.samples import show_samples, strip_prompt
 from llamactl.errors import UsageError, suggest_nearest
@@ -18,9 +18,7 @@ from llamactl.tokenizer.bpe import Tokenizer
 
 HISTORY = ".sample_history"
 SAMPLER_FIELDS = {field.name.replace("_", "-"): field.name for field in fields(Sampler)}
-SETTINGS = (*SAMPLER_FIELDS, "max-new-tokens", "seed")
-# Settings without a row here may be any number from 0.
-RANGES = {"top-p": (0, 1), "min-p": (0, 1), "repetition-penalty": (1, math.inf), "max-new-tokens": (1, math.inf)}
+SETTINGS = (*SAMPLER_FIELDS, *BOUNDS)
 
 
 def run_prompt_loop(model: Llama, tokenizer: Tokenizer, request: Request, raw_prompt: bool = False) -> None:
@@ -41,12 +39,16 @@ def read_typed_lines(history: str) -> Iterator[str]:
     while True:
         try:
             line = input("» ")
+            line.encode()  # bytes of another encoding are surrogates where the locale has no letters for them
         except EOFError:
             progress.print()
             return
         # As in a shell, Ctrl-C drops the line and Ctrl-D leaves.
         except KeyboardInterrupt:
             progress.print()
+            continue
+        except UnicodeError:
+            progress.print("This line is not UTF-8 text.", style="yellow")
             continue
         if line.strip():
             yield line
@@ -61,14 +63,14 @@ def apply_slash_command(line: str, request: Request) -> Request:
         number: Any = float(value) if name in SAMPLER_FIELDS and name != "top-k" else int(value)
     except ValueError as error:
         raise UsageError(
-            f"{name} can't be {value!r}.", "It is a number.", f"Example: /{name} {_current_value(name, request)}"
+            f"{name} can't be {value[:40]!r}.", "It is a number.", f"Example: /{name} {_current_value(name, request)}"
         ) from error
-    lower, upper = RANGES.get(name, (0, math.inf))
-    if not lower <= number <= upper:
-        raise UsageError(f"{name} can't be {value}.", "It is out of its range.")
-    if name not in SAMPLER_FIELDS:
-        return replace(request, **{name.replace("-", "_"): number})
-    return replace(request, pick=replace(request.pick, **{SAMPLER_FIELDS[name]: number}))
+    if name in SAMPLER_FIELDS:
+        return replace(request, pick=replace(request.pick, **{SAMPLER_FIELDS[name]: number}))
+    least, most = BOUNDS[name]
+    if not least <= number <= most:
+        raise UsageError(f"{name} can't be {value[:40]}.", f"It takes {least} to {most}.")
+    return replace(request, **{name.replace("-", "_"): number})
 
 
 def change_setting(line: str, request: Request) -> Request:
