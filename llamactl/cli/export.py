@@ -1,5 +1,6 @@
 """llamactl export: write a checkpoint in the formats of other programs."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -34,8 +35,9 @@ def gguf(
         run, lambda path: (export_gguf(path, out, kind), bool(read_chat_template(path)))
     )
     _show_result(written)
-    how = "-cnv" if chats else "-p 'California is'"
-    show_next(f"llama-cli -m {written} {how}   or   ollama create mine -f {modelfile_path(written)}")
+    how = ["-cnv"] if chats else ["-p", "California is"]
+    llama = shlex.join(["llama-cli", "-m", str(written), *how])
+    show_next(f"{llama}   or   {shlex.join(['ollama', 'create', 'mine', '-f', str(modelfile_path(written))])}")
 
 
 @app.command(epilog="Example: llamactl export hf RUN@best")
@@ -57,7 +59,7 @@ def hf(
     progress.print(
         "README.md contains the names of the run and its dataset and the command line; check it before you share.", style="dim"
     )
-    show_next(f"hf upload NAME {written}", why="Share")
+    show_next(shlex.join(["hf", "upload", "NAME", str(written)]), why="Share")
 
 
 @app.command(epilog="Example: llamactl export web RUN@best --checkpoints 8")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from llamactl.cli import completion
-from llamactl.cli.steps import sample_command
+from llamactl.cli.hints import sample_next
 
 if TYPE_CHECKING:
     from llamactl.runs.summary import Summary
@@ -58,9 +58,7 @@ def plot_loss(
         show_json({"picture": str(picture), "runs": ends, "references": [baseline.label for baseline in shown]})
     else:
         output.print(str(picture))
-    prompts = folders[0].config().train.prompts
-    newest = folders[0].path == RunDir.from_name("").path
-    show_next(f"llamactl {sample_command(prompts[0] if prompts else 'The', '' if newest else f'--run {folders[0].path.name}')}")
+    show_next(sample_next(folders[0]))
 
 
 def describe_validation(summary: "Summary") -> str:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llamactl.cli.steps import FORWARDED, run_step, sample_command
+from llamactl.cli.hints import command_line
+from llamactl.cli.steps import FORWARDED, run_step
 
 if TYPE_CHECKING:
     from llamactl.config.schema import Config
@@ -38,24 +39,29 @@ def quickstart(
     sources = text or ["sample"]
     source = open_source(sources, Reading())
     # What is prepared stays, so that the same command continues.
-    again = following = f"llamactl quickstart {shlex.join([*(text or []), '--time', time])}"
+    again = following = f"llamactl {command_line('quickstart', text or [], ['--time', time])}"
     try:
         tokenizer = tokenizer_for_time(source, seconds)
         # The usual name is that of the usual tokenizer: with another time both may be made of one text.
         suffix = "" if tokenizer == source.tokenizer else f"-{tokenizer.replace(':', '')}"
         name = shorten_name(source.name, len(suffix)) + suffix
-        changed = "" if name == source.name else f" --tokenizer {tokenizer} --name {name}"
-        run_step(f"prepare {shlex.join(sources)}{changed}", lambda: again)
+        changed = [] if name == source.name else ["--tokenizer", tokenizer, "--name", name]
+        run_step(command_line("prepare", sources, changed), lambda: again)
         run = train_until(started + seconds - AFTERWARDS, name, again)
         following = f"llamactl plot-loss {run}"
         run_step(f"plot-loss {run}")
-        run_step(sample_command(held_out_prompt(name), f"--run {run} --n 2 --max-new-tokens 80"))
+        run_step(command_line("sample", [held_out_prompt(name)], ["--run", run, "--n", "2", "--max-new-tokens", "80"]))
     except KeyboardInterrupt:  # between two steps
         show_next(following, why="Continue")
         raise
     progress.print("\n[bold]That is your own Llama.[/] The prompt is from text that it never saw in training.", markup=True)
     show_next(f"llamactl export web {run}", why="As one page that writes in any browser")
-    show_next(f"llamactl quickstart {shlex.join(sources)} --time 1h", why="With more time")
+    show_next(f"llamactl {command_line('quickstart', sources, ['--time', longer_time(seconds)])}", why="With more time")
+
+
+def longer_time(seconds: float) -> str:
+    """Return about six times as long, in hours."""
+    return f"{max(1, round(6 * seconds / 3600))}h"
 
 
 def train_until(end: float, name: str, again: str) -> str:

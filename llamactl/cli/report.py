@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from llamactl.cli import completion
+from llamactl.cli.hints import sample_next
 
 
 def report(
@@ -30,4 +31,4 @@ def report(
     with suggest_out(out, path):
         atomic.write_file(path, render_report(data))
     output.print(str(path))
-    show_next('llamactl sample "California is "')
+    show_next(sample_next(folders[0]))

@@ -183,7 +183,7 @@ def read_prompts(typed: list[str], file: "Path | None") -> list[str]:
     for text in typed:
         # Path.is_file raises OSError where a text is too long for a file name.
         if text != STDIN and os.path.isfile(text):  # noqa: PTH113
-            note = f"({text} is a file, and was used as text; for the prompts in it: --prompts {text})"
+            note = f"({text} is a file, and was used as text; for the prompts in it: --prompts {shlex.quote(text)})"
             progress.print(note, style="dim")
     if file:
         lines = [line for line in read_lines(file) if line.strip()]

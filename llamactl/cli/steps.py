@@ -12,14 +12,6 @@ import typer
 FORWARDED = (signal.SIGTERM, signal.SIGHUP)
 
 
-def sample_command(prompt: str, options: str) -> str:
-    """Return the words of a `sample` command; a prompt that begins with a dash is set apart from the options."""
-    apart = "-- " if prompt.startswith("-") else ""
-    # Options first: after the dashes all words are prompts.
-    words = [options, apart + shlex.quote(prompt)] if apart else [shlex.quote(prompt), options]
-    return " ".join(filter(None, ["sample", *words]))
-
-
 def run_step(command: str, to_continue: Callable[[], str] | None = None) -> None:
     """Print a command and run it; ends with its exit code and message when it fails or is stopped.
 

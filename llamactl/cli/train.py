@@ -1,5 +1,6 @@
 """llamactl train: train a model on a prepared dataset, or resume a run."""
 
+import shlex
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -143,7 +144,8 @@ def check_exclusive_options(to_resume: str, resume: bool, time: str, tokens: str
     from llamactl.errors import UsageError
 
     if to_resume and not resume:
-        fix = f"Name a new run: --run {to_resume}, or resume one: --resume {to_resume}"
+        word = shlex.quote(to_resume)
+        fix = f"Name a new run: --run {word}, or resume one: --resume {word}"
         raise UsageError(f"Unexpected argument {to_resume!r}.", "", fix)
     if time and tokens:
         raise UsageError("--time and --tokens exclude each other.", "Both are the budget.", "Leave one of them out.")

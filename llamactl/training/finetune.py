@@ -1,6 +1,7 @@
 """Fine-tune a model on conversations: what is read of the model, which rows are made for it, and the config of the run."""
 
 import os
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -85,7 +86,8 @@ def _open_text(base: BaseModel, name: str) -> Dataset:
         raise DataError(f"The dataset {text.name} holds conversations, not text.", "", NAME_TEXT)
     if not base.tokenizer.extends(text.tokenizer):
         what = f"The dataset {text.name} has another tokenizer than the model."
-        fix = f"Prepare its text with the model's: llamactl prepare SOURCE --tokenizer {base.path / 'tokenizer.json'}"
+        file = shlex.quote(str(base.path / "tokenizer.json"))
+        fix = f"Prepare its text with the model's: llamactl prepare SOURCE --tokenizer {file}"
         raise DataError(what, "The same ids stand for other text.", fix)
     return text
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,8 @@ def _check(config: Config, dataset: Dataset, path: Path, state: checkpoint_forma
     root = checkpoint_format.checkpoint_root(path)
     if not dataset.tokenizer.extends(_tokenizer_of(path)):
         message = f"The dataset {dataset.name} and the checkpoint {path} have different tokenizers."
-        fix = f"Prepare the text with the checkpoint's: llamactl prepare SOURCE --tokenizer {path / 'tokenizer.json'}"
+        file = shlex.quote(str(path / "tokenizer.json"))
+        fix = f"Prepare the text with the checkpoint's: llamactl prepare SOURCE --tokenizer {file}"
         raise DataError(message, "The same ids stand for other text.", fix)
     old, new = _with_rows(read_hf_config(path, root), dataset).model_dump(), config.model.model_dump()
     differ = ", ".join(f"model.{key}: {old[key]} -> {new[key]}" for key in old if old[key] != new[key] and key not in FREE)
@@ -111,7 +113,9 @@ def _check(config: Config, dataset: Dataset, path: Path, state: checkpoint_forma
     if config.train.init_sha256 not in ("", state.weights_digest):
         message = f"{path} no longer holds the weights that this run starts from."
         raise DataError(
-            message, "Its run was trained again.", f"Start a new run: llamactl train --init-from {config.train.init_from}"
+            message,
+            "Its run was trained again.",
+            f"Start a new run: llamactl train --init-from {shlex.quote(config.train.init_from)}",
         )
 
 

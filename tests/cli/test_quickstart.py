@@ -18,8 +18,8 @@ import pytest
 import typer
 
 from llamactl.cli import quickstart
-from llamactl.cli.quickstart import learn_from_several, tokenizer_for_time
-from llamactl.cli.steps import sample_command
+from llamactl.cli.hints import command_line
+from llamactl.cli.quickstart import learn_from_several, longer_time, tokenizer_for_time
 from llamactl.config.schema import build_config, preset_settings
 from llamactl.corpus.parts import Part
 from llamactl.corpus.sources import sample_source
@@ -180,11 +180,16 @@ def test_a_failed_step_ends_it_with_its_code(home: Path) -> None:
 @pytest.mark.parametrize("prompt", ["--- title: notes", "-", "Once upon", "It's", ""])
 @pytest.mark.parametrize("options", ["", "--run mine --n 2"])
 def test_a_prompt_is_never_an_option(prompt: str, options: str) -> None:
-    words = shlex.split(sample_command(prompt, options))[1:]
+    words = shlex.split(command_line("sample", [prompt], shlex.split(options)))[1:]
     dashes = words.index("--") if "--" in words else len(words)
     assert [word for word in words if word == prompt] == [prompt]
     assert not prompt.startswith("-") or words.index(prompt, dashes) == len(words) - 1
     assert shlex.split(options) == [word for word in words if word not in (prompt, "--")]
+
+
+@pytest.mark.parametrize(("time", "longer"), [(90, "1h"), (600, "1h"), (1800, "3h"), (7200, "12h"), (86_400, "144h")])
+def test_more_time_is_more(time: float, longer: str) -> None:
+    assert longer_time(time) == longer
 
 
 def test_a_name_of_any_length_has_a_run_and_one_that_learns_from_it(home: Path) -> None:

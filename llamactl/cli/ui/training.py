@@ -1,5 +1,6 @@
 """Display of a training run: a live screen in a terminal, plain lines elsewhere."""
 
+import shlex
 import signal
 import time
 from types import TracebackType
@@ -7,6 +8,7 @@ from types import TracebackType
 from rich.live import Live
 from rich.text import Text
 
+from llamactl.cli.hints import name_unless_newest
 from llamactl.cli.ui.console import progress, show_json, show_next, show_table
 from llamactl.cli.ui.live import Course, View
 from llamactl.errors import DataError
@@ -154,7 +156,7 @@ class TrainingScreen:
                 result += f", {describe_validation(validated)}"
             show_table(f"{name} is done", {"result": result, "checkpoint": f"{saved.path} (Hugging Face loads it as it is)"})
         answers = self.folder.config().data.loss_on == "assistant"
-        show_next(f"llamactl chat {name}" if answers else "llamactl plot-loss")
+        show_next(shlex.join(["llamactl", *(["chat", name] if answers else ["plot-loss", *name_unless_newest(self.folder)])]))
 
 
 def _line(event: EndedEarly | Skipped | Spiked | Validated | RolledBack | Replayed | Degraded | Warned) -> tuple[str, str]:
