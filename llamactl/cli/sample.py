@@ -155,7 +155,7 @@ def longer_run(state: "State") -> str:
     from llamactl.corpus.dataset import DatasetDir
     from llamactl.distributed.context import init_device
     from llamactl.errors import UserError
-    from llamactl.planning.defaults import default_budget
+    from llamactl.planning.defaults import default_budget, worthwhile_epochs
     from llamactl.planning.resolve import resolve_config
 
     if not state.config:
@@ -169,7 +169,7 @@ def longer_run(state: "State") -> str:
         )
     except UserError:  # the dataset is gone, or the checkpoint is of another version
         return ""
-    tokens = min(10 * state.tokens, default_budget(num_params(config.model), dataset.info))
+    tokens = min(10 * state.tokens, default_budget(num_params(config.model), dataset.info, worthwhile_epochs(config.train)))
     return train_command(config, tokens, usual) if tokens > 1.5 * state.tokens else ""
 
 

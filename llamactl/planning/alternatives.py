@@ -7,7 +7,7 @@ from llamactl.config.schema import Config
 from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World
 from llamactl.planning.communication import Traffic, estimate_traffic
-from llamactl.planning.defaults import final_eval_tokens, worthwhile_tokens
+from llamactl.planning.defaults import final_eval_tokens, worthwhile_epochs, worthwhile_tokens
 from llamactl.planning.memory import free_memory
 from llamactl.planning.memory_estimate import MemoryEstimate, estimate_memory
 from llamactl.planning.plan import Plan, make_plan
@@ -66,7 +66,7 @@ def plan_budgets(config: Config, dataset: Dataset, world: World, rate: float, me
     """
     base = resolve_config(config, dataset, world)
     speedup = estimate_step_time(base, world, rate).step / measured.step if measured else 1.0
-    worthwhile = worthwhile_tokens(num_params(base.model), dataset.info.total("train", "tokens"))
+    worthwhile = worthwhile_tokens(num_params(base.model), dataset.info.total("train", "tokens"), worthwhile_epochs(base.train))
     plans = []
     # Ten times the budget is shown only up to the worthwhile one: beyond that, more tokens gain little.
     for tokens in sorted({base.train.tokens, min(10 * base.train.tokens, max(worthwhile, base.train.tokens)), worthwhile}):

@@ -2,7 +2,7 @@
 
 from llamactl.config.schema import TrainConfig
 from llamactl.errors import UsageError
-from llamactl.planning.defaults import REGULARIZED_EPOCHS, WORTHWHILE_EPOCHS
+from llamactl.planning.defaults import WORTHWHILE_EPOCHS
 from llamactl.planning.plan import Plan
 from llamactl.units import show_count
 
@@ -17,14 +17,14 @@ DAY = 86_400
 
 def advise_budget(plan: Plan, train: TrainConfig) -> str:
     """Return a sentence on a budget that teaches little, with a better one; empty for a sensible one."""
-    most = REGULARIZED_EPOCHS if train.dropout else WORTHWHILE_EPOCHS
+    most = plan.worthwhile_epochs
     # The last step may exceed the budget, and with little text a step is a good part of an epoch.
     if plan.epochs * (1 - 1 / plan.steps) > ROUNDING * most:
         without = "" if train.dropout else " without --set train.dropout=0.2"
         seen = f"it will be seen {plan.epochs:.1f} times, and above {most} it teaches little more{without}"
         return f"Your text is the limit: {seen}. {_worthwhile(plan)}"
-    # Trained weights may need few tokens.
-    if not train.init_from and plan.tokens_per_parameter < SMOKE_TEST and plan.tokens < plan.worthwhile_tokens:
+    # Trained weights may need few tokens. Four epochs are what `train` takes by itself.
+    if not train.init_from and plan.tokens_per_parameter < SMOKE_TEST and plan.epochs < WORTHWHILE_EPOCHS:
         return f"This is a smoke test: {plan.tokens_per_parameter:.2g} tokens per parameter teach little. {_worthwhile(plan)}"
     return ""
 

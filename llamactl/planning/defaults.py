@@ -36,15 +36,20 @@ def feedable_presets(info: DatasetInfo) -> tuple[str, ...]:
     return fed or CHOSEN[-1:]
 
 
-def worthwhile_tokens(parameters: int, data: float) -> int:
-    """Return the budget in tokens above which a model of that size, or `data` tokens of text, gains little."""
+def worthwhile_epochs(train: TrainConfig) -> int:
+    """Return how often a text is worth reading with these settings."""
+    return REGULARIZED_EPOCHS if train.dropout else WORTHWHILE_EPOCHS
+
+
+def worthwhile_tokens(parameters: int, data: float, epochs: int) -> int:
+    """Return the budget in tokens above which a model of that size, or `data` tokens read in `epochs`, gains little."""
     # At least 1: a dataset without training text is refused later, with its reason.
-    return max(1, int(min(TOKENS_PER_PARAMETER * parameters, WORTHWHILE_EPOCHS * data)))
+    return max(1, int(min(TOKENS_PER_PARAMETER * parameters, epochs * data)))
 
 
-def default_budget(parameters: int, info: DatasetInfo) -> int:
-    """Return the default budget in tokens: what the size and the dataset are worth, at most 3 billion."""
-    return min(LARGEST_BUDGET, worthwhile_tokens(parameters, info.total("train", "tokens")))
+def default_budget(parameters: int, info: DatasetInfo, epochs: int = WORTHWHILE_EPOCHS) -> int:
+    """Return the default budget in tokens: what the size and the dataset, read in `epochs`, are worth, at most 3 billion."""
+    return min(LARGEST_BUDGET, worthwhile_tokens(parameters, info.total("train", "tokens"), epochs))
 
 
 def affordable_teachers(config: Config, epochs: float, taken: float, left: float, trained: int) -> int:

@@ -9,7 +9,7 @@ from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World
 from llamactl.errors import DataError
 from llamactl.planning.communication import estimate_traffic
-from llamactl.planning.defaults import final_eval_tokens, worthwhile_tokens
+from llamactl.planning.defaults import final_eval_tokens, worthwhile_epochs, worthwhile_tokens
 from llamactl.planning.flops import flops_per_token
 from llamactl.planning.loss import LossPrediction, predict_loss
 from llamactl.planning.memory import checkpoint_bytes, free_memory
@@ -35,6 +35,7 @@ class Plan:
     parallel: str
     sent: int
     epochs: float
+    worthwhile_epochs: int
     flops: float
     duration: Duration
     memory: MemoryEstimate
@@ -51,7 +52,7 @@ class Plan:
     @property
     def worthwhile_tokens(self) -> int:
         """Return the budget in tokens above which a model of this size, or this dataset, gains little."""
-        return worthwhile_tokens(self.parameters, self.tokens / self.epochs)
+        return worthwhile_tokens(self.parameters, self.tokens / self.epochs, self.worthwhile_epochs)
 
 
 def make_plan(config: Config, dataset: Dataset, world: World, rate: float, measured: bool = False) -> Plan:
@@ -83,6 +84,7 @@ def make_plan(config: Config, dataset: Dataset, world: World, rate: float, measu
         parallel=world.parallel,
         sent=estimate_traffic(config, world).total,
         epochs=epochs,
+        worthwhile_epochs=worthwhile_epochs(train),
         flops=tokens * flops_per_token(model),
         duration=replace(duration, start=0.0) if measured else duration,
         memory=estimate_memory(config, world),

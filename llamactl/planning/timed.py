@@ -18,6 +18,7 @@ from llamactl.planning.defaults import (
     WEIGHT_DECAY,
     WORTHWHILE_EPOCHS,
     final_eval_tokens,
+    worthwhile_epochs,
 )  # fmt: skip
 from llamactl.planning.flops import flops_per_token
 from llamactl.planning.loss import predict_loss
@@ -76,7 +77,7 @@ def _with_and_without_compiler(config: Config) -> tuple[Config, ...]:
 
 def _plain_and_regularized(config: Config, model: ModelConfig, data: int) -> Iterator[tuple[Config, int]]:
     """Yield a config and, where text is scarce for its size, the same one with dropout, with the epochs that each is worth."""
-    yield config, REGULARIZED_EPOCHS if config.train.dropout else WORTHWHILE_EPOCHS
+    yield config, worthwhile_epochs(config.train)
     scarce = data < TOKENS_PER_PARAMETER * num_params(model)
     if scarce and not config.train.dropout and not config.train.init_from:
         optim = config.optim.model_copy(update={"weight_decay": max(WEIGHT_DECAY, config.optim.weight_decay)})

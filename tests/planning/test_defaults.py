@@ -46,7 +46,10 @@ def test_the_preset_is_the_largest_that_the_data_can_feed(dataset: Dataset, toke
 def test_more_data_never_means_a_smaller_preset_or_budget(dataset: Dataset) -> None:
     order = ["tiny", "10m", "50m", "150m"]
     found = [info_of(dataset, 4**power, 4_096) for power in range(5, 22)]
-    sizes, budgets = [order.index(feedable_presets(info)[0]) for info in found], [default_budget(10**9, info) for info in found]
+    sizes, budgets = (
+        [order.index(feedable_presets(info)[0]) for info in found],
+        [default_budget(10**9, info) for info in found],
+    )
     assert sizes == sorted(sizes)
     assert set(sizes) == {0, 1, 2, 3}
     assert budgets == sorted(budgets)
@@ -94,8 +97,9 @@ def test_budgets_beyond_sense_are_refused_with_one_that_is_not(dataset: Dataset)
 
 
 def test_size_or_data_is_the_limit() -> None:
-    assert worthwhile_tokens(1_000, 1e9) == 20_000
-    assert worthwhile_tokens(1_000_000, 1_000) == 4_000
+    assert worthwhile_tokens(1_000, 1e9, 4) == 20_000
+    assert worthwhile_tokens(1_000_000, 1_000, 4) == 4_000
+    assert worthwhile_tokens(1_000_000, 1_000, 16) == 16_000
 
 
 def test_a_validation_reads_no_more_than_tells_more(dataset: Dataset) -> None:

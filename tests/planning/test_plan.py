@@ -26,6 +26,7 @@ from llamactl.planning.memory_estimate import WORKSPACES, estimate_memory
 from llamactl.planning.plan import make_plan
 from llamactl.planning.resolve import ROOMY, resolve_config
 from llamactl.planning.step_time import LOADING, StepTime, estimate_step_time
+from llamactl.units import show_count
 
 Configured = Callable[..., tuple[Config, World]]
 
@@ -73,6 +74,19 @@ def test_the_receipt_adds_up(dataset: Dataset) -> None:
     assert made.tokens - 256_000 < made.tokens_per_step
     assert made.flops == made.tokens * flops_per_token(config.model)
     assert advise_budget(made, config.train).startswith("This is a smoke test")
+
+
+@pytest.mark.parametrize(("dropout", "epochs"), [(0.0, 4), (0.2, 16)])
+def test_the_advised_budget_is_as_many_epochs_as_pay(dropout: float, epochs: int, dataset: Dataset) -> None:
+    """Also in the table of budgets."""
+    tokens = dataset.info.total("train", "tokens")
+    over = {"train": {"dropout": dropout, "tokens": 18 * tokens, "device": "cpu"}}
+    config, made = planned(dataset, over)
+    assert made.worthwhile_tokens == pytest.approx(epochs * tokens, rel=0.01)
+    assert f"above {epochs} it" in advise_budget(made, config.train)
+    assert advise_budget(made, config.train).endswith(f"--tokens {show_count(made.worthwhile_tokens)}")
+    budgets = plan_budgets(config, dataset, init_device(config.train), 1e11)
+    assert min(plan.epochs for plan in budgets) == pytest.approx(epochs, rel=0.05)
 
 
 def test_the_vocabulary_is_padded_to_128(dataset: Dataset) -> None:
