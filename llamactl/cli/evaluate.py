@@ -91,7 +91,7 @@ def evaluate(
     for file, lines in question_files.items():
         score = score_questions(model, tokenizer, lines)
         record["results"][file] = asdict(score)
-        rows[Path(file).name] = describe_score(score)
+        rows[f"questions {file}"] = describe_score(score)
     scores = run_tasks(path, tokenizer, tasks.split(","), target, limit) if tasks else None
     record |= {"tasks": scores.record} if scores else {}
     record |= {"suite": scored.model_dump(mode="json")} if scored else {}

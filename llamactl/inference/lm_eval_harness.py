@@ -11,6 +11,7 @@ import torch
 
 from llamactl import install_command
 from llamactl.errors import NoNetwork, UsageError, suggest_nearest
+from llamactl.runs.scores import is_above_chance
 from llamactl.tokenizer.bpe import Tokenizer
 
 # GPT-2 124M under the same harness, where a source states it: LAMBADA and PIQA by the model card of crumb/gpt2023,
@@ -32,6 +33,7 @@ class TaskScore:
     """
 
     task: str
+    questions: int
     metric: str
     value: float
     error: float | None
@@ -41,7 +43,9 @@ class TaskScore:
     @property
     def above_chance(self) -> bool:
         """Return whether the score is above chance by more than two standard errors; True where either is unknown."""
-        return self.chance is None or self.error is None or self.value - self.chance > 2 * self.error
+        if self.chance is None or self.error is None:
+            return True
+        return is_above_chance(self.value, self.chance, self.error, self.questions)
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,11 @@ def _score(record: dict[str, Any], samples: dict[str, list[dict[str, Any]]], tas
     known = [metric for name, metric in GPT2 if name == task]
     metric = next(metric for metric in (*known, *SHOWN, *metrics) if metric in metrics)
     error = found.get(f"{metric}_stderr,none")
-    chances = [_chance(record["configs"][leaf]["output_type"], samples[leaf]) for leaf in _leaves(record, task)]
+    leaves = _leaves(record, task)
+    chances = [_chance(record["configs"][leaf]["output_type"], samples[leaf]) for leaf in leaves]
     return TaskScore(
         task=task,
+        questions=sum(len(samples[leaf]) for leaf in leaves),
         metric=metric,
         value=found[f"{metric},none"],
         error=error if isinstance(error, float) else None,

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from llamactl.errors import DataError
 from llamactl.inference.text_arguments import read_lines
 from llamactl.model.llama import Llama
+from llamactl.runs.scores import is_above_chance
 from llamactl.storage.records import Record, explain_error, to_json
 from llamactl.tokenizer.bpe import Tokenizer
 
@@ -43,7 +44,7 @@ class Score:
     @property
     def above_chance(self) -> bool:
         """Return whether the accuracy is above chance by more than two standard errors."""
-        return self.accuracy - self.chance > 2 * self.accuracy_error
+        return is_above_chance(self.accuracy, self.chance, self.accuracy_error, self.questions)
 
 
 def read_questions(path: Path) -> list[Question]:
@@ -76,9 +77,14 @@ def score_questions(model: Llama, tokenizer: Tokenizer, questions: list[Question
         for row, values in enumerate((likelihoods, likelihoods / lengths)):
             right[row, number] = float(values.argmax() == question.answer)
     shares = right.mean(1).tolist()
-    errors = [math.sqrt(share * (1 - share) / max(1, len(questions) - 1)) for share in shares]
+    errors = [_standard_error(share, len(questions)) for share in shares]
     chance = sum(1 / len(question.choices) for question in questions) / len(questions)
     return Score(len(questions), chance, shares[0], errors[0], shares[1], errors[1])
+
+
+def _standard_error(share: float, count: int) -> float:
+    """Return half of Wilson's interval (1927) of one standard error: where all answers are alike it is not 0."""
+    return math.sqrt(share * (1 - share) / count + 1 / (4 * count**2)) / (1 + 1 / count)
 
 
 @torch.inference_mode()

@@ -1,5 +1,6 @@
 """Keep what `llamactl eval --suite` found for the checkpoints of a run, in scores.json in its folder."""
 
+import math
 import os
 from typing import Literal
 
@@ -10,6 +11,14 @@ from llamactl.storage import atomic
 from llamactl.storage.records import Count, Record, read_record, to_json
 
 Share = Field(ge=0, le=1)
+
+
+def is_above_chance(score: float, chance: float, error: float, questions: int) -> bool:
+    """Check whether a score is above chance by more than two standard errors.
+
+    They are its own or, where those are larger, those of guesses: a few answers that are all right have hardly any.
+    """
+    return score - chance > 2 * max(error, math.sqrt(chance * (1 - chance) / max(1, questions)))
 
 
 class ScoredTest(Record):
@@ -29,7 +38,7 @@ class ScoredTest(Record):
     @property
     def above_chance(self) -> bool:
         """Return whether the accuracy is above chance by more than two standard errors; False where these are unknown."""
-        return self.error is not None and self.accuracy - self.chance > 2 * self.error
+        return self.error is not None and is_above_chance(self.accuracy, self.chance, self.error, self.items)
 
 
 class SuiteScores(Record):

@@ -67,6 +67,16 @@ def test_what_is_not_about_held_out_text_is_not_kept(saved: RunDir, corpus: Path
     assert not saved.scores_path.exists()
 
 
+def test_files_of_one_name_have_a_row_each(saved: RunDir, home: Path) -> None:
+    files = [home / folder / "q.jsonl" for folder in "ab"]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text('{"context": "The", "choices": ["people", "xqz"], "answer": 0}\n')
+    answer = type_in("eval", *(word for file in files for word in ("--questions", str(file))))
+    assert all(str(file) in answer.err for file in files)
+    assert answer.err.count("not significantly above chance") == 2
+
+
 def test_too_little_text_and_options_without_effect_are_refused(saved: RunDir, home: Path) -> None:
     (home / "a.txt").write_text("A few words.")
     answer = type_in("eval", str(home / "a.txt"), "--suite", "small")

@@ -98,7 +98,7 @@ def recorded(*tasks: tuple[str, str, int, dict[str, float]], groups: dict[str, l
     return {
         "results": {name: {f"{metric},none": value for metric, value in found.items()} for name, _, _, found in tasks},
         "configs": {name: {"output_type": kind} for name, kind, _, _ in tasks},
-        "samples": {name: [{"arguments": [None] * answers}] * 3 for name, _, answers, _ in tasks},
+        "samples": {name: [{"arguments": [None] * answers}] * 2_000 for name, _, answers, _ in tasks},
         "group_subtasks": groups or {},
         "versions": {},
         "n-samples": {},
@@ -130,12 +130,13 @@ def test_chance_and_gpt2_stand_beside_a_score(monkeypatch: pytest.MonkeyPatch) -
     )
     found = scores(monkeypatch, record, "piqa", "lambada_openai", "story", "blimp").tasks
     assert found == [
-        TaskScore("piqa", "acc", 0.52, 0.012, 0.5, 0.6289),
-        TaskScore("lambada_openai", "acc", 0.1, 0.004, 0.0, 0.3256),
-        TaskScore("story", "exact_match", 0.1, 0.004, None, None),
-        TaskScore("blimp", "acc", 0.7, 0.002, 0.375, None),
+        TaskScore("piqa", 2_000, "acc", 0.52, 0.012, 0.5, 0.6289),
+        TaskScore("lambada_openai", 2_000, "acc", 0.1, 0.004, 0.0, 0.3256),
+        TaskScore("story", 2_000, "exact_match", 0.1, 0.004, None, None),
+        TaskScore("blimp", 4_000, "acc", 0.7, 0.002, 0.375, None),
     ]
     assert [task.above_chance for task in found] == [False, True, True, True]
+    assert not TaskScore("piqa", 1, "acc", 1.0, 0.0, 0.5, None).above_chance
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from llamactl.errors import DataError
 from llamactl.inference.multiple_choice import Question, Score, log_likelihoods, read_questions, score_questions
+from llamactl.runs.scores import ScoredTest
 from llamactl.tokenizer import bpe
 from tests.inference.test_evaluate import model
 
@@ -38,7 +39,8 @@ def test_a_model_that_knows_is_right_and_one_that_does_not_guesses(monkeypatch: 
     from llamactl.inference import multiple_choice
 
     monkeypatch.setattr(multiple_choice, "log_likelihoods", lambda _, __, question: [-1.0, -1.0 + 2 * question.answer - 1])
-    assert score_questions(model(257), RAW, questions) == Score(100, 0.5, 1.0, 0.0, 1.0, 0.0)
+    approx = pytest.approx(0.005, abs=1e-4)
+    assert score_questions(model(257), RAW, questions) == Score(100, 0.5, 1.0, approx, 1.0, approx)
     monkeypatch.setattr(multiple_choice, "log_likelihoods", lambda *_: [0.0, -1.0])
     guessed = score_questions(model(257), RAW, questions)
     assert guessed.accuracy == 0.5
@@ -46,6 +48,22 @@ def test_a_model_that_knows_is_right_and_one_that_does_not_guesses(monkeypatch: 
     assert not guessed.above_chance
     assert not replace(guessed, accuracy=0.1).above_chance, "below is not above"
     assert replace(guessed, accuracy=0.7).above_chance
+
+
+@pytest.mark.parametrize(
+    ("count", "choices", "above"), [(1, 2, False), (1, 4, False), (4, 2, False), (5, 2, True), (2, 9, True)]
+)
+def test_a_few_right_answers_may_be_luck(count: int, choices: int, above: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llamactl.inference import multiple_choice
+
+    questions = [Question(context="", choices=tuple("abcdefghi"[:choices]), answer=0) for _ in range(count)]
+    monkeypatch.setattr(multiple_choice, "log_likelihoods", lambda *_: [0.0] + [-1.0] * (choices - 1))
+    score = score_questions(model(257), RAW, questions)
+    assert score.accuracy == 1.0
+    assert score.accuracy_error > 0
+    assert score.above_chance == above
+    tested = ScoredTest(name="cloze", items=count, accuracy=1.0, error=0.0, chance=1 / choices, bigram=None)
+    assert tested.above_chance == above
 
 
 @pytest.mark.parametrize(
