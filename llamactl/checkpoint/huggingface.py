@@ -52,12 +52,13 @@ def description_files(config: ModelConfig, tokenizer: Tokenizer, dtype: str = "f
 
 
 def say_opening(tokenizer: Tokenizer) -> str:
-    """Return the tokenizer.json with a rule that texts begin as documents do here, where it has none of its own."""
-    tree = json.loads(tokenizer.description)
-    if tokenizer.library or not tokenizer.start or tree.get("post_processor"):
+    """Return the tokenizer.json with a rule that texts begin as documents do here, where its own says something else."""
+    # Another file may have said so, as add_bos_token does in tokenizer_config.json.
+    if tokenizer.start in ((), tokenizer.library.parts.start if tokenizer.library else ()):
         return tokenizer.description
-    name = tokenizer.name_of(tokenizer.end)
-    tree["post_processor"] = opening_rule(name, tokenizer.end)
+    begin = tokenizer.start[0]
+    tree = json.loads(tokenizer.description)
+    tree["post_processor"] = opening_rule(tokenizer.name_of(begin), begin)
     return to_json(tree)
 
 

@@ -35,6 +35,7 @@ from llamactl.export.huggingface import export_hf
 from llamactl.inference.generate import Request, generate_samples
 from llamactl.model.decode import Sampler
 from llamactl.model.llama import Llama
+from llamactl.tokenizer.bpe import read_tokenizer
 from tests.cli.inline import type_in
 from tests.conftest import make_dataset
 from tests.serving.conftest import serving
@@ -208,6 +209,17 @@ def test_an_export_is_the_model_in_the_class_that_holds_it(name: str, folders: C
     again, _, _ = checkpoint_io.load_model(written, CPU)
     assert again.config.qk_norm == (name == "qwen3-tied")
     assert "converted by llamactl" in (written / "README.md").read_text()
+
+
+def test_an_export_begins_texts_as_another_file_of_the_model_says(folders: Callable[..., Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders("llama-tied"), tmp_path / "model"))
+    stored, file = read_tokenizer(folder / "tokenizer.json"), folder / "tokenizer_config.json"
+    settings = {"bos_token": stored.name_of(stored.end), "add_bos_token": True}
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    _, ours, _ = checkpoint_io.load_model(folder, CPU)
+    written = export_hf(folder, tmp_path, "f32")
+    assert AutoTokenizer.from_pretrained(written)("The").input_ids == ours.encode_opening("The")
+    assert checkpoint_io.load_model(written, CPU)[1].start == ours.start != ()
 
 
 @pytest.mark.parametrize(
