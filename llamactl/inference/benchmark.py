@@ -30,11 +30,13 @@ class Decoded:
 
 
 def benchmark_decoding(model: Llama, batch: int, prompt: int, new: int) -> Decoded:
-    """Decode `new` tokens greedily from random prompts of `prompt` tokens, and time each step."""
+    """Decode `new` tokens greedily from random prompts of up to `prompt` tokens, as the context allows, and time each step."""
+    context = model.config.context
+    prompt = min(prompt, context - 1)
     ids = torch.randint(0, model.config.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(0)).tolist()
     times = list(islice(_timed(model, ids), new))
     step = statistics.median(times[1 + WARM_UP :])
-    return Decoded(batch, times[0], batch / step, step_bytes(model, batch, prompt + new // 2) / step)
+    return Decoded(batch, times[0], batch / step, step_bytes(model, batch, min(context, prompt + new // 2)) / step)
 
 
 def step_bytes(model: Llama, batch: int, length: int) -> int:

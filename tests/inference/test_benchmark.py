@@ -33,3 +33,8 @@ def test_decoding_is_timed() -> None:
     assert found.tokens_per_second > 10
     assert found.read_rate == pytest.approx(found.tokens_per_second / 2 * step_bytes(Llama(SHAPE), 2, 8 + 6))
     assert found.first > 0
+
+
+def test_a_step_reads_no_more_than_the_context() -> None:
+    found = benchmark_decoding(Llama(SHAPE), 1, prompt=1_000_000, new=100)
+    assert found.read_rate == pytest.approx(found.tokens_per_second * step_bytes(Llama(SHAPE), 1, SHAPE.context))
