@@ -167,12 +167,15 @@ def _processes(source: "Source") -> int:
 
 def locate_tokenizer(name: str) -> str:
     """Return the file of a model's tokenizer; what is no model stays as it is. Raises DataError, NoNetwork."""
-    from llamactl.checkpoint.model_hub import PREFIX
+    from llamactl.checkpoint.model_hub import PREFIX, TOKENIZER_FILES, download_model
     from llamactl.storage.home import home_folder
 
+    if name.startswith(PREFIX):
+        # Its weights may take hundreds of gigabytes.
+        return str(download_model(name, TOKENIZER_FILES).resolve() / "tokenizer.json")
     run = name.partition("@")[0]
     is_run = len(Path(run).parts) == 1 and not Path(name).exists() and (home_folder() / "runs" / run).is_dir()
-    if not name.startswith(PREFIX) and not is_run:
+    if not is_run:
         return name
     from llamactl.checkpoint.select import locate_checkpoint
 

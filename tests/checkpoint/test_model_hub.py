@@ -68,6 +68,16 @@ def test_a_model_is_downloaded_once_and_then_needs_no_network(hub: Hub, files: F
 
 
 @pytest.mark.slow
+def test_of_a_tokenizer_s_model_no_weights_are_downloaded(hub: Hub, files: Files, home: Path) -> None:
+    hub.add(NAME, files)
+    (home / "text.txt").write_text("The people of the United States.\n\n" * 50)
+    done = type_command(["prepare", "text.txt", "--tokenizer", f"hf:{NAME}"], hub.endpoint, home)
+    assert done.returncode == 0, done.stderr
+    downloaded = {request.rsplit("/", 1)[1] for request in hub.requests if request.startswith("GET") and "/resolve/" in request}
+    assert downloaded == {"config.json", "tokenizer.json", "tokenizer_config.json"}
+
+
+@pytest.mark.slow
 def test_what_can_not_be_had_is_said(hub: Hub, files: Files, home: Path) -> None:
     hub.add(NAME, files)
     code, said = evaluate("hf:someone/nosuch", hub.endpoint, home)
