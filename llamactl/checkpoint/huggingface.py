@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+from llamactl.checkpoint.format import checkpoint_root, is_foreign, locate_file
 from llamactl.checkpoint.hf_config import hf_config
 from llamactl.config.schema import ModelConfig
 from llamactl.storage.records import parse_json, read_object, read_text, to_json
-from llamactl.tokenizer.bpe import Tokenizer
+from llamactl.tokenizer.bpe import Tokenizer, read_tokenizer
 from llamactl.tokenizer.chat import find_turn_end
 from llamactl.tokenizer.library import LibraryTokenizer, opening_rule
+from llamactl.tokenizer.text_end import read_end
 
 CHAT_TEMPLATE = "chat_template.jinja"  # where transformers 5 stores it; checkpoints have it in tokenizer_config.json
 
@@ -86,6 +88,18 @@ def read_template_names(folder: Path) -> dict[str, str]:
     found = {name: settings.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
     names = {name: token.get("content") if isinstance(token, dict) else token for name, token in found.items()}
     return {name: token for name, token in names.items() if isinstance(token, str)}
+
+
+def read_model_tokenizer(path: Path) -> Tokenizer:
+    """Read the tokenizer of a checkpoint, or of another program's folder, whose files say what begins and ends a text.
+
+    Raises DataError.
+    """
+    if not is_foreign(path):
+        return read_tokenizer(path / "tokenizer.json", checkpoint_root(path))
+    tokenizer = read_tokenizer(locate_file(path, "tokenizer.json"), end=read_end(path))
+    tokenizer.start = read_opening(path, tokenizer)
+    return tokenizer
 
 
 def read_opening(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:

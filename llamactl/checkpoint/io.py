@@ -22,20 +22,19 @@ from llamactl.checkpoint.format import (
     State,
     checkpoint_root,
     find_weights,
-    is_foreign,
     locate_file,
     read_state,
     read_verified_state,
 )
 from llamactl.checkpoint.hf_config import read_hf_config
-from llamactl.checkpoint.huggingface import description_files, read_chat_template, read_opening, read_template_names
+from llamactl.checkpoint.huggingface import description_files, read_chat_template, read_model_tokenizer, read_template_names
 from llamactl.checkpoint.select import locate_checkpoint, retry_while_pruned
 from llamactl.config.schema import ModelConfig
 from llamactl.distributed import dtensor
 from llamactl.errors import DataError
 from llamactl.model.llama import Llama, build_empty
 from llamactl.storage import atomic
-from llamactl.tokenizer.bpe import Tokenizer, read_tokenizer
+from llamactl.tokenizer.bpe import Tokenizer
 
 VOCABULARY_WEIGHTS = ("model.embed_tokens.weight", "lm_head.weight")  # they have a row for each id
 
@@ -142,9 +141,7 @@ def load_model(path: Path, device: torch.device, verified: State | None = None) 
     `verified` is the state if the caller has just verified all files that are used. Raises DataError.
     """
     state, root = verified or _verify_model(path), checkpoint_root(path)
-    config, tokenizer = read_hf_config(path, root), read_tokenizer(locate_file(path, "tokenizer.json"), root)
-    if is_foreign(path):
-        tokenizer.start = read_opening(path, tokenizer)
+    config, tokenizer = read_hf_config(path, root), read_model_tokenizer(path)
     tokenizer.chat_template, tokenizer.template_names = read_chat_template(path), read_template_names(path)
     if tokenizer.vocab_size > config.vocab_size:
         why = f"It has {tokenizer.vocab_size:,} ids; config.json has rows for {config.vocab_size:,}."

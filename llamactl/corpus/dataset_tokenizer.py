@@ -32,10 +32,14 @@ class Learning:
 
 @dataclass(frozen=True)
 class TokenizerReady:
-    """The tokenizer exists; `learned` if it was trained on the source. `refused` names a faster encoder that gave other ids."""
+    """The tokenizer exists; `learned` if it was trained on the source, `lossless` if its tokens hold exactly the text.
+
+    `refused` names a faster encoder that gave other ids.
+    """
 
     vocab_size: int
     learned: bool
+    lossless: bool
     encoder: str
     refused: str = ""
 
@@ -57,9 +61,9 @@ def store_tokenizer(
             raise DataError(what, "All shares of a dataset must have the same one.", fix)
         atomic.write_file(folder.tokenizer_path, tokenizer.description)
     reference, checked = encoders.reference_encoder(tokenizer), _training_text(source, recipe, CHECKED_TEXT)
-    if encoder == reference or encoders.encoders_agree(encoder, tokenizer, list(checked)):
-        return TokenizerReady(tokenizer.vocab_size, bool(size), encoder), tokenizer.digest
-    return TokenizerReady(tokenizer.vocab_size, bool(size), reference, refused=encoder), tokenizer.digest
+    refused = "" if encoder == reference or encoders.encoders_agree(encoder, tokenizer, list(checked)) else encoder
+    used = reference if refused else encoder
+    return TokenizerReady(tokenizer.vocab_size, bool(size), tokenizer.lossless, used, refused), tokenizer.digest
 
 
 def _train_tokenizer(source: Source, recipe: Recipe, size: int) -> Generator[Learning, None, Tokenizer]:

@@ -190,6 +190,11 @@ def _encode(job: Job) -> Receipt:
         for batch in _batches(_documents(job)):
             kept = [number for number, document in enumerate(batch) if document.place in writers]
             encoded = encode([batch[number].text for number in kept])
+            if tokenizer.lossless and int(tokenizer.byte_lengths[encoded.ids].sum()) != sum(
+                batch[number].size for number in kept
+            ):
+                why = "The bytes of its tokens are not those of the text."
+                raise DataError(f"{job.recipe.tokenizer} does not encode all of the text.", why, "Use another --tokenizer.")
             ends = np.cumsum(encoded.lengths + len(tokenizer.separator))
             fit = int(np.searchsorted(ends, remaining, side="right"))
             cut = fit < len(kept)

@@ -21,6 +21,7 @@ from llamactl.tokenizer.byte_level import BYTE_OF, CHARACTER_OF
 from llamactl.tokenizer.gpt2_download import find_vocabulary
 from llamactl.tokenizer.library import LibraryTokenizer, Parts
 from llamactl.tokenizer.plain_bpe import END_OF_TEXT, is_plain, pair_of, plain_vocabulary
+from llamactl.tokenizer.text_end import mark_end, read_end
 
 # GPT-2's pattern that splits text into words before merging, which `ByteLevel` of Hugging Face tokenizers has built in.
 # In tiktoken's version, whose possessive quantifiers can't backtrack (openai/tiktoken, openai_public.py).
@@ -33,14 +34,17 @@ class Tokenizer:
     tiktoken encodes plain byte-level BPE, as llamactl makes it; all others are the `tokenizers` library's.
     """
 
-    def __init__(self, description: str) -> None:
-        """Parse the text of a tokenizer.json; raises DataError when it can't be used."""
-        self.description = description
+    def __init__(self, description: str, end: str | int | None = None) -> None:
+        """Parse the text of a tokenizer.json; raises DataError when it can't be used.
+
+        `end` is the name or the id of the token that ends a text; None: by its name, or as the text says.
+        """
         self.chat_template = ""  # of the model that it comes from: Jinja, which `chat.encode_chat` runs in a sandbox
         self.template_names: dict[str, str] = {}  # of control tokens, as that template calls them: bos_token, eos_token
         self.library: LibraryTokenizer | None = None
         try:
-            tree = parse_json(description)
+            self.description = description if end is None else mark_end(description, end)
+            tree = parse_json(self.description)
             added = tree.get("added_tokens", [])
             self._names = {token["id"]: token["content"] for token in added}
             self.controls = {token["content"]: token["id"] for token in added if token.get("special")}
@@ -48,7 +52,7 @@ class Tokenizer:
                 spelled = plain_vocabulary(tree)
                 parts = Parts([*spelled, *(b"" for _ in added)], len(spelled), (len(spelled),))
             else:
-                self.library = LibraryTokenizer(description, tree)
+                self.library = LibraryTokenizer(self.description, tree)
                 parts = self.library.parts
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             why = f"It has no {error}." if isinstance(error, KeyError) else f"{str(error)[:1].upper()}{str(error)[1:]}."
@@ -138,10 +142,10 @@ class Tokenizer:
         return tiktoken.Encoding("llamactl", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=self.controls)
 
 
-def read_tokenizer(path: Path, root: Path | None = None) -> Tokenizer:
+def read_tokenizer(path: Path, root: Path | None = None, end: str | int | None = None) -> Tokenizer:
     """Read a tokenizer.json as `records.open_file` opens it; raises DataError that names the file."""
     try:
-        return Tokenizer(read_text(path, root))
+        return Tokenizer(read_text(path, root), end)
     except DataError as error:
         message = error.what if str(path) in error.what else f"{path} can't be used."
         raise DataError(message, error.why, error.fix) from error
@@ -286,4 +290,5 @@ def load_tokenizer(name: str) -> Tokenizer:
     if path.suffix != ".json" or not path.is_file():
         why = "Choose gpt2, bpe:N, bytes, a tokenizer.json or a folder with one."
         raise UsageError(f"There is no tokenizer {name!r}.", why)
-    return Tokenizer(path.read_text("utf-8"))
+    # Resolved: in the hub's cache it is a link.
+    return read_tokenizer(path.resolve(), end=read_end(path.parent))

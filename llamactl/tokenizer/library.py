@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llamactl.tokenizer.byte_level import spell
+from llamactl.tokenizer.byte_level import BYTE_OF, spell
+from llamactl.tokenizer.text_end import find_end
 
-# How tokens that end a document are called, the likeliest first: <|endoftext|>, <|end_of_text|>, </s>, <eos>, [SEP].
-ENDS = (r"<\|endoftext\|>", r"<\|end_?of_?text\|>", r"</s>", r"[<\[(]\|?(eos|eot|eod)\|?[>\])]", r"<\|?im_end\|?>", r"\[SEP\]")
 SPACE = "\u2581"  # ▁, SentencePiece's
+# Pre-tokenizers that split a text, and leave all of it.
+SPLITTERS = {"ByteLevel", "Split", "Digits", "Punctuation", "UnicodeScripts", "Sequence"}
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -90,8 +91,9 @@ class LibraryTokenizer:
         for token, number in vocabulary.items():
             if number not in special:
                 spelled[number] = token.encode() if number in added else _bytes_of(token, tree)
-        lossless = "ByteLevel" in _component_types(tree) and not tree.get("normalizer") and not _adds_space(tree)
-        return Parts(spelled, _find_end(special), self._find_start(), lossless)
+        if (end := find_end(tree.get("added_tokens", []))) is None:
+            raise ValueError("it has no special token that ends a text, such as <|endoftext|> or </s>")
+        return Parts(spelled, end, self._find_start(), _is_lossless(tree, set(vocabulary)))
 
     def _find_start(self) -> tuple[int, ...]:
         """Return the ids that the post-processor puts before a text."""
@@ -114,8 +116,8 @@ def opening_rule(name: str, number: int) -> dict[str, Any]:
 
 def _bytes_of(token: str, tree: dict[str, Any]) -> bytes:
     """Return the bytes of text that a token stands for."""
-    model, mentioned = tree["model"], _component_types(tree)
-    if "ByteLevel" in mentioned:
+    model, components = tree["model"], _components(tree.get("normalizer"), tree.get("pre_tokenizer"), tree.get("decoder"))
+    if any(each.get("type") == "ByteLevel" for each in components):
         return spell(token)
     if model["type"] == "WordPiece":
         prefix = model.get("continuing_subword_prefix", "##")
@@ -127,27 +129,31 @@ def _bytes_of(token: str, tree: dict[str, Any]) -> bytes:
     return token.removeprefix(model.get("continuing_subword_prefix") or "").replace(SPACE, " ").encode()
 
 
-def _component_types(tree: dict[str, Any]) -> set[str]:
-    """Collect the types of all normalizers, pre-tokenizers and decoders, also of those in a sequence."""
-    found, waiting = set(), [tree.get(part) for part in ("normalizer", "pre_tokenizer", "decoder")]
-    while waiting:
-        each = waiting.pop()
+def _components(*waiting: Any) -> list[dict[str, Any]]:
+    """Collect normalizers, pre-tokenizers and decoders, also those in a sequence."""
+    found = []
+    for each in waiting:
         if isinstance(each, dict):
-            found.add(str(each.get("type")))
-            waiting += [inner for value in each.values() if isinstance(value, list) for inner in value]
+            inner = [part for value in each.values() if isinstance(value, list) for part in value]
+            found += [each, *_components(*inner)]
     return found
 
 
-def _adds_space(tree: dict[str, Any]) -> bool:
-    """Check whether a pre-tokenizer puts a space before a text."""
-    splitter = tree.get("pre_tokenizer") or {}
-    return any(part.get("add_prefix_space") for part in (splitter, *splitter.get("pretokenizers", [])))
-
-
-def _find_end(special: dict[int, str]) -> int:
-    """Return the id of the token that ends a document; raises ValueError without one."""
-    for pattern in ENDS:
-        for number, content in special.items():
-            if re.fullmatch(pattern, content, re.IGNORECASE):
-                return number
-    raise ValueError("it has no special token that ends a text, such as <|endoftext|> or </s>")
+def _is_lossless(tree: dict[str, Any], vocabulary: set[str]) -> bool:
+    """Check whether a tokenizer is a byte-level BPE with a token for each byte, and no part that removes or adds text."""
+    model, splitters = tree["model"], _components(tree.get("pre_tokenizer"))
+    types = {str(each.get("type")) for each in splitters}
+    return (
+        not tree.get("normalizer")
+        and model["type"] == "BPE"
+        and not any(model.get(name) for name in ("continuing_subword_prefix", "end_of_word_suffix"))
+        # A byte without a token is left out of the text, or becomes the token for unknown text.
+        and vocabulary >= BYTE_OF.keys()
+        and "ByteLevel" in types
+        and types <= SPLITTERS
+        and not any(each.get("add_prefix_space") or each.get("behavior") == "Removed" for each in splitters)
+        # They take the spaces around them; a text never becomes a special token.
+        and not any(
+            token.get("lstrip") or token.get("rstrip") for token in tree.get("added_tokens", []) if not token["special"]
+        )
+    )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llamactl.tokenizer.byte_level import BYTE_OF
+from llamactl.tokenizer.text_end import MARK
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -22,6 +23,9 @@ def is_plain(tree: dict[str, Any]) -> bool:
     vocabulary = {token: i for token, i in model["vocab"].items() if token != END_OF_TEXT}
     # Dense ids that hold all 256 bytes, then the end-of-text token, then other control tokens.
     if sorted(vocabulary.values()) != list(range(len(vocabulary))) or not set(BYTE_OF) <= vocabulary.keys() or "" in vocabulary:
+        return False
+    # The first one ends a text, whatever else is marked as that.
+    if any(token.get(MARK) for token in tree["added_tokens"]):
         return False
     added = [(token["content"], token["id"], token["special"]) for token in tree["added_tokens"]]
     if (

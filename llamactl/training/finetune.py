@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint.hf_config import read_hf_config
-from llamactl.checkpoint.huggingface import read_chat_template, read_opening
+from llamactl.checkpoint.huggingface import read_chat_template, read_model_tokenizer
 from llamactl.config.schema import Tree
 from llamactl.corpus.chat_dataset import Mix
 from llamactl.corpus.dataset import Dataset, DatasetDir
@@ -17,7 +17,7 @@ from llamactl.corpus.rows import RowSource, describe_inputs
 from llamactl.corpus.sources import default_val_fraction
 from llamactl.errors import DataError, UsageError, UserError
 from llamactl.runs.run_dir import RunDir, run_of
-from llamactl.tokenizer.bpe import Tokenizer, read_tokenizer
+from llamactl.tokenizer.bpe import Tokenizer
 from llamactl.tokenizer.roles import add_roles
 from llamactl.training.init_from import permanent_name
 
@@ -45,10 +45,7 @@ class BaseModel(NamedTuple):
 def read_base_model(path: Path, context: int | None) -> BaseModel:
     """Read what fine-tuning needs to know of a checkpoint or of another program's folder; raises DataError."""
     root, state = checkpoint_format.checkpoint_root(path), checkpoint_format.read_state(path)
-    tokenizer = read_tokenizer(checkpoint_format.locate_file(path, "tokenizer.json"), root)
-    if checkpoint_format.is_foreign(path):
-        tokenizer.start = read_opening(path, tokenizer)
-    with_roles, before = add_roles(tokenizer), read_chat_template(path)
+    with_roles, before = add_roles(read_model_tokenizer(path)), read_chat_template(path)
     length = context or min(LONGEST_ROW, read_hf_config(path, root).context)
     return BaseModel(path, permanent_name(path, state.step), with_roles, length, before not in ("", with_roles.chat_template))
 

@@ -35,7 +35,7 @@ from llamactl.export.huggingface import export_hf
 from llamactl.inference.generate import Request, generate_samples
 from llamactl.model.decode import Sampler
 from llamactl.model.llama import Llama
-from llamactl.tokenizer.bpe import read_tokenizer
+from llamactl.tokenizer.bpe import load_tokenizer, read_tokenizer
 from tests.cli.inline import type_in
 from tests.conftest import make_dataset
 from tests.serving.conftest import serving
@@ -136,6 +136,20 @@ def test_folders_of_an_older_transformers_are_read(
         found = ours(torch.arange(3, 60)[None])[0, -1]
     assert torch.allclose(found, expected, atol=1e-4 * expected.abs().max().item(), rtol=1e-4)
     assert tokenizer.encode_opening("It is") == AutoTokenizer.from_pretrained(folders(name))("It is")["input_ids"]
+
+
+@pytest.mark.parametrize("token", ["<|eot_id|>", {"content": "<|eot_id|>", "special": True}])
+def test_the_files_of_a_model_say_which_token_ends_a_text(
+    token: str | dict[str, object], folders: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(folders("llama"), tmp_path / "theirs")
+    assert checkpoint_io.load_model(folder, CPU)[1].end == AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(
+        "<|end_of_text|>"
+    )
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": token}))
+    for made in (checkpoint_io.load_model(folder, CPU)[1], load_tokenizer(str(folder))):
+        assert made.name_of(made.end) == "<|eot_id|>"
 
 
 @pytest.mark.parametrize("name", MODELS)

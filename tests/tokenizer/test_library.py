@@ -17,8 +17,10 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from llamactl.config.schema import ModelConfig
 from llamactl.corpus.dataset import DatasetDir
 from llamactl.corpus.verify import check_dataset
+from llamactl.errors import DataError
 from llamactl.inference.evaluate import evaluate_streams, token_stream
 from llamactl.model.llama import Llama
+from llamactl.tokenizer import encoders, library
 from llamactl.tokenizer.bpe import Tokenizer
 from llamactl.tokenizer.encoders import ENCODERS
 from tests.conftest import make_dataset
@@ -82,7 +84,7 @@ def roberta(texts: list[str]) -> tokenizers.Tokenizer:
 def deepseek(texts: list[str]) -> tokenizers.Tokenizer:
     splits = [Split(Regex(pattern), "isolated") for pattern in (r"\p{N}{1,3}", "[一-龥]+", r"\s?[A-Za-z]+|[^A-Za-z]+")]
     made = byte_level(splits, (), texts)
-    made.add_special_tokens(special("<｜begin▁of▁sentence｜>", "<|eos|>"))
+    made.add_special_tokens(special("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<|EOT|>"))
     return made
 
 
@@ -146,7 +148,7 @@ KINDS: list[Callable[[list[str]], tokenizers.Tokenizer]] = [
 # The token that ends a document, and those that begin one.
 RULES = {
     "llama3": ("<|end_of_text|>", ["<|begin_of_text|>"]), "qwen2": ("<|endoftext|>", []), "smollm": ("<|endoftext|>", []),
-    "end_first": ("<|endoftext|>", []), "roberta": ("</s>", ["<s>"]), "deepseek": ("<|eos|>", []),
+    "end_first": ("<|endoftext|>", []), "roberta": ("</s>", ["<s>"]), "deepseek": ("<｜end▁of▁sentence｜>", []),
     "sentencepiece": ("</s>", ["<s>"]), "metaspace": ("</s>", ["<s>"]), "unigram": ("</s>", []),
     "wordpiece": ("[SEP]", ["[CLS]"]), "clip": ("<|endoftext|>", []),
 }  # fmt: skip
@@ -204,6 +206,54 @@ def test_text_comes_back(pair: tuple[str, Tokenizer, tokenizers.Tokenizer], docu
     else:
         words = made.decode(ids).split()
         assert "".join(words) == "".join(reference.decode(ids).replace(" ##", "").split())
+
+
+def lacking_letters(texts: list[str]) -> tokenizers.Tokenizer:
+    made = byte_level([], ("<|endoftext|>",), texts)
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=special("<|endoftext|>"), show_progress=False)
+    made.train_from_iterator(["".join(texts).replace("q", "")], trainer)
+    return made
+
+
+def without_spaces(texts: list[str]) -> tokenizers.Tokenizer:
+    return byte_level([Split(" ", "removed")], ("<|endoftext|>",), texts)
+
+
+def words_alone(texts: list[str]) -> tokenizers.Tokenizer:
+    return byte_level([pre_tokenizers.Whitespace()], ("<|endoftext|>",), texts)
+
+
+def greedy_tokens(texts: list[str]) -> tokenizers.Tokenizer:
+    made = smollm(texts)
+    made.add_tokens([AddedToken("people", lstrip=True, rstrip=True, special=False)])
+    return made
+
+
+DROPPING = [lacking_letters, without_spaces, words_alone, greedy_tokens]
+
+
+@pytest.mark.parametrize("kind", DROPPING, ids=lambda kind: kind.__name__)
+def test_a_tokenizer_that_drops_text_says_so(
+    kind: Callable[[list[str]], tokenizers.Tokenizer],
+    corpus: Path,
+    documents: list[str],
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = home / "dropping.json"
+    file.write_text(kind(documents[:20]).to_str(), "utf-8")
+    made = Tokenizer(file.read_text("utf-8"))
+    text = "a queue of people "
+    assert made.decode(made.encode(text)) != text
+    assert not made.lossless
+    folder = make_dataset(home / "data" / "dropping", corpus, tokenizer=str(file))
+    assert not [damage for _, damage in check_dataset(folder) if damage]
+    # One that claims to hold all of the text is found out.
+    monkeypatch.setattr(library, "_is_lossless", lambda *_: True)
+    encoders.open_tokenizer.cache_clear()
+    with pytest.raises(DataError, match="does not encode all of the text"):
+        make_dataset(home / "data" / "claimed", corpus, tokenizer=str(file))
+    encoders.open_tokenizer.cache_clear()
 
 
 def test_bits_per_byte_are_those_of_the_text(

@@ -65,6 +65,10 @@ def show_tokenizer(ready: TokenizerReady) -> None:
     """Print the size of the tokenizer, where it comes from, and the encoder."""
     how = "learned from the source" if ready.learned else "ready"
     progress.print(f"tokenizer with vocabulary {ready.vocab_size:,} {how}; encoder {ready.encoder}")
+    if not ready.lossless:
+        progress.print(
+            "this tokenizer changes text or drops some of it: spaces, or characters that it does not have", style="yellow"
+        )
     # An encoder that is faster but not exact would make another dataset.
     if ready.refused:
         progress.print(f"{ready.refused} gives other ids than tiktoken, so it is not used", style="yellow")
