@@ -86,7 +86,7 @@ def prepare_conversations(
 
 def _check_complete(recipe: Recipe, folder: DatasetDir) -> DatasetInfo:
     info = folder.open().info
-    if differ := info.recipe.differences(recipe) - {"source"}:
+    if differ := info.recipe.differences(recipe):
         why = f"It was made with other settings: {', '.join(sorted(differ))}."
         raise DataError(f"{folder.path} is there already.", why, f"Use --data NAME, or remove {folder.path}.")
     return info

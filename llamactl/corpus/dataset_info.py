@@ -31,8 +31,8 @@ class Recipe(Record):
     added: ClassVar = frozenset({"split", "encoding", "weights", "row_tokens", "mixed_with"})
 
     def differences(self, other: "Recipe") -> set[str]:
-        """Name the fields in which another recipe differs."""
-        return {name for name in Recipe.model_fields if getattr(self, name) != getattr(other, name)}
+        """Name the fields in which another recipe differs; `source` is only how the inputs were typed."""
+        return {name for name in Recipe.model_fields if name != "source" and getattr(self, name) != getattr(other, name)}
 
 
 class Shard(Record):

@@ -85,7 +85,8 @@ class Job:
         """Return the origin of the piece's shards."""
         return Origin(
             code=f"{FORMAT}, tiktoken {version('tiktoken')}",
-            recipe=self.recipe,
+            # Inputs and tokenizer are compared by content, however they were typed.
+            recipe=self.recipe.model_copy(update={"source": "", "tokenizer": ""}),
             piece=self.piece,
             most=self.most,
             tokenizer=self.tokenizer,

@@ -24,8 +24,9 @@ def check_complete(source: Source, recipe: Recipe, folder: DatasetDir) -> Datase
     """Check that a sealed dataset matches the request; raises DataError that says what it was made from instead."""
     info = folder.open().info
     fix = f"Use --name NAME, or remove {folder.path}."
-    differ = info.recipe.differences(recipe) - {"inputs"}
-    if differ:
+    # The tokenizer of a file is compared by its content: the folder of a run's newest checkpoint is another one each time.
+    by_content = {"inputs"} if _names_tokenizer(recipe) else {"inputs", "tokenizer"}
+    if differ := info.recipe.differences(recipe) - by_content:
         raise DataError(
             f"{folder.path} is there already.", f"It was made with other settings: {', '.join(sorted(differ))}.", fix
         )
@@ -45,11 +46,14 @@ def check_complete(source: Source, recipe: Recipe, folder: DatasetDir) -> Datase
 
 def check_tokenizer(recipe: Recipe, folder: DatasetDir, digest: str) -> None:
     """Raise DataError when a tokenizer's file is no longer the one that a dataset was made with."""
-    if recipe.tokenizer in bpe.TOKENIZERS or bpe.parse_bpe_size(recipe.tokenizer):
-        return  # a name that says it all, or learned from the inputs
-    if bpe.load_tokenizer(recipe.tokenizer).digest != digest:
+    if not _names_tokenizer(recipe) and bpe.load_tokenizer(recipe.tokenizer).digest != digest:
         what = f"{folder.path} was made with another tokenizer than {recipe.tokenizer} is now."
-        raise DataError(what, f"{recipe.tokenizer} changed since.", f"Use --name NAME, or remove {folder.path}.")
+        raise DataError(what, "The content is another one.", f"Use --name NAME, or remove {folder.path}.")
+
+
+def _names_tokenizer(recipe: Recipe) -> bool:
+    """Check whether the tokenizer is given by a name that says it all, or learned from the inputs, and not by a file."""
+    return recipe.tokenizer in bpe.TOKENIZERS or bool(bpe.parse_bpe_size(recipe.tokenizer))
 
 
 def seal_dataset(jobs: list[Job], receipts: list[Receipt]) -> DatasetInfo:

@@ -267,7 +267,7 @@ def test_a_sealed_dataset_is_compared_with_the_tokenizer_as_it_is_now(tmp_path: 
     bpe(tmp_path / "t.json", "xylophones for sale")
     code, told = prepare(tokenizer=path)
     assert code == 3
-    assert "t.json changed" in told
+    assert "t.json is now" in told
     sealed()
 
 

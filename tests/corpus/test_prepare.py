@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,29 @@ def test_a_complete_dataset_is_kept_and_another_recipe_refused(home: Path, corpu
     with pytest.raises(DataError, match="other settings: tokenizer"):
         list(prepare_dataset(source, same.model_copy(update={"tokenizer": "gpt2"}), folder, local_engine(1)))
     assert folder.info_path.read_bytes() == before
+
+
+def test_the_same_content_is_the_same_dataset_however_it_is_typed(
+    home: Path, corpus: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2):
+        (home / f"{number}.json").write_text(dataset.tokenizer.description)
+    monkeypatch.chdir(corpus.parent)
+    source, folder = open_source([str(corpus)]), DatasetDir(home / "data" / "a")
+    asked = recipe(source, tokenizer=str(home / "1.json"))
+    # Interrupted after the first piece, and once it was complete.
+    list(islice(prepare_dataset(source, asked, folder, local_engine(1)), 3))
+    for words in (corpus.name, f"./{corpus.name}/", str(corpus)):
+        source = open_source([words])
+        again = recipe(source, source=words, tokenizer=str(home / "2.json"))
+        events = list(prepare_dataset(source, again, folder, local_engine(1)))
+        assert all(event.kept and not event.stale for event in events if isinstance(event, PieceDone) and event.piece == 0)
+        assert isinstance(events[-1], Sealed)
+    (home / "2.json").write_text(dataset.tokenizer.description + " ")
+    with pytest.raises(DataError, match="another tokenizer"):
+        list(prepare_dataset(source, again, folder, local_engine(1)))
+    with pytest.raises(DataError, match="other settings: tokenizer"):
+        list(prepare_dataset(source, recipe(source, tokenizer="bpe:512"), folder, local_engine(1)))
 
 
 def test_one_document_is_too_few(tmp_path: Path) -> None:
