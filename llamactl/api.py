@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from llamactl.checkpoint.io import open_model
 from llamactl.config.schema import Config, DataConfig, Tree, build_config, preset_settings
 from llamactl.corpus.dataset import Dataset, DatasetDir
-from llamactl.corpus.dataset_info import Recipe
 from llamactl.corpus.engines import local_engine
 from llamactl.corpus.prepare import prepare_dataset
+from llamactl.corpus.recipes import build_recipe
 from llamactl.corpus.sources import Source, open_source
 from llamactl.corpus.targets import settings_for, window_rule
 from llamactl.distributed.context import init_device
@@ -93,16 +93,7 @@ def prepare(
 
 
 def _prepare(source: Source, words: Sequence[str], name: str, options: Mapping[str, Any]) -> Dataset:
-    recipe = Recipe(
-        source=" ".join(words),
-        inputs=source.inputs,
-        tokenizer=options["tokenizer"] or source.tokenizer,
-        text_column=source.text_column,
-        split=source.split,
-        encoding=source.encoding,
-        val_fraction=options["val_fraction"] or source.val_fraction,
-        dedup=options["dedup"],
-    )
+    recipe = build_recipe(source, words, **options)
     folder = DatasetDir.from_name(name or source.name)
     for _ in prepare_dataset(source, recipe, folder, local_engine(1)):
         pass

@@ -201,7 +201,8 @@ def _indexed_files(path: Path) -> list[str]:
     """Return the files of weights that an index lists; `WEIGHTS`, which is missing, without an index."""
     if not (path / INDEX).exists():
         return [WEIGHTS]
-    files = sorted(set(map(str, read_object(locate_file(path, INDEX)).get("weight_map", {}).values())))
+    listed = read_object(locate_file(path, INDEX)).get("weight_map")
+    files = sorted(set(map(str, listed.values()))) if isinstance(listed, dict) else []
     if files != find_weights(files) or not files:
         raise DataError(f"{path / INDEX} can't be used.", "It names files of weights that are not model-N-of-M.safetensors.")
     return files

@@ -1,5 +1,7 @@
 """llamactl prepare: tokenize text into shards."""
 
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,6 +16,8 @@ DATASET, FILTERING, EXECUTION, OUTPUT = "Dataset", "Filtering", "Execution", "Ou
 
 # Below so many bytes of input, starting more processes takes longer than the work.
 SMALL = 32 << 20
+MOST_WORKERS = 4096
+LARGEST_COUNT = 10**12
 
 SOURCES_HELP = (
     "openwebtext, sample, hf:org/name[:config], or files, folders and globs: .txt .md .rst .jsonl .ndjson .json .csv .tsv "
@@ -44,7 +48,9 @@ def prepare(
     max_tokens: Annotated[
         str, typer.Option(help="Stop after this many tokens, e.g. 200M.", show_default="all", rich_help_panel=DATASET)
     ] = "",
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per available core.", rich_help_panel=EXECUTION)] = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, max=MOST_WORKERS, help="Processes; 0: one per available core.", rich_help_panel=EXECUTION)
+    ] = 0,
     text_column: Annotated[
         str,
         typer.Option(
@@ -62,7 +68,8 @@ def prepare(
         str, typer.Option(help="Skip longer documents, e.g. 10M.", show_default="split them", rich_help_panel=FILTERING)
     ] = "",
     max_bad_docs: Annotated[
-        int, typer.Option(min=0, help="Skip up to this many unreadable documents.", rich_help_panel=FILTERING)
+        int,
+        typer.Option(min=0, max=LARGEST_COUNT, help="Skip up to this many unreadable documents.", rich_help_panel=FILTERING),
     ] = 0,
     dedup: Annotated[
         bool, typer.Option("--dedup", help="Skip documents with the same text as an earlier one.", rich_help_panel=FILTERING)
@@ -93,26 +100,26 @@ def prepare(
     from llamactl.cli.ui.console import show_next
     from llamactl.cli.ui.preparation import show_notes, show_progress
     from llamactl.corpus.dataset import DatasetDir
-    from llamactl.corpus.dataset_info import Recipe
     from llamactl.corpus.engines import ENGINES
     from llamactl.corpus.prepare import finish_dataset, prepare_dataset
+    from llamactl.corpus.recipes import build_recipe
     from llamactl.corpus.sources import Reading
+    from llamactl.errors import UsageError
     from llamactl.escape import path_to_text
     from llamactl.units import read_count
 
+    if piece and finish:
+        raise UsageError("--piece and --finish exclude each other.", "", "Make all shares first, then run --finish alone.")
     names = source or ["openwebtext"]
-    opened = open_sources(names, Reading(text_column, split, encoding), weights, alone=not (piece or finish))
+    opened = open_sources(names, Reading(path_to_text(text_column), split, encoding), weights, alone=not (piece or finish))
     show_notes(opened.notes)
     # All that decides which bytes are written: the same recipe resumes a dataset, another one starts anew.
-    recipe = Recipe(
-        source=path_to_text(" ".join(names)),
-        inputs=opened.inputs,
-        tokenizer=locate_tokenizer(tokenizer) or opened.tokenizer,
-        text_column=text_column or opened.text_column,
-        weights=opened.weights,
-        split=opened.split,
-        encoding=opened.encoding,
-        val_fraction=val_fraction or opened.val_fraction,
+    recipe = build_recipe(
+        opened,
+        names,
+        tokenizer=locate_tokenizer(tokenizer),
+        text_column=path_to_text(text_column),
+        val_fraction=val_fraction,
         max_tokens=read_count(max_tokens) if max_tokens else 0,
         max_doc_bytes=read_count(max_doc_bytes) if max_doc_bytes else 0,
         max_bad_docs=max_bad_docs,
@@ -151,7 +158,8 @@ def read_share(text: str) -> "Share":
     if not text:
         return Share()
     number, _, total = text.partition("/")
-    if not (number.isdecimal() and total.isdecimal() and 1 <= int(number) <= int(total)):
+    # Python refuses to read numbers of thousands of digits.
+    if not (re.fullmatch(r"\d{1,9}/\d{1,9}", text) and 1 <= int(number) <= int(total)):
         raise UsageError(f"--piece takes I/N, not {text!r}.", "", "Example: --piece 3/8, the third of eight shares")
     return Share(int(number), int(total))
 
@@ -174,7 +182,8 @@ def locate_tokenizer(name: str) -> str:
         # Its weights may take hundreds of gigabytes.
         return str(download_model(name, TOKENIZER_FILES).resolve() / "tokenizer.json")
     run = name.partition("@")[0]
-    is_run = len(Path(run).parts) == 1 and not Path(name).exists() and (home_folder() / "runs" / run).is_dir()
+    # By lexists, for which a name that is too long or odd for a path is that of nothing.
+    is_run = len(Path(run).parts) == 1 and not os.path.lexists(name) and os.path.lexists(home_folder() / "runs" / run)
     if not is_run:
         return name
     from llamactl.checkpoint.select import locate_checkpoint

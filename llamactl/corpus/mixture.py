@@ -5,6 +5,7 @@ each. So the dataset depends on sources and weights alone, whatever the order in
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -15,13 +16,18 @@ from llamactl.corpus.sources import Reading, Source, default_tokenizer, default_
 from llamactl.errors import UsageError
 from llamactl.storage.home import make_name
 
+# Not every number: shares are exact fractions, and those of 1e-400 or 1e999999999 are of more digits than memory has room for.
+WEIGHT = re.compile(r"[+-]?(\d{1,12}(\.\d{0,12})?|\.\d{1,12})(e[+-]?\d)?|[+-]?\d{1,12}/\d{1,12}", re.IGNORECASE)
 EXAMPLE = "Example: llamactl prepare mine.txt sample --weights 0.7,0.3"
 
 
 def read_weights(text: str, sources: int) -> tuple[Fraction, ...]:
     """Parse weights such as 0.7,0.3 or 7,3, one for each of some sources, into shares of 1; raises UsageError."""
+    words = [word.strip() for word in text.split(",")]
     try:
-        weights = [Fraction(word.strip()) for word in text.split(",")]
+        if not all(map(WEIGHT.fullmatch, words)):
+            raise ValueError
+        weights = [Fraction(word) for word in words]
     except (ValueError, ZeroDivisionError) as error:
         raise UsageError(f"--weights takes numbers with commas between them, not {text!r}.", "", EXAMPLE) from error
     if len(weights) != sources:

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import math
 import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -250,14 +251,23 @@ def is_named(word: str) -> bool:
 
 def open_source(words: list[str], reading: Reading = Reading()) -> Source:
     """Plan a source by its arguments: a name of SOURCES, hf:org/name, or files; raises DataError, UsageError, NoNetwork."""
-    if len(words) != 1 or not is_named(words[0]):
-        return file_source(words, reading)
+    if named := [word for word in words if len(words) > 1 and is_named(word) and not os.path.lexists(word)]:
+        fix = f"Mix them: llamactl prepare {shlex.join(words)} --weights {','.join('1' for _ in words)}"
+        raise UsageError(f"{named[0]} is a source of its own.", "Several sources need --weights: the share of each.", fix)
+    source = file_source(words, reading) if len(words) != 1 or not is_named(words[0]) else _named_source(words[0], reading)
+    if not source.parts:
+        raise DataError(f"There is no text in {' '.join(words)}.", "Its files have no rows.", "Try: llamactl prepare sample")
+    return source
+
+
+def _named_source(word: str, reading: Reading) -> Source:
+    """Plan a source of SOURCES or of the hub; raises UsageError for options of text files."""
     if reading.split != "auto" or reading.encoding:
         option = "--encoding" if reading.encoding else "--split"
         raise UsageError(
-            f"{option} is for your own text files.", f"The documents of {words[0]} are rows of UTF-8 text.", "Leave it out."
+            f"{option} is for your own text files.", f"The documents of {word} are rows of UTF-8 text.", "Leave it out."
         )
-    source = SOURCES[words[0]]() if words[0] in SOURCES else hub_source(words[0])
+    source = SOURCES[word]() if word in SOURCES else hub_source(word)
     return replace(source, text_column=reading.text_column or source.text_column)
 
 

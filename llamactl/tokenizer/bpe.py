@@ -5,6 +5,7 @@ A token ends every document, and one begins every sample; in llamactl's own voca
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import cached_property
@@ -275,7 +276,7 @@ def parse_bpe_size(name: str) -> int:
     if kind != "bpe" or not colon:
         return 0
     # 257 ids are the bytes and the end-of-text token: there would be no merge to learn.
-    if not size.isdecimal() or not 257 < int(size) <= 1_000_000:
+    if not re.fullmatch(r"\d{3,7}", size) or not 257 < int(size) <= 1_000_000:
         raise UsageError(
             f"{name!r} is not a tokenizer.", "N is a vocabulary size from 258 to 1,000,000.", "Try: --tokenizer bpe:8192"
         )
@@ -286,9 +287,11 @@ def load_tokenizer(name: str) -> Tokenizer:
     """Load a tokenizer that needs no training: gpt2, bytes, or the path of a tokenizer.json or of a folder with one."""
     if name in TOKENIZERS:
         return TOKENIZERS[name]()
-    path = Path(name) / "tokenizer.json" if Path(name).is_dir() else Path(name)
-    if path.suffix != ".json" or not path.is_file():
+    # By lexists, for which a name that is too long or odd for a path is that of nothing.
+    exists = os.path.lexists(name)
+    path = Path(name) / "tokenizer.json" if exists and Path(name).is_dir() else Path(name)
+    if not exists or path.suffix != ".json" or not path.is_file():
         why = "Choose gpt2, bpe:N, bytes, a tokenizer.json or a folder with one."
-        raise UsageError(f"There is no tokenizer {name!r}.", why)
+        raise UsageError(f"There is no tokenizer {name[:200]!r}.", why)
     # Resolved: in the hub's cache it is a link.
     return read_tokenizer(path.resolve(), end=read_end(path.parent))

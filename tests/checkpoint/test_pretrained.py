@@ -138,6 +138,14 @@ def test_folders_of_an_older_transformers_are_read(
     assert tokenizer.encode_opening("It is") == AutoTokenizer.from_pretrained(folders(name))("It is")["input_ids"]
 
 
+@pytest.mark.parametrize("listed", [[], {}, None, 5, "model.safetensors", {"a": 5}, {"a": ["b"]}])
+def test_an_index_of_anything_is_refused(listed: object, folders: Callable[..., Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders("llama", shard="20KB"), tmp_path / "theirs")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    with pytest.raises(DataError, match=r"index\.json can't be used"):
+        checkpoint_io.load_model(folder, CPU)
+
+
 @pytest.mark.parametrize("token", ["<|eot_id|>", {"content": "<|eot_id|>", "special": True}])
 def test_the_files_of_a_model_say_which_token_ends_a_text(
     token: str | dict[str, object], folders: Callable[..., Path], tmp_path: Path

@@ -135,7 +135,10 @@ def test_weights_of_any_scale_are_shares() -> None:
     assert sum(read_weights("1,2,3e2,1/7", 4)) == 1
 
 
-@pytest.mark.parametrize("text", ["", "1", "1,2,3", "a,b", "1,-1", "0,1", "nan,1", "inf,1", "1,,1", "1/0,1", "1;1"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "1", "1,2,3", "a,b", "1,-1", "0,1", "nan,1", "inf,1", "1,,1", "1/0,1", "1;1", "1e-400,1", "1e5000,1", "1e999999999,1"],
+)
 def test_other_weights_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--weights"):
         read_weights(text, 2)

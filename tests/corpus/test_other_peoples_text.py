@@ -185,6 +185,14 @@ def test_auto_says_what_it_chose(content: str, rule: str, tmp_path: Path, prepar
         ("--split <|nowhere|>", "in none of the text files"),
         ("--encoding utf-9", "Did you mean 'utf_8'"),
         ("--encoding rot13", "not an encoding"),
+        ("--max-bad-docs 99999999999999999999", "max-bad-docs"),
+        ("--max-doc-bytes 300M", "at most 256,000,000"),
+        ("--max-tokens 1e400", "not a count"),
+        ("--workers 99999999999", "workers"),
+        ("--val-fraction nan", "val-fraction"),
+        ("--tokenizer bpe:" + "9" * 5000, "not a tokenizer"),
+        ("--piece 1/" + "9" * 5000, "--piece takes I/N"),
+        ("--piece=1/2 --finish", "exclude each other"),
     ],
 )
 def test_options_that_make_no_sense(options: str, says: str, tmp_path: Path, prepare: Prepare) -> None:
@@ -192,6 +200,40 @@ def test_options_that_make_no_sense(options: str, says: str, tmp_path: Path, pre
     code, told = prepare(tmp_path / "x.txt", *options.split(" ", 1))
     assert code == 2
     assert says in told
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--tokenizer", "--text-column", "--split", "--encoding", "--name", "--weights", "--piece", "--max-tokens", "--encoder"],
+)
+@pytest.mark.parametrize("text", ["\udcff", "d\udcff/t.json", "\0", "9" * 5000, "-1", "nan", "1e999999999"])
+def test_no_text_of_an_option_is_our_bug(option: str, text: str, tmp_path: Path, prepare: Prepare) -> None:
+    (tmp_path / "x.jsonl").write_text(rows(sentences(50)))
+    (tmp_path / "x.txt").write_text("\n".join(sentences(50)))
+    code, told = prepare(tmp_path / "x.jsonl", tmp_path / "x.txt", f"{option}={text}")
+    assert code in (0, 2, 3), told
+
+
+def test_a_tokenizer_that_is_not_utf_8_is_named(tmp_path: Path, prepare: Prepare) -> None:
+    (tmp_path / "x.txt").write_text("\n".join(sentences(50)))
+    (tmp_path / "t.json").write_bytes(b'{"model": "\xff"}')
+    code, told = prepare(tmp_path / "x.txt", "--tokenizer", tmp_path / "t.json")
+    assert code == 3
+    assert "t.json is damaged" in told
+
+
+@pytest.mark.parametrize("words", [["none.parquet"], ["none.parquet", "x.txt", "--weights", "1,1"], ["x.txt", "sample"]])
+def test_what_gives_no_pieces_is_refused(
+    words: list[str], tmp_path: Path, prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.txt").write_text("\n".join(sentences(50)))
+    pq.ParquetWriter("none.parquet", pa.schema({"text": pa.string()})).close()
+    code, told = prepare(*words)
+    assert code == (2 if "sample" in words else 3)
+    assert ("--weights 1,1" if "sample" in words else "There is no text in none.parquet") in told
+    # Beside files with text it does not matter.
+    assert prepare("none.parquet", "x.txt")[0] == 0
 
 
 # A bad byte costs its document and no other, and what is lost is counted in bytes: `corpus.streams.Decoded` marks it.
