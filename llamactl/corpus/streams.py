@@ -31,6 +31,7 @@ FREE_UNPACKED = 64 << 20  # bytes that any file may become
 
 _MARK = "llamactl-mark"
 _MARKED = re.compile("[\udc00-\udcff]")
+_OTHER_HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of characters, as JSON can spell them: no mark of a UTF-8 byte
 _marks = 0
 
 
@@ -160,7 +161,8 @@ class Decoded:
         if not self._marked or not (found := _MARKED.search(text)):
             return text
         # The marks are those of surrogateescape, so UTF-8 gets its original bytes back for the guess.
-        data = text.encode("utf-8", "surrogateescape" if self._encoding == "utf_8" else "replace")
+        marked = _OTHER_HALVES.sub("?", text)
+        data = marked.encode("utf-8", "surrogateescape" if self._encoding == "utf_8" else "replace")
         if self._guess is None:
             self._guess = guess_encoding(data) if self._encoding == "utf_8" else ""
         line = text.count("\n", 0, found.start()) + 1
