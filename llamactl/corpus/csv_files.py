@@ -2,6 +2,7 @@
 
 import csv as reader
 from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from llamactl.corpus.columns import missing_column
@@ -64,37 +65,46 @@ def _csv_rows(source: Decoded, location: str) -> Iterator[tuple[list[str] | Unre
     """Yield rows and their sizes in bytes."""
     # The csv module refuses fields of more than 128 KiB unless told otherwise.
     reader.field_size_limit(LONGEST_CELL)
-    taken = 0
-
-    def lines() -> Iterator[str]:
-        nonlocal taken
-        for line in read_lines(source, LONGEST_CELL):
-            if isinstance(line, int):
-                raise Unreadable(f"{location} has a line that is longer than {LONGEST_CELL >> 20} MiB.", lost=line)
-            taken += len(line.encode("utf-8", "replace")) + 1
-            yield f"{line}\n"
-
-    text = lines()
-    first = next(text, "")
+    lines = _Lines(source, location)
+    first = next(lines, "")
     # The name may end in .tsv.gz or the like; other files are judged by the separator in their header.
     delimiter = "\t" if ".tsv" in location.lower()[-8:] else next((sign for sign in ",\t;" if sign in first), ",")
-    rows = reader.reader(_chain(first, text), delimiter=delimiter, strict=True, quoting=reader.QUOTE_MINIMAL)
+    rows = reader.reader(chain([first] if first else [], lines), delimiter=delimiter, strict=True, quoting=reader.QUOTE_MINIMAL)
     while True:
         # Before the first row, the header line that was read to find the separator counts for that row.
-        before = taken if rows.line_num else 0
+        before = lines.taken if rows.line_num else 0
         try:
             row = next(rows)
         except StopIteration:
             return
         except reader.Error as error:
             why = f"Line {rows.line_num:,}: {error}."
-            yield Unreadable(f"{location}, a row can't be read.", why, SKIP, taken - before), 0
+            yield Unreadable(f"{location}, a row can't be read.", why, SKIP, lines.taken - before), 0
+            continue
+        except Unreadable as error:
+            yield error, 0
             continue
         if row:
-            yield row, taken - before
+            yield row, lines.taken - before
 
 
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    if first:
-        yield first
-    yield from rest
+class _Lines:
+    """The lines of a file, and how many bytes were taken. One that is too long raises Unreadable, and the next call reads on.
+
+    That is why it is no generator, which an error ends; the csv module begins a new row after one.
+    """
+
+    def __init__(self, source: Decoded, location: str) -> None:
+        self._lines, self._location = read_lines(source, LONGEST_CELL), location
+        self.taken = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        if isinstance(line, int):
+            self.taken += line + 1
+            raise Unreadable(f"{self._location} has a line that is longer than {LONGEST_CELL >> 20} MiB.", lost=line)
+        self.taken += len(line.encode("utf-8", "replace")) + 1
+        return f"{line}\n"
