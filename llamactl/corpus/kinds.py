@@ -130,14 +130,20 @@ MAGIC = (
     (0, b"\xd0\xcf\x11\xe0", ENDINGS[".doc"]),
     (0, b"\x89HDF", ENDINGS[".h5"]),
     (0, b"7z\xbc\xaf\x27\x1c", ENDINGS[".7z"]),
-    (0, b"Rar!", ENDINGS[".rar"]),
+    (0, b"Rar!\x1a\x07", ENDINGS[".rar"]),
     (0, b"\x89PNG", Other("a picture", _NO_TEXT)),
     (0, b"\xff\xd8\xff", Other("a picture", _NO_TEXT)),
-    (0, b"GIF8", Other("a picture", _NO_TEXT)),
+    (0, b"GIF87a", Other("a picture", _NO_TEXT)),
+    (0, b"GIF89a", Other("a picture", _NO_TEXT)),
     (0, b"\x7fELF", Other("a program", _NO_TEXT)),
-    (0, b"ID3", Other("music", _NO_TEXT)),
-    (0, b"OggS", Other("music", _NO_TEXT)),
+    # The version of the tag, 2.2 to 2.4.
+    (0, b"ID3\x02", Other("music", _NO_TEXT)),
+    (0, b"ID3\x03", Other("music", _NO_TEXT)),
+    (0, b"ID3\x04", Other("music", _NO_TEXT)),
+    (0, b"OggS\0", Other("music", _NO_TEXT)),
 )
+# Formats that are text themselves, but not of the kind to learn.
+MARKUP = (b"%PDF-", b"{\\rtf")
 
 
 def split_endings(path: Path) -> tuple[str, str]:
@@ -162,7 +168,13 @@ def describe_ending(path: Path) -> Other | None:
 
 def describe_magic(head: bytes) -> Other | None:
     """Return the kind of a file by its first bytes; None for text and for unknown formats."""
-    return next((other for place, magic, other in MAGIC if head.startswith(magic, place)), None)
+    return next((other for place, magic, other in MAGIC if head.startswith(magic, place) and _is_proof(magic, head)), None)
+
+
+def _is_proof(magic: bytes, head: bytes) -> bool:
+    """Check whether a signature says what a file is: text may begin with letters such as BZh, but has no zero byte."""
+    letters = magic.isascii() and magic.decode().isprintable()
+    return not letters or magic in MARKUP or b"\0" in head
 
 
 def is_clutter(name: str) -> bool:
