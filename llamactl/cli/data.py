@@ -80,12 +80,12 @@ def describe_documents(dataset: "Dataset", statistics: "DocumentStatistics") -> 
     info = dataset.info
     text_bytes = sum(shard.text_bytes for shard in info.shards)
     tokens = sum(shard.tokens for shard in info.shards)
-    whole = statistics.tokens + statistics.documents >= tokens
+    share = "all" if statistics.complete else "the first"
     lengths = "  ".join(f"{percent} %: {length:,}" for percent, length in statistics.lengths.items())
     rows = {
         "source": info.recipe.source + (f", mixed {info.recipe.weights}" if info.recipe.weights else ""),
         "bytes per token": f"{text_bytes / max(1, tokens):.2f}",
-        "measured": f"{statistics.documents:,} documents, {'all' if whole else 'the first'} {statistics.tokens:,} tokens",
+        "measured": f"{statistics.documents:,} documents, {share} {statistics.tokens:,} tokens",
         "lengths": f"{lengths}  (so many documents have at most so many tokens)",
         "repeated": f"{statistics.repeated:,} documents repeat an earlier one",
         "unused ids": f"{statistics.unused_ids:,} of {info.vocab_size:,} occur in none of them",

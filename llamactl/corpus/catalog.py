@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from xxhash import xxh3_64_intdigest
@@ -37,10 +38,16 @@ class DatasetSummary:
 
 
 def summarize_datasets() -> list[DatasetSummary]:
-    """Summarise all folders under data/, the most recently changed first."""
+    """Summarise all folders under data/, the newest first, as commands that take the newest see it."""
     folders = home_folder() / "data"
     found = [path for path in folders.iterdir() if path.is_dir() and not path.name.startswith(".")] if folders.is_dir() else []
-    return [summarize_dataset(DatasetDir(path)) for path in sorted(found, key=lambda path: -os.lstat(path).st_mtime_ns)]
+    return [summarize_dataset(DatasetDir(path)) for path in sorted(found, key=_time, reverse=True)]
+
+
+def _time(path: Path) -> int:
+    """Return when a dataset was completed, or asked for again, in ns; of an unfinished one when its folder was changed."""
+    info = DatasetDir(path).info_path
+    return os.lstat(info if os.path.lexists(info) else path).st_mtime_ns
 
 
 def summarize_dataset(folder: DatasetDir) -> DatasetSummary:
@@ -71,8 +78,10 @@ class DocumentStatistics:
     """Statistics of the measured documents of a dataset; `lengths` are percentiles in tokens, without the end-of-text token.
 
     `repeated` of them have the tokens of an earlier one, and `leaked` of the validation split are in the training split too.
+    `complete`: no split has more than what was measured.
     """
 
+    complete: bool
     documents: int
     tokens: int
     lengths: dict[int, int]
@@ -97,6 +106,7 @@ def measure_documents(dataset: Dataset, most: int = MEASURED) -> DocumentStatist
             seen[split].add(digest)
     percentiles = np.percentile(lengths, PERCENTILES, method="nearest") if lengths else np.zeros(len(PERCENTILES))
     return DocumentStatistics(
+        complete=all(dataset.info.total(split, "tokens") <= most for split in SPLITS),
         documents=len(lengths),
         tokens=sum(lengths),
         lengths={percent: int(value) for percent, value in zip(PERCENTILES, percentiles, strict=True)},
@@ -110,7 +120,10 @@ def _documents(dataset: Dataset, split: Split, most: int) -> Iterator[np.ndarray
     """Yield the ids of each document of a split, of rows those of each conversation without what fills a row."""
     shards, tokenizer = dataset.train if split == "train" else dataset.val, dataset.tokenizer
     if not dataset.info.recipe.row_tokens:
-        yield from read_documents(shards, tokenizer.end, most)
+        # All but the first of a shard begin with the ids that begin a text.
+        start = np.array(tokenizer.separator[1:])
+        for ids in read_documents(shards, tokenizer.end, most):
+            yield ids[len(start) :] if np.array_equal(ids[: len(start)], start) else ids
         return
     for ids in read_documents(shards, (tokenizer.start or (tokenizer.end,))[0], most):
         if len(said := ids[ids != tokenizer.end]):

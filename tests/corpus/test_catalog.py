@@ -1,5 +1,6 @@
 """What there is under data/: facts, statistics of documents, removal."""
 
+import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from llamactl.corpus import catalog
 from llamactl.corpus.catalog import measure_documents, read_documents, remove_dataset, summarize_datasets
 from llamactl.corpus.dataset import Dataset, DatasetDir
+from llamactl.corpus.documents import SPLITS
 from llamactl.errors import InUse, UsageError
 from llamactl.storage.locks import hold_lock
 from tests.conftest import make_dataset
@@ -49,6 +51,34 @@ def test_documents_by_hand(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) ->
         assert (found.lengths[5], found.lengths[50], found.lengths[100]) == (1, 1, 4)
         assert found.unused_ids == dataset.info.vocab_size - 8
     assert [ids.tolist() for ids in read_documents(train, end, 5)] == [[1, 2], [3]]
+
+
+def test_documents_that_begin_with_a_token_are_measured_without_it(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    end, start = dataset.tokenizer.end, (0,)
+    monkeypatch.setattr(dataset.tokenizer, "start", start)
+    train = [np.array([1, 2, end, 0, 1, 2, end, 0, 0, 3, end, 0], np.uint16), np.array([1, 2, end, 0], np.uint16)]
+    by_hand = replace(dataset, train=train, val=[np.array([1, 2, end, 0, 4, end, 0], np.uint16)])
+    found = measure_documents(by_hand)
+    assert (found.documents, found.tokens, found.repeated, found.leaked) == (6, 11, 2, 1)
+
+
+def test_it_is_said_whether_all_was_measured(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    for start in ((), (0,)):
+        monkeypatch.setattr(dataset.tokenizer, "start", start)
+        longest = max(dataset.info.total(split, "tokens") for split in SPLITS)
+        assert measure_documents(dataset, longest).complete
+        assert not measure_documents(dataset, longest - 1).complete
+
+
+def test_the_first_of_the_list_is_what_commands_take(home: Path, corpus: Path) -> None:
+    made = [make_dataset(home / "data" / name, corpus, tokenizer="bytes") for name in ("a", "b", "c")]
+    os.utime(made[1].info_path)
+    # A folder changes when a file is put into it, or its lock is.
+    (made[0].path / "notes").touch()
+    for folder, time in zip(made, (3, 1, 2), strict=True):
+        os.utime(folder.path, (time, time))
+    assert [summary.name for summary in summarize_datasets()] == ["b", "c", "a"]
+    assert DatasetDir.from_name("") == made[1]
 
 
 def test_a_dataset_s_documents_are_those_that_were_prepared(dataset: Dataset, documents: list[str]) -> None:
