@@ -38,7 +38,7 @@ class Recipe(Record):
 class Shard(Record):
     """One file of tokens, with its counts and its hash."""
 
-    file: str = Field(pattern=r"^(train|val)/\d{5}\.npy$")
+    file: str = Field(pattern=r"^(train|val)/\d{5,}\.npy$")
     tokens: Count
     documents: Count
     text_bytes: Count

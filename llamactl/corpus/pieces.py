@@ -229,7 +229,9 @@ def _documents(job: Job) -> Iterator[Document]:
     """Yield the documents of a piece, with duplicates of earlier ones replaced by a marker."""
     duplicate = iter(_marks(job)) if job.recipe.dedup else repeat(False)
     for document in read_piece(job.source, job.piece, job.recipe):
-        yield Document("duplicate", size=document.size) if document.place in SPLITS and next(duplicate) else document
+        # A file that has grown since the marks were made has more documents; that it changed is found at its end.
+        is_duplicate = document.place in SPLITS and next(duplicate, False)
+        yield Document("duplicate", size=document.size) if is_duplicate else document
 
 
 def marks_digest(folder: DatasetDir, piece: int) -> str:

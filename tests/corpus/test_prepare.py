@@ -18,7 +18,7 @@ import pytest
 from llamactl.corpus import pieces
 from llamactl.corpus import prepare as prepare_module
 from llamactl.corpus.dataset import Dataset, DatasetDir
-from llamactl.corpus.dataset_info import Recipe
+from llamactl.corpus.dataset_info import Recipe, Shard
 from llamactl.corpus.engines import local_engine, ray_engine
 from llamactl.corpus.pieces import Job, Receipt
 from llamactl.corpus.prepare import Estimated, PieceDone, Sealed, Share, finish_dataset, prepare_dataset
@@ -176,6 +176,30 @@ def test_the_same_content_is_the_same_dataset_however_it_is_typed(
         list(prepare_dataset(source, again, folder, local_engine(1)))
     with pytest.raises(DataError, match="other settings: tokenizer"):
         list(prepare_dataset(source, recipe(source, tokenizer="bpe:512"), folder, local_engine(1)))
+
+
+def test_a_file_that_grows_after_its_duplicates_were_marked_is_said_to_have_changed(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "{number} a document"}}\n' for number in range(40)))
+    marks = pieces._marks
+
+    def grow(job: Job) -> np.ndarray:
+        with (tmp_path / "a.jsonl").open("a") as file:
+            file.write('{"text": "one more"}\n')
+        return marks(job)
+
+    monkeypatch.setattr(pieces, "_marks", grow)
+    source = open_source([str(tmp_path / "a.jsonl")])
+    with pytest.raises(DataError, match="has changed while it was read"):
+        list(prepare_dataset(source, recipe(source, dedup=True), DatasetDir(home / "data" / "a"), local_engine(1)))
+
+
+@pytest.mark.parametrize("piece", [0, 99_999, 100_000, 1_234_567])
+def test_any_number_of_pieces_has_names(piece: int, home: Path) -> None:
+    path = DatasetDir(home).shard("train", piece)
+    shard = Shard(file=f"train/{path.name}", tokens=1, documents=1, text_bytes=1, sha256="0" * 64)
+    assert (shard.split, shard.piece) == ("train", piece)
 
 
 def test_one_document_is_too_few(tmp_path: Path) -> None:
