@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def test_a_model_that_knows_is_right_and_one_that_does_not_guesses(monkeypatch: 
     from llamactl.inference import multiple_choice
 
     monkeypatch.setattr(multiple_choice, "log_likelihoods", lambda _, __, question: [-1.0, -1.0 + 2 * question.answer - 1])
-    approx = pytest.approx(0.005, abs=1e-4)
+    approx: Any = pytest.approx(0.005, abs=1e-4)
     assert score_questions(model(257), RAW, questions) == Score(100, 0.5, 1.0, approx, 1.0, approx)
     monkeypatch.setattr(multiple_choice, "log_likelihoods", lambda *_: [0.0, -1.0])
     guessed = score_questions(model(257), RAW, questions)

@@ -80,7 +80,7 @@ def test_the_receipt_adds_up(dataset: Dataset) -> None:
 def test_the_advised_budget_is_as_many_epochs_as_pay(dropout: float, epochs: int, dataset: Dataset) -> None:
     """Also in the table of budgets."""
     tokens = dataset.info.total("train", "tokens")
-    over = {"train": {"dropout": dropout, "tokens": 18 * tokens, "device": "cpu"}}
+    over: dict[str, object] = {"train": {"dropout": dropout, "tokens": 18 * tokens, "device": "cpu"}}
     config, made = planned(dataset, over)
     assert made.worthwhile_tokens == pytest.approx(epochs * tokens, rel=0.01)
     assert f"above {epochs} it" in advise_budget(made, config.train)
