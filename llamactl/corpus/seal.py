@@ -83,12 +83,7 @@ def seal_dataset(jobs: list[Job], receipts: list[Receipt]) -> DatasetInfo:
         skipped_bytes=dict(sorted(sum((Counter(receipt.skipped_bytes) for receipt in receipts), Counter()).items())),
         inputs=Inputs(files=tuple(files.values())),
     ).with_digest()
-    if not info.total("train", "tokens"):
-        why = f"Documents read: {info.documents_read}; the first one with text is held out for validation."
-        raise DataError("There is no text to train on.", why, "Give it more than one document, or more --max-tokens.")
-    if not info.total("val", "tokens"):
-        why = f"Documents read: {info.documents_read}; they are too short or too similar to hold out a part of them."
-        raise DataError("There is no text to validate on.", why, "Give it more than one document, or more --max-tokens.")
+    _check_splits(info)
     known = {shard.file for shard in info.shards}
     # Before dataset.json exists: `verify` reports shards that it does not list, such as those behind a token limit.
     for path in [*folder.path.glob("*/[0-9]*.npy")]:
@@ -98,6 +93,16 @@ def seal_dataset(jobs: list[Job], receipts: list[Receipt]) -> DatasetInfo:
     atomic.write_file(folder.info_path, info.as_file())
     shutil.rmtree(folder.receipt(0).parent, ignore_errors=True)
     return info
+
+
+def _check_splits(info: DatasetInfo) -> None:
+    """Raise DataError when a split has no text."""
+    if not info.total("train", "tokens"):
+        why = f"Documents read: {info.documents_read}; the first one with text is held out for validation."
+        raise DataError("There is no text to train on.", why, "Give it more than one document, or more --max-tokens.")
+    if not info.total("val", "tokens"):
+        why = f"Documents read: {info.documents_read}; they are too short or too similar to hold out a part of them."
+        raise DataError("There is no text to validate on.", why, "Give it more than one document, or more --max-tokens.")
 
 
 def check_bad_docs(bad: int, recipe: Recipe) -> None:
