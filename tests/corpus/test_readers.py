@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llamactl.corpus.readers import read_part, split_into_parts
-from llamactl.corpus.splitting import LONGEST_TEXT
+from llamactl.corpus.splitting import LONGEST_TEXT, TooLong
 from llamactl.errors import DataError
 
 
@@ -20,6 +20,7 @@ def read(path: Path, column: str = "text") -> list[str | None]:
         for text in read_part(part, column):
             if isinstance(text, DataError):
                 raise text
+            assert not isinstance(text, TooLong)
             found.append(text)
     return found
 
