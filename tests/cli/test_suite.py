@@ -67,8 +67,9 @@ def test_what_is_not_about_held_out_text_is_not_kept(saved: RunDir, corpus: Path
     assert not saved.scores_path.exists()
 
 
-def test_files_of_one_name_have_a_row_each(saved: RunDir, home: Path) -> None:
-    files = [home / folder / "q.jsonl" for folder in "ab"]
+def test_files_of_one_name_have_a_row_each(saved: RunDir, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)  # a longer path would take several lines
+    files = [Path(folder) / "q.jsonl" for folder in "ab"]
     for file in files:
         file.parent.mkdir()
         file.write_text('{"context": "The", "choices": ["people", "xqz"], "answer": 0}\n')
