@@ -161,7 +161,7 @@ def train(
         plan = make_plan(config, data, world, budget.rate, budget.measured)
         check_memory(plan, config, world)
         check_fit(plan, config, folder, anyway)
-    return Training(run or RunDir.claim(config.preset).path.name, config, data)
+    return Training(run or RunDir.claim_new_name(config.preset).path.name, config, data)
 
 
 def _nested(settings: Mapping[str, Any]) -> Tree:

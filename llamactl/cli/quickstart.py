@@ -68,7 +68,7 @@ def train_until(end: float, name: str, again: str) -> str:
     """Train on a dataset until a time of `monotonic`; return the run. `again` is the command that begins anew."""
     from llamactl.runs.run_dir import RunDir
 
-    folder, begun = RunDir.claim(name), monotonic()
+    folder, begun = RunDir.claim_new_name(name), monotonic()
     with folder.removed_if_unused():
         run_step(
             f"train --data {shlex.quote(name)} --time {max(LEAST, end - begun):.0f}s --run {folder.path.name}",

@@ -190,7 +190,7 @@ def new_run(name: "str | Config", dry_run: bool, typed: bool) -> "RunDir":
     if not isinstance(name, str):
         name = "continued" if name.train.init_from else name.preset
     if not typed:
-        return RunDir.with_new_name(name) if dry_run else RunDir.claim(name)
+        return RunDir.with_new_name(name) if dry_run else RunDir.claim_new_name(name)
     folder = RunDir.from_name(name)
     if folder.config_path.exists() and not dry_run:
         fix = f"Choose another --run, or resume it: llamactl train --resume {name}"

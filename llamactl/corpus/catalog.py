@@ -41,10 +41,10 @@ def summarize_datasets() -> list[DatasetSummary]:
     """Summarise all folders under data/, the newest first, as commands that take the newest see it."""
     folders = home_folder() / "data"
     found = [path for path in folders.iterdir() if path.is_dir() and not path.name.startswith(".")] if folders.is_dir() else []
-    return [summarize_dataset(DatasetDir(path)) for path in sorted(found, key=_time, reverse=True)]
+    return [summarize_dataset(DatasetDir(path)) for path in sorted(found, key=_changed_at, reverse=True)]
 
 
-def _time(path: Path) -> int:
+def _changed_at(path: Path) -> int:
     """Return when a dataset was completed, or asked for again, in ns; of an unfinished one when its folder was changed."""
     info = DatasetDir(path).info_path
     return os.lstat(info if os.path.lexists(info) else path).st_mtime_ns

@@ -40,9 +40,9 @@ class Duration:
     @property
     def total(self) -> float:
         """Return the sum."""
-        return self.left(0.0)
+        return self.seconds_left(0.0)
 
-    def left(self, done: float) -> float:
+    def seconds_left(self, done: float) -> float:
         """Return the seconds that are left when a fraction of the steps is done: the start is repeated."""
         return self.start + (1 - done) * (self.steps + self.looking)
 

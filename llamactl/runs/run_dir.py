@@ -50,7 +50,7 @@ class RunDir:
         return next(run for run in cls._numbered(label) if not run.path.exists())
 
     @classmethod
-    def claim(cls, label: str) -> "RunDir":
+    def claim_new_name(cls, label: str) -> "RunDir":
         """Make the folder of a run with a new name, so that no other process takes the same one; raises WriteFailed."""
         return next(run for run in cls._numbered(label) if run._make_folder())
 

@@ -43,7 +43,7 @@ Deltas = asyncio.Queue[Delta | Exception | None]
 class Prompt(NamedTuple):
     """Ids to continue, what its samples' seeds depend on, by how many tokens, and how it is repeated in the answer.
 
-    `echo` is None where it is not, else how many ids the server itself put in front.
+    `echo` is the number of ids that the server itself put in front and does not repeat; without it the prompt is not repeated.
     """
 
     ids: list[int]

@@ -80,8 +80,8 @@ class Offsets:
         """Begin after so many characters."""
         self._decoder, self._place = codecs.getincrementaldecoder("utf-8")(errors="replace"), start
 
-    def take(self, content: bytes) -> int:
-        """Return how many characters are before the next token."""
+    def offset_before(self, content: bytes) -> int:
+        """Return how many characters are before the next token, which has these bytes."""
         place = self._place
         self._place += len(self._decoder.decode(content))
         return place
@@ -188,7 +188,7 @@ class Scheduler:
             raise BadRequest("Too many requests wait; try again in a moment.", status=503) from None
 
     @property
-    def active(self) -> int:
+    def active_choices(self) -> int:
         """Return the number of choices that are being generated."""
         return sum(map(len, self._queues.values()))
 
@@ -219,7 +219,7 @@ class Scheduler:
         """Begin with the jobs that wait, as far as there is room; wait a moment where there is no other work at all."""
         while True:
             try:
-                job = self._next or self._waiting.get(block=not self.active, timeout=0.2)
+                job = self._next or self._waiting.get(block=not self.active_choices, timeout=0.2)
             except Empty:
                 return
             self._next = None
@@ -243,7 +243,7 @@ class Scheduler:
 def _detail(tokenizer: Tokenizer, token: int, logs: torch.Tensor | None, top: int, offsets: Offsets) -> TokenDetail:
     """Describe a token of a text, and the `top` likeliest in its place; `logs` are None where nothing predicts it."""
     content = tokenizer.decode_bytes([token])
-    name, offset = spell_token(tokenizer, token), offsets.take(content)
+    name, offset = spell_token(tokenizer, token), offsets.offset_before(content)
     if logs is None:
         return TokenDetail(name, content, None, offset)
     best = logs.topk(min(top, len(logs)))

@@ -120,18 +120,18 @@ def test_a_checkpoint_knows_its_run_and_other_folders_have_none(home: Path) -> N
 
 def test_fresh_runs_never_share_a_folder(home: Path) -> None:
     """Also where none has written anything yet, and those that are only named take no name away."""
-    assert len({RunDir.claim("tiny").path for _ in range(5)} | {RunDir.with_new_name("tiny").path}) == 6
+    assert len({RunDir.claim_new_name("tiny").path for _ in range(5)} | {RunDir.with_new_name("tiny").path}) == 6
 
 
 def test_a_claimed_folder_is_no_run_and_goes_if_nothing_was_written(home: Path) -> None:
-    run = RunDir.claim("tiny")
+    run = RunDir.claim_new_name("tiny")
     assert RunDir.all() == []
     with pytest.raises(DataError, match="no run"):
         run.check_exists()
     with pytest.raises(DataError), run.removed_if_unused():
         raise DataError("It was refused.")
     assert not run.path.exists()
-    kept = RunDir.claim("tiny")
+    kept = RunDir.claim_new_name("tiny")
     kept.start(Config(), {})
     with kept.removed_if_unused():
         pass

@@ -140,7 +140,7 @@ def test_who_leaves_is_not_generated_for(run: RunDir, monkeypatch: pytest.Monkey
 
     def wait_for(active: int) -> None:
         deadline = time.monotonic() + 20
-        while scheduler.active != active:
+        while scheduler.active_choices != active:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 

@@ -76,7 +76,7 @@ def _time_left(plan: Plan, done: int, assumption: str) -> str:
     if done >= plan.steps:
         return "none: the run is finished"
     left = f" for the {plan.steps - done:,} steps that are left" if done else ""
-    return f"about {show_time(plan.duration.left(done / plan.steps))}{left}{assumption}"
+    return f"about {show_time(plan.duration.seconds_left(done / plan.steps))}{left}{assumption}"
 
 
 def _precision_name(world: World) -> str:
