@@ -100,7 +100,7 @@ def plan_grid(name: str, texts: list[str], given: str, options: argparse.Namespa
             compiled = "on" if chosen.train.compile == "on" else "off"
             words = ["train", "--data", data, "--preset", preset, "--tokens", str(chosen.train.tokens), "--yes"]
             words += ["--set", f"train.tokens_per_step={steps}", "--set", f"train.compile={compiled}"]
-            words += ["--set", f"train.dropout={chosen.train.dropout}"]
+            words += ["--set", f"train.dropout={chosen.train.dropout}", "--patience", str(chosen.train.patience)]
             words += ["--set", f"optim.weight_decay={chosen.optim.weight_decay}"]
             plan.write_text(json.dumps(words))
         yield path, json.loads(plan.read_text())

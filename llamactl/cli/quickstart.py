@@ -1,5 +1,6 @@
 """llamactl quickstart: from text to a model that writes, in one command and the time that is given."""
 
+import math
 import shlex
 from signal import SIGINT
 from time import monotonic
@@ -85,9 +86,14 @@ def learn_from_several(first: "RunDir", taken: float, end: float, again: str) ->
     """
     from llamactl.cli.ui.console import progress
     from llamactl.planning.defaults import affordable_teachers
+    from llamactl.runs.metrics_log import last_rows
+    from llamactl.training.events import EndedEarly
 
-    config, epochs, teachers = first.config(), first.plan()["epochs"], [first.path.name]
+    config, teachers = first.config(), [first.path.name]
     taught = f"{teachers[0]}-taught"
+    # A run that ended early has had as many epochs as pay.
+    ended_early = last_rows(first.metrics_path, (EndedEarly.kind,), first.path)
+    epochs = math.inf if ended_early else first.plan()["epochs"]
     if not affordable_teachers(config, epochs, taken, end - monotonic(), 1):
         return teachers[0]
     progress.print(
@@ -117,6 +123,7 @@ def run_alike(config: "Config", name: str, seed: int, teachers: list[str], again
     chosen = {
         "train.tokens_per_step": config.train.tokens_per_step,
         "train.dropout": config.train.dropout,
+        "train.patience": config.train.patience,
         "train.compile": config.train.compile,
         "optim.weight_decay": config.optim.weight_decay,
         "train.seed": seed,

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 RESUME_HELP = "With --resume: the run to resume."
 BITS_HELP = "On a GPU: bit-identical results every time, but slower."
 PATIENCE_HELP = "End after so many validations without a lower loss; sample and export then take the best."
+PATIENCE_DEFAULT = "3 where a budget is not asked for and reads the text more than twice"
 YES_HELP = "Train even for over 20 epochs or 30 days."
 TEACHERS_HELP = "Also learn what these checkpoints predict, separated by commas: runs on the same data with other seeds."
 TRACK_HELP = "Also log to trackers, separated by commas: tensorboard, wandb, trackio."
@@ -68,7 +69,7 @@ def train(
     tokens: Tokens = "",
     time: Time = "",
     patience: Annotated[
-        int | None, typer.Option(min=0, help=PATIENCE_HELP, show_default="the budget ends it", rich_help_panel=RUN)
+        int | None, typer.Option(min=0, help=PATIENCE_HELP, show_default=PATIENCE_DEFAULT, rich_help_panel=RUN)
     ] = None,
     config: ConfigFile = None,
     settings: Settings = None,

@@ -9,6 +9,9 @@ from llamactl.planning.flops import num_matmul_params
 WORTHWHILE_EPOCHS = 4
 # With dropout and a strong weight decay, which keep text from being learned by heart (docs/recipe.md: more were not measured).
 REGULARIZED_EPOCHS, DROPOUT, WEIGHT_DECAY = 16, 0.2, 2.0
+# Validations without a lower loss that end a run which reads its text so many times: once it is known by heart, held-out text
+# gets worse, by a third for 128k tokens (docs/recipe.md).
+PATIENCE, LEARNED_BY_HEART = 3, 2
 # Runs that another one learns from: three were measured (docs/recipe.md).
 MOST_TEACHERS = 4
 # The ratio at which more tokens and more parameters gain equally (Hoffmann et al. 2022, arXiv 2203.15556).
@@ -50,6 +53,12 @@ def worthwhile_tokens(parameters: int, data: float, epochs: int) -> int:
 def default_budget(parameters: int, info: DatasetInfo, epochs: int = WORTHWHILE_EPOCHS) -> int:
     """Return the default budget in tokens: what the size and the dataset, read in `epochs`, are worth, at most 3 billion."""
     return min(LARGEST_BUDGET, worthwhile_tokens(parameters, info.total("train", "tokens"), epochs))
+
+
+def default_patience(train: TrainConfig, tokens: int, info: DatasetInfo) -> int:
+    """Return the patience of a run whose budget of `tokens` was not asked for, unless its patience was."""
+    is_read_often = tokens > LEARNED_BY_HEART * info.total("train", "tokens")
+    return train.patience if "patience" in train.model_fields_set or not is_read_often else PATIENCE
 
 
 def affordable_teachers(config: Config, epochs: float, taken: float, left: float, trained: int) -> int:

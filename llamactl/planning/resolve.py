@@ -12,7 +12,7 @@ from llamactl.distributed.context import World
 from llamactl.errors import UsageError
 from llamactl.optim.build import CONTINUED_RATE, EMBEDDING_SCALE, EMBEDDING_SCALE_TIED, FINETUNED_RATE, default_lr
 from llamactl.planning.batch_size import max_micro_batch, resolve_batch, resolve_micro_batch, resolve_recompute
-from llamactl.planning.defaults import default_budget, default_eval_tokens
+from llamactl.planning.defaults import default_budget, default_eval_tokens, default_patience
 from llamactl.planning.flops import flops_per_token
 from llamactl.planning.memory import free_memory
 from llamactl.planning.memory_estimate import estimate_memory
@@ -74,8 +74,10 @@ def resolve_config(config: Config, dataset: Dataset, world: World) -> Config:
     """
     model, optim = _fit_vocab(config.model, dataset), config.optim
     window_rule(dataset, config.data, model.context)  # which refuses windows that don't fit the dataset
-    budget = config.train.tokens or default_budget(num_params(model), dataset.info)
-    config = config.with_train(tokens=budget).model_copy(update={"model": model})
+    if not config.train.tokens:
+        budget = default_budget(num_params(model), dataset.info)
+        config = config.with_train(tokens=budget, patience=default_patience(config.train, budget, dataset.info))
+    config = config.model_copy(update={"model": model})
     train = config.train
     windows, micro_batch = _batch(config, world)
     steps = -(-train.tokens // (windows * model.context))

@@ -17,6 +17,7 @@ from llamactl.planning.defaults import (
     TOKENS_PER_PARAMETER,
     WEIGHT_DECAY,
     WORTHWHILE_EPOCHS,
+    default_patience,
     final_eval_tokens,
     worthwhile_epochs,
 )  # fmt: skip
@@ -44,7 +45,8 @@ def choose_in_time(configs: Iterable[Config], dataset: Dataset, world: World, ra
             # Less is done better without dropout, which slows learning down.
             if tokens and (variant is config or tokens > WORTHWHILE_EPOCHS * data):
                 loss = predict_loss(resolve_config(variant, dataset, world).model, tokens, tokens / data, dataset).loss
-                found.append((loss, variant.with_train(tokens=tokens)))
+                patience = default_patience(variant.train, tokens, dataset.info)
+                found.append((loss, variant.with_train(tokens=tokens, patience=patience)))
     if not found:
         why = "Not even one step of the smallest model ends in that time on this device."
         raise UsageError(f"{show_time(seconds)} is too short.", why, "Example: --time 5m")

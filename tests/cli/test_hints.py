@@ -11,6 +11,7 @@ from llamactl.cli.ui.live import Course
 from llamactl.cli.ui.training import TrainingScreen
 from llamactl.config.schema import build_config
 from llamactl.runs.run_dir import RunDir
+from llamactl.training.events import Evaluated, Saved
 from tests.cli.inline import type_in
 
 
@@ -34,6 +35,20 @@ def test_the_end_of_training_names_its_run(two: tuple[RunDir, RunDir], capsys: p
     for run, words in zip(two, ("llamactl plot-loss a", "llamactl plot-loss"), strict=True):
         TrainingScreen(Course("", 1, 1, 1, 0.0), run).show_end(failed=False)
         assert capsys.readouterr().err.rstrip().endswith(words)
+
+
+def test_the_checkpoint_named_at_the_end_is_the_one_that_was_evaluated(
+    two: tuple[RunDir, RunDir], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With patience that is the best one, and newer ones were saved."""
+    run = two[1]
+    screen = TrainingScreen(Course("", 10, 1, 1, 0.0), run)
+    screen.show(Saved(7, 7, 1.0, 7.0, str(run.checkpoint(7))))
+    screen.show(Evaluated(4, 4, 1.0, 4.0, 3.0, 1.0, 100))
+    screen.show_end(failed=False)
+    said = capsys.readouterr().err
+    assert run.checkpoint(4).name in said
+    assert run.checkpoint(7).name not in said
 
 
 @pytest.mark.parametrize("text", ["a b", "-x", "--", "it's", "", "$HOME"])

@@ -1,5 +1,6 @@
 """From text to a model in one command, and what Ctrl-C does to it."""
 
+import json
 import os
 import pty
 import random
@@ -26,6 +27,7 @@ from llamactl.corpus.sources import sample_source
 from llamactl.planning import timed
 from llamactl.runs.run_dir import RunDir
 from llamactl.storage.home import LONGEST_NAME, make_name, shorten_name
+from llamactl.training.events import EndedEarly, event_to_row
 from tests.cli.inline import type_in
 
 SURROUNDINGS = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1"}
@@ -58,7 +60,7 @@ def test_a_used_up_text_is_learned_from_several_runs(home: Path, monkeypatch: py
     assert not typed
     assert learn_from_several(folder, 10, time.monotonic() + 45, "") == "first-taught"
     begin = "train --data my --preset tiny --tokens 5120 --set train.tokens_per_step=512 --set train.dropout=0.2"
-    begin += " --set train.compile=auto"
+    begin += " --set train.patience=0 --set train.compile=auto"
     assert all(command.startswith(f"{begin} --set optim.weight_decay=0.1 ") for command in typed)
     # The runs took no time at all, so that there was some for a fourth.
     assert [command.partition("weight_decay=0.1 ")[2] for command in typed] == [
@@ -67,6 +69,24 @@ def test_a_used_up_text_is_learned_from_several_runs(home: Path, monkeypatch: py
         "--set train.seed=3 --set data.seed=3 --run first-4",
         "--set train.seed=4 --set data.seed=4 --teachers first,first-2,first-3,first-4 --run first-taught",
     ]
+
+
+@pytest.mark.parametrize(("ended_early", "runs"), [(False, 0), (True, 4)])
+def test_a_run_that_ended_early_has_used_up_its_text(
+    ended_early: bool, runs: int, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunDir.from_name("first")
+    settings = {"data": {"name": "my"}, "train": {"tokens": 5_120, "dropout": 0.2, "patience": 3}}
+    folder.start(build_config([preset_settings("tiny"), settings]), {})
+    folder.keep_plan({"epochs": 7.0})
+    if ended_early:
+        row = event_to_row(EndedEarly(4, 4_096, 1e9, 5.0, 3.2, 3))
+        folder.metrics_path.write_text(json.dumps(row) + "\n")
+    typed: list[str] = []
+    monkeypatch.setattr(quickstart, "run_step", lambda command, to_continue: typed.append(command))
+    learn_from_several(folder, 10, time.monotonic() + 45, "")
+    assert len(typed) == runs
+    assert all("--set train.patience=3" in command for command in typed)
 
 
 @pytest.mark.parametrize(("code", "raises"), [(4, False), (137, False), (130, True), (143, True)])

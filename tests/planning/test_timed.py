@@ -8,6 +8,8 @@ from llamactl.corpus.dataset import Dataset
 from llamactl.corpus.sources import default_tokenizer
 from llamactl.distributed.context import World, init_device
 from llamactl.errors import UsageError
+from llamactl.planning.defaults import PATIENCE
+from llamactl.planning.resolve import resolve_config
 from llamactl.planning.timed import bytes_in_time, choose_in_time, run_seconds, tokens_in_time
 from tests.planning.test_agreement import dataset_of
 
@@ -58,6 +60,20 @@ def test_scarce_text_is_read_more_often_with_dropout(dataset: Dataset) -> None:
     assert (chosen.train.dropout, chosen.optim.weight_decay) == (0.1, 0.1)
     plenty = choose_in_time([config], dataset_of(10**9, dataset), world, RATE, 10**9)
     assert plenty.train.dropout == 0.0
+
+
+def test_text_that_is_read_often_is_left_when_the_loss_no_longer_falls(dataset: Dataset) -> None:
+    """Where the budget and the patience are not asked for; what was asked for stays as it is."""
+    config, world = config_of("tiny")
+    text = dataset_of(300_000, dataset)
+    short, long = (choose_in_time([config], text, world, RATE, seconds) for seconds in (1_000, 10**6))
+    assert short.train.tokens < 600_000 < long.train.tokens
+    assert (short.train.patience, long.train.patience) == (0, PATIENCE)
+    never = build_config([config.model_dump(exclude_unset=True), {"train": {"patience": 0}}])
+    assert choose_in_time([never], text, world, RATE, 10**6).train.patience == 0
+    assert [resolve_config(each, text, world).train.patience for each in (config, never)] == [PATIENCE, 0]
+    assert resolve_config(config.with_train(tokens=10**7), text, world).train.patience == 0
+    assert resolve_config(config, dataset_of(10**9, dataset), world).train.patience == 0
 
 
 def test_a_time_that_is_too_short_is_refused(dataset: Dataset) -> None:

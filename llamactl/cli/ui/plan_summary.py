@@ -53,7 +53,8 @@ def show_plan_lines(
             f"({shape}, vocabulary {model.vocab_size:,}, {head})",
             **_origin(config),
             "budget": f"{plan.steps:,} steps x {plan.tokens_per_step:,} tokens = {plan.tokens:,} tokens, "
-            f"{plan.epochs:.2f} epochs, {plan.tokens_per_parameter:.2g} tokens per parameter, {plan.flops:.2g} FLOPs",
+            f"{plan.epochs:.2f} epochs, {plan.tokens_per_parameter:.2g} tokens per parameter, {plan.flops:.2g} FLOPs"
+            + _early_end(config.train.patience),
             "batch": f"{_sequences(plan, config)}, micro-batch {plan.micro_batch}"
             + (", documents do not see one another" if config.data.separate_documents else "")
             + (", activations recomputed to save memory" if config.train.activation_checkpointing == "on" else ""),
@@ -69,6 +70,11 @@ def show_plan_lines(
         },
     )
     _warn(plan, config)
+
+
+def _early_end(patience: int) -> str:
+    """Describe when a run ends before its budget; empty without patience."""
+    return f"; ends early after {patience} validations without a lower loss" if patience else ""
 
 
 def _time_left(plan: Plan, done: int, assumption: str) -> str:

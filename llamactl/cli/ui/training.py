@@ -154,7 +154,9 @@ class TrainingScreen:
             result = f"{show_time(saved.seconds)} of training"
             if validated:
                 result += f", {describe_validation(validated)}"
-            show_table(f"{name} is done", {"result": result, "checkpoint": f"{saved.path} (Hugging Face loads it as it is)"})
+            # What is evaluated at the end is what RUN names: with patience the best, which need not be the newest.
+            path = self.folder.checkpoint(validated.step) if isinstance(validated, Evaluated) else saved.path
+            show_table(f"{name} is done", {"result": result, "checkpoint": f"{path} (Hugging Face loads it as it is)"})
         answers = self.folder.config().data.loss_on == "assistant"
         show_next(shlex.join(["llamactl", *(["chat", name] if answers else ["plot-loss", *name_unless_newest(self.folder)])]))
 
