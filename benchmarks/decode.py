@@ -28,6 +28,7 @@ from busy import busy_processes
 from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint import io as checkpoint_io
 from llamactl.checkpoint.hf_config import hf_config
+from llamactl.checkpoint.snapshot import take_snapshot
 from llamactl.config.schema import Config, build_config, preset_settings
 from llamactl.export import gguf
 from llamactl.inference.benchmark import benchmark_decoding, reading_rate
@@ -83,9 +84,7 @@ def made(folder: Path) -> Path:
     run = RunDir(folder / "run")
     run.start(Config(), {})
     state = checkpoint_format.State(step=1, tokens=1, seconds=1.0)
-    checkpoint_io.save_checkpoint(
-        run.checkpoint(1), checkpoint_format.take_snapshot(Llama(config.model), []), config.model, tokenizer, state
-    )
+    checkpoint_io.save_checkpoint(run.checkpoint(1), take_snapshot(Llama(config.model), []), config.model, tokenizer, state)
     return run.checkpoint(1)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint import io as checkpoint_io
 from llamactl.checkpoint.format import State
+from llamactl.checkpoint.snapshot import take_snapshot
 from llamactl.config.schema import Config, build_config
 from llamactl.inference.generate import generate_samples
 from llamactl.metrics.monitor import record_events
@@ -53,9 +53,7 @@ def used(home: Path, corpus: Path) -> Path:
     run.start(config, {"command": "llamactl train"})
     model = Llama(SHAPE)
     state = State(step=7, tokens=9, seconds=1.0, validation_loss=5.0)
-    checkpoint_io.save_checkpoint(
-        run.checkpoint(7), checkpoint_format.take_snapshot(model, []), SHAPE, bpe.byte_tokenizer(), state
-    )
+    checkpoint_io.save_checkpoint(run.checkpoint(7), take_snapshot(model, []), SHAPE, bpe.byte_tokenizer(), state)
     rows = [{"kind": "step", "step": n, **MOMENT, **SPEED, "loss": None if n % 3 == 1 else 5.0} for n in range(1, 8)]
     rows += [{"kind": "validation", "step": 7, **MOMENT, "loss": None, "bits_per_byte": None}]
     rows += [{"kind": "skipped", "step": 4, **MOMENT, "loss": None, "grad_norm": None}]
@@ -211,7 +209,7 @@ def test_a_model_whose_scores_are_none_is_named(used: Path) -> None:
 OTHER_WRITERS = {
     "llamactl.storage.records",
     "llamactl.checkpoint.safetensors_io",
-    "llamactl.checkpoint.format",
+    "llamactl.checkpoint.snapshot",
     "llamactl.report.page",
     "llamactl.escape",
 }

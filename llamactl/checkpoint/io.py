@@ -3,7 +3,7 @@
 No pickle: tensors are safetensors, the rest is JSON. state.json is written last and has the hashes of the other files.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,19 @@ from llamactl.checkpoint.format import (
     OPTIMIZER,
     STATE,
     WEIGHTS,
-    Snapshot,
     State,
     checkpoint_root,
     find_weights,
     locate_file,
     read_state,
     read_verified_state,
+    verify_model,
 )
 from llamactl.checkpoint.hf_config import read_hf_config
 from llamactl.checkpoint.huggingface import description_files, read_chat_template, read_model_tokenizer, read_template_names
 from llamactl.checkpoint.select import locate_checkpoint, retry_while_pruned
+from llamactl.checkpoint.snapshot import Snapshot
+from llamactl.checkpoint.tensor_headers import read_shapes
 from llamactl.config.schema import ModelConfig
 from llamactl.distributed import dtensor
 from llamactl.errors import DataError
@@ -84,7 +86,7 @@ def _check_optimizer(path: Path, state: State, model: Llama, optimizers: list[Op
             for parameter in group["params"]:
                 shapes = _state_shapes(optimizer, group, tuple(parameter.shape))
                 expected |= {f"{names[parameter]}:{key}": shape for key, shape in shapes.items()}
-    stored = safetensors_io.read_shapes(path / OPTIMIZER, checkpoint_root(path))
+    stored = read_shapes(path / OPTIMIZER, checkpoint_root(path))
     # Optimizers create their state at the first update: there is none if all steps were skipped.
     if not stored and state.step == state.skipped:
         return
@@ -140,7 +142,7 @@ def load_model(path: Path, device: torch.device, verified: State | None = None) 
 
     `verified` is the state if the caller has just verified all files that are used. Raises DataError.
     """
-    state, root = verified or _verify_model(path), checkpoint_root(path)
+    state, root = verified or verify_model(path), checkpoint_root(path)
     config, tokenizer = read_hf_config(path, root), read_model_tokenizer(path)
     tokenizer.chat_template, tokenizer.template_names = read_chat_template(path), read_template_names(path)
     if tokenizer.vocab_size > config.vocab_size:
@@ -163,7 +165,7 @@ def _check_shapes(path: Path, state: State, config: ModelConfig, verdict: str = 
     stored = {
         name: shape
         for file in files
-        for name, shape in safetensors_io.read_shapes(file, checkpoint_root(path)).items()
+        for name, shape in read_shapes(file, checkpoint_root(path)).items()
         if not _is_derived(name, config)
     }
     # First by count, as config.json may claim any number of layers, each of which has tensors.
@@ -180,21 +182,22 @@ def _check_shapes(path: Path, state: State, config: ModelConfig, verdict: str = 
             raise DataError(f"{path / (WEIGHTS if len(files) == 1 else INDEX)} {verdict}.", why)
 
 
-def _verify_model(path: Path) -> State:
-    """Read the state of a checkpoint and verify the files of which a model is loaded; raises DataError."""
-    return read_verified_state(path, unused=(OPTIMIZER,))
+def open_model(
+    name: str, device: torch.device, verified: Mapping[Path, State] | None = None
+) -> tuple[Path, Llama, Tokenizer, State]:
+    """Find a checkpoint by name and load it as `load_model` does, also while its run is training.
 
-
-def open_model(name: str, device: torch.device) -> tuple[Path, Llama, Tokenizer, State]:
-    """Find a checkpoint by name and load it as `load_model` does, also while its run is training."""
-    verified: dict[Path, State] = {}
+    `verified` has the states of checkpoints whose files the caller has just verified.
+    """
+    known = dict(verified or {})
 
     def verify(path: Path) -> State:
-        verified[path] = _verify_model(path)
-        return verified[path]
+        if path not in known:
+            known[path] = verify_model(path)
+        return known[path]
 
     def load(path: Path) -> tuple[Path, Llama, Tokenizer, State]:
-        return path, *load_model(path, device, verified.pop(path, None))
+        return path, *load_model(path, device, known.pop(path, None))
 
     return retry_while_pruned(name, load, partial(locate_checkpoint, verify=verify))
 

@@ -2,17 +2,14 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from llamactl.checkpoint.tensor_headers import open_tensors, read_shapes
 from llamactl.distributed.dtensor import gather_rows
 from llamactl.errors import DataError
-from llamactl.storage.records import check_file
 
 NAMES = {
     torch.float64: "F64",
@@ -79,34 +76,18 @@ def tensor_bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-# The dtypes of weights and optimizer state.
-FLOATS = ("F64", "F32", "F16", "BF16")
-
-
-def read_shapes(path: Path, root: Path | None = None) -> dict[str, tuple[int, ...]]:
-    """Read the shape of each tensor from a file's header; raises DataError, also for a dtype that is not floating point."""
-    shapes = {}
-    with _open(path, root) as file:
-        for name in file.keys():  # noqa: SIM118
-            part = file.get_slice(name)
-            shapes[name] = tuple(part.get_shape())
-            if part.get_dtype() not in FLOATS:
-                raise DataError(f"{path} is damaged.", f"{name} has the dtype {part.get_dtype()}, which is not floating point.")
-    return shapes
-
-
 def iter_tensors(path: Path, root: Path | None = None) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of a file by name, one at a time; raises DataError, also for a number that is not finite."""
     for name in read_shapes(path, root):
         # Opened again for each: pages read through a mapping stay in memory until it is closed.
-        with _open(path, root) as file:
+        with open_tensors(path, root) as file:
             yield name, _check_finite(path, name, file.get_tensor(name))
 
 
 def load_tensors(path: Path, root: Path | None = None) -> dict[str, Tensor]:
     """Load all tensors of a file by name; raises DataError, also for a number that is not finite."""
     names = read_shapes(path, root)
-    with _open(path, root) as file:
+    with open_tensors(path, root) as file:
         return {name: _check_finite(path, name, file.get_tensor(name)) for name in names}
 
 
@@ -116,14 +97,3 @@ def _check_finite(path: Path, name: str, tensor: Tensor) -> Tensor:
     if tensor.numel() and not tensor.sum().isfinite() and not all(torch.isfinite(end) for end in tensor.aminmax()):
         raise DataError(f"{path} is damaged.", f"{name} holds numbers that are not finite.")
     return tensor
-
-
-@contextmanager
-def _open(path: Path, root: Path | None) -> Iterator[Any]:
-    # The library opens the path itself, and would follow a link.
-    check_file(path, root)
-    try:
-        with safe_open(path, "pt") as file:
-            yield file
-    except (OSError, ValueError, SafetensorError) as error:
-        raise DataError(f"{path} is damaged.", str(error)) from error

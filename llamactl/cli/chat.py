@@ -21,7 +21,7 @@ from llamactl.cli.options import (
     TopP,
     WeightsFormat,
 )
-from llamactl.cli.preconditions import import_torch, require_run
+from llamactl.cli.preconditions import import_torch_and_verify, require_run
 
 CONVERSATIONS_HELP = 'Answer each conversation of a JSONL file, {"messages": [...]}, and print it with the answer.'
 
@@ -56,7 +56,7 @@ def chat(
     On a terminal it asks for one message after another; otherwise each line of the standard input is one.
     """
     require_run(model)
-    import_torch()
+    verified = import_torch_and_verify(model)
     from llamactl.checkpoint import io as checkpoint_io
     from llamactl.checkpoint.select import describe_model
     from llamactl.cli.decoding import convert_for_decoding
@@ -69,7 +69,7 @@ def chat(
     from llamactl.model.decode import Sampler
 
     request = Request((), max_new_tokens, seed=seed, pick=Sampler(temperature, top_k, top_p, min_p, repetition_penalty))
-    path, loaded, tokenizer, state = checkpoint_io.open_model(model, choose_device(device))
+    path, loaded, tokenizer, state = checkpoint_io.open_model(model, choose_device(device), verified)
     conversation = Chat(loaded, tokenizer, request)
     conversation.model = convert_for_decoding(loaded, weights)
     conversation.set_system(check_literal(system, "The system message"))

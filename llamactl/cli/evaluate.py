@@ -8,7 +8,7 @@ import typer
 
 from llamactl.cli import completion
 from llamactl.cli.options import MODEL_HELP, SAID, DeviceName
-from llamactl.cli.preconditions import import_torch, require_run
+from llamactl.cli.preconditions import import_torch_and_verify, require_run
 from llamactl.cli.suite import show_suite
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def evaluate(
     from dataclasses import asdict
 
     require_run(run)
-    import_torch()
+    verified = import_torch_and_verify(run)
     from llamactl.checkpoint import io as checkpoint_io
     from llamactl.checkpoint import select as checkpoint_select
     from llamactl.cli.suite import describe_suite, evaluate_suite
@@ -78,7 +78,7 @@ def evaluate(
     # Read before the model is loaded, so that a mistake in a file is reported at once.
     question_files = {str(path): read_questions(path) for path in questions or []}
     target = choose_device(device)
-    path, model, tokenizer, state = checkpoint_io.open_model(run, target)
+    path, model, tokenizer, state = checkpoint_io.open_model(run, target, verified)
     record: dict[str, Any] = {"checkpoint": str(path), "step": state.step, "sha256": state.files, "results": {}}
     rows: dict[str, str] = {}
     scored = evaluate_suite(path, model, tokenizer, texts, text_column, data, split, limit) if suite else None

@@ -23,7 +23,7 @@ from llamactl.cli.options import (
     TopP,
     WeightsFormat,
 )
-from llamactl.cli.preconditions import import_torch, require_run
+from llamactl.cli.preconditions import import_torch_and_verify, require_run
 from llamactl.cli.ui.samples import show_samples, strip_prompt
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def sample(
 ) -> None:
     """Generate text from a prompt."""
     require_run(run)
-    import_torch()
+    verified = import_torch_and_verify(run)
     from llamactl.checkpoint import io as checkpoint_io
     from llamactl.checkpoint import select as checkpoint_select
     from llamactl.cli.decoding import convert_for_decoding
@@ -101,7 +101,7 @@ def sample(
     stripped = texts if raw_prompt else [strip_prompt(text) for text in texts]
     stops = tuple(check_literal(text, "A stop") for text in stop or ())
     request = Request(tuple(stripped), max_new_tokens, n, seed, stops, sampler)
-    path, model, tokenizer, state = checkpoint_io.open_model(run, choose_device(device))
+    path, model, tokenizer, state = checkpoint_io.open_model(run, choose_device(device), verified)
     model = convert_for_decoding(model, weights)
     progress.print(f"{checkpoint_select.describe_model(path, state)}{describe_loss(path, state)}", style="dim")
     if better := describe_better(path, state):

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from llamactl import install_command
-from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint import io as checkpoint_io
 from llamactl.checkpoint.hf_config import LLAMA, check_published, find_architecture
+from llamactl.checkpoint.snapshot import take_snapshot
 from llamactl.config.schema import ModelConfig
 from llamactl.errors import DataError, UserError
 from llamactl.export.gguf_tokenizer import write_tokenizer
@@ -114,7 +114,7 @@ def iter_gguf_tensors(model: Llama, vocab_size: int) -> Iterator[tuple[str, Tens
     if config.rope_original_context:
         plain = rotary_frequencies(config.model_copy(update={"rope_original_context": 0}), torch.device("cpu"))
         yield "rope_freqs.weight", plain / rotary_frequencies(config, torch.device("cpu"))
-    weights = checkpoint_format.take_snapshot(model, []).weights
+    weights = take_snapshot(model, []).weights
     for name, values in weights.items():
         stem, _, kind = name.rpartition(".")
         if stem in OUTER:

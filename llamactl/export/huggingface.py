@@ -12,6 +12,7 @@ from llamactl.checkpoint.format import State
 from llamactl.checkpoint.hf_config import check_published, find_architecture, read_hf_config
 from llamactl.checkpoint.huggingface import description_files
 from llamactl.checkpoint.select import describe_model
+from llamactl.checkpoint.snapshot import split_into_files, take_snapshot
 from llamactl.config.parameters import num_params
 from llamactl.config.schema import Config, ModelConfig
 from llamactl.errors import DataError, UserError
@@ -43,7 +44,7 @@ def export_hf(path: Path, into: Path, kind: str) -> Path:
         name: trim_vocabulary(tensor, tokenizer.vocab_size, model.config).to(dtype) for name, tensor in _weights(model).items()
     }
     with publish_folder(folder) as draft:
-        for file, parts in checkpoint_format.split_into_files(weights):
+        for file, parts in split_into_files(weights):
             draft.write(file, parts)
         for name, content in description_files(config, tokenizer, str(dtype).removeprefix("torch.")).items():
             draft.write(name, [content.encode()])
@@ -158,4 +159,4 @@ def _picture(path: Path) -> bytes:
 
 
 def _weights(model: Llama) -> dict[str, Tensor]:
-    return checkpoint_format.take_snapshot(model, []).weights
+    return take_snapshot(model, []).weights

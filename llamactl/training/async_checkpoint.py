@@ -4,10 +4,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from llamactl.checkpoint import io as checkpoint_io
-from llamactl.checkpoint.format import Snapshot, State
+from llamactl.checkpoint.format import State
 from llamactl.checkpoint.huggingface import read_chat_template
 from llamactl.checkpoint.retention import Retention
 from llamactl.checkpoint.select import locate_checkpoint
+from llamactl.checkpoint.snapshot import Snapshot
 from llamactl.config.schema import Config
 from llamactl.runs.run_dir import RunDir
 from llamactl.storage import disk

@@ -5,7 +5,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from llamactl.checkpoint.format import Snapshot
+from llamactl.checkpoint.snapshot import Snapshot
 from llamactl.planning.memory import free_main_memory
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint import io as checkpoint_io
+from llamactl.checkpoint.format import State
+from llamactl.checkpoint.snapshot import take_snapshot
 from llamactl.config.schema import Config
 from llamactl.corpus.batches import Batch
 from llamactl.corpus.dataset import Dataset
@@ -27,7 +28,6 @@ from llamactl.training.async_checkpoint import AsyncCheckpointer
 from llamactl.training.build import build_batches, build_objective, init_weights
 from llamactl.training.compile import CompileGuard, compile_objective
 from llamactl.training.dropout import load_micro_batches
-from llamactl.training.events import Event
 from llamactl.training.gradients import accumulate_gradients, check_repeatable, clip_gradients, update_weights, zero_gradients
 from llamactl.training.graphs import GraphedGradients, graph_gradients
 from llamactl.training.init_from import load_init_weights
@@ -43,7 +43,7 @@ from llamactl.training.validation import sample_prompts, validate_model
 
 def train_run(
     config: Config, dataset: Dataset, run: RunDir, world: World, rate: float, requests: StopRequests | None = None
-) -> Generator[Event, None, None]:
+) -> Generator[events.Event, None, None]:
     """Train from the newest valid checkpoint to the end of the token budget; yield the events.
 
     `config` must be resolved (`planning.resolve`); `rate` is the device's peak FLOP/s, for MFU. `requests.stop` saves and
@@ -84,7 +84,7 @@ class Trainer:
         self.state, self.guard = TrainState(config.train.micro_batch), NonFiniteGuard()
         self.saved_step, self.save_deferred = 0, False
 
-    def __iter__(self) -> Iterator[Event]:
+    def __iter__(self) -> Iterator[events.Event]:
         """Train to the end of the token budget, or until a stop is requested."""
         yield from self.load_checkpoint()
         yield from self.compile()
@@ -119,7 +119,7 @@ class Trainer:
         """Check whether the current step is a multiple of `every`, or the last one."""
         return self.is_over or self.state.step % every == 0
 
-    def load_checkpoint(self) -> Iterator[Event]:
+    def load_checkpoint(self) -> Iterator[events.Event]:
         """Load the newest valid checkpoint, else the weights of `init_from`, else keep those drawn from the seed."""
         path, damaged = broadcast_from_rank0(self.checkpointer.newest)
         if path is None:
@@ -131,7 +131,7 @@ class Trainer:
         changed = check_changed_settings(saved.config, self.config)
         yield events.Resumed(*self.progress, damaged, environment_differences(saved.environment, self.environment), changed)
 
-    def _restore(self, path: Path, rollback: bool) -> checkpoint_format.State:
+    def _restore(self, path: Path, rollback: bool) -> State:
         """Load weights, optimizers and progress; raises DataError for other data or a damaged file."""
         # Trusted: `checkpointer.newest` has just verified the hashes of all its files.
         saved = checkpoint_io.restore_checkpoint(path, self.model, self.optimizers, trusted=True)
@@ -266,7 +266,7 @@ class Trainer:
             return
         yield from self.poll(wait=True)
         self.clock.restart()
-        snapshot = checkpoint_format.take_snapshot(self.model, self.optimizers)
+        snapshot = take_snapshot(self.model, self.optimizers)
         if any(self.world.all_reduce_max(not snapshot.is_finite())):
             yield from self.roll_back()
             return
@@ -281,7 +281,7 @@ class Trainer:
             flops = saved.tokens * flops_per_token(self.config.model)
             yield events.Saved(saved.step, saved.tokens, flops, saved.seconds, str(self.run.checkpoint(saved.step)))
 
-    def finish(self, stop_signal: int) -> Iterator[Event]:
+    def finish(self, stop_signal: int) -> Iterator[events.Event]:
         """Save a run that was stopped early, and wait until the last checkpoint is on disk."""
         stopped = not self.is_over
         if stopped and self.state.step != self.saved_step:

@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint import io as checkpoint_io
-from llamactl.checkpoint import safetensors_io
+from llamactl.checkpoint import safetensors_io, snapshot
 from llamactl.checkpoint import select as checkpoint_select
 from llamactl.checkpoint.format import State
 from llamactl.checkpoint.hf_config import read_hf_config
+from llamactl.checkpoint.snapshot import take_snapshot
 from llamactl.config.presets import PRESETS
 from llamactl.config.schema import ModelConfig, OptimConfig, build_config, preset_settings
 from llamactl.errors import DataError
@@ -47,9 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def write(path: Path, model: Llama, optimizers: list[Optimizer], state: State) -> None:
-    checkpoint_io.save_checkpoint(
-        path, checkpoint_format.take_snapshot(model, optimizers), model.config, bpe.byte_tokenizer(), state
-    )
+    checkpoint_io.save_checkpoint(path, take_snapshot(model, optimizers), model.config, bpe.byte_tokenizer(), state)
 
 
 def save(path: Path, config: ModelConfig, step: int = 3, optimizer: str = "muon", loss: float | None = None) -> Llama:
@@ -145,9 +144,7 @@ def test_ropes_that_are_not_known_are_refused(ropes: dict[str, Any], says: str, 
 def test_hugging_faces_tokenizer_gives_the_same_ids(tmp_path: Path, documents: list[str]) -> None:
     for ours in (bpe.gpt2_tokenizer(), bpe.byte_tokenizer(), bpe.train_bpe(iter(documents), 512)):
         path = tmp_path / str(ours.vocab_size)
-        checkpoint_io.save_checkpoint(
-            path, checkpoint_format.take_snapshot(Llama(SMALL), []), SMALL, ours, State(step=0, tokens=0, seconds=0)
-        )
+        checkpoint_io.save_checkpoint(path, take_snapshot(Llama(SMALL), []), SMALL, ours, State(step=0, tokens=0, seconds=0))
         theirs = AutoTokenizer.from_pretrained(path)
         assert (theirs.bos_token_id, theirs.eos_token_id, len(theirs)) == (ours.end, ours.end, ours.vocab_size)
         for text in [*documents[:20], "  two  spaces ", "don't 🦙 \n\n"]:
@@ -387,7 +384,7 @@ def test_other_users_may_read_what_the_folder_lets_them(saved: tuple[Path, Llama
 @pytest.fixture
 def several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Llama]:
     """A checkpoint whose weights are in more than one file, as those of more than 5 GB are."""
-    monkeypatch.setattr(checkpoint_format, "LARGEST", 60_000)
+    monkeypatch.setattr(snapshot, "LARGEST", 60_000)
     path = tmp_path / "step-00000003"
     return path, save(path, SMALL)
 
@@ -415,7 +412,7 @@ def test_several_files_are_those_that_transformers_writes(
     largest: int, change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where a tensor alone is larger than a file may be: the embedding has 73,728 bytes."""
-    monkeypatch.setattr(checkpoint_format, "LARGEST", largest)
+    monkeypatch.setattr(snapshot, "LARGEST", largest)
     save(tmp_path / "ours", SMALL.model_copy(update=change))
     LlamaForCausalLM.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "theirs", max_shard_size=largest)
     ours, theirs = (
@@ -453,9 +450,9 @@ def test_weights_that_the_state_does_not_name_are_not_used(
 ) -> None:
     """What else is in the folder has no hash: here another model's weights, in several files or one, with their index."""
     path, other = tmp_path / "step-00000003", tmp_path / "other"
-    monkeypatch.setattr(checkpoint_format, "LARGEST", largest)
+    monkeypatch.setattr(snapshot, "LARGEST", largest)
     save(other, SMALL)
-    monkeypatch.setattr(checkpoint_format, "LARGEST", 10**9 if largest == 60_000 else 60_000)
+    monkeypatch.setattr(snapshot, "LARGEST", 10**9 if largest == 60_000 else 60_000)
     model = save(path, SMALL)
     for file in other.glob("model*"):
         shutil.copyfile(file, path / file.name)
@@ -471,7 +468,7 @@ def test_one_digest_stands_for_the_weights(tmp_path: Path, monkeypatch: pytest.M
     """The same for the same weights, another when one number differs, in whichever of the files."""
     model = save(tmp_path / "a", SMALL)
     write(tmp_path / "b", model, [], State(step=9, tokens=9, seconds=1))
-    monkeypatch.setattr(checkpoint_format, "LARGEST", 60_000)
+    monkeypatch.setattr(snapshot, "LARGEST", 60_000)
     for folder, name in (("c", ""), ("d", ""), ("e", "lm_head.weight"), ("f", "model.norm.weight")):
         with torch.no_grad():
             dict(model.named_parameters()).get(name, torch.zeros(1)).view(-1)[0] += 1

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint import io as checkpoint_io
 from llamactl.checkpoint.format import State
+from llamactl.checkpoint.snapshot import take_snapshot
 from llamactl.config.schema import ModelConfig
 from llamactl.corpus.dataset import Dataset
 from llamactl.model.llama import Llama
@@ -34,7 +34,7 @@ def files(tmp_path: Path, dataset: Dataset) -> Files:
     """The files of a model's repository, among them some that must not be downloaded."""
     torch.manual_seed(0)
     path, state = tmp_path / "made", State(step=0, tokens=0, seconds=0.0)
-    taken = checkpoint_format.take_snapshot(Llama(SHAPE), [])
+    taken = take_snapshot(Llama(SHAPE), [])
     checkpoint_io.save_checkpoint(path, taken, SHAPE, dataset.tokenizer, state)
     kept = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
     return {name: (path / name).read_bytes() for name in kept} | {

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint import io as checkpoint_io
 from llamactl.checkpoint.format import State
+from llamactl.checkpoint.snapshot import take_snapshot
 from llamactl.config.schema import ModelConfig
 from llamactl.corpus.dataset import Dataset
 from llamactl.inference.generate import Request, generate_samples
@@ -29,7 +29,7 @@ def folder(tmp_path: Path, dataset: Dataset) -> Path:
         torch.nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.2)
     path = tmp_path / "made"
     state = State(step=0, tokens=0, seconds=0.0)
-    checkpoint_io.save_checkpoint(path, checkpoint_format.take_snapshot(model, []), SHAPE, dataset.tokenizer, state)
+    checkpoint_io.save_checkpoint(path, take_snapshot(model, []), SHAPE, dataset.tokenizer, state)
     return path
 
 

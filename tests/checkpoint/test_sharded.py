@@ -17,7 +17,9 @@ from torch.optim import Optimizer
 
 from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint import io as checkpoint_io
-from llamactl.checkpoint.format import Snapshot, State
+from llamactl.checkpoint import snapshot
+from llamactl.checkpoint.format import State
+from llamactl.checkpoint.snapshot import Snapshot, take_snapshot
 from llamactl.config.schema import Config, ModelConfig, OptimConfig
 from llamactl.distributed import dtensor
 from llamactl.distributed.dtensor import full_tensor
@@ -94,13 +96,13 @@ def test_the_folder_is_that_of_one_process(kind: str, over: str, home: Path, mon
 
     def by_four() -> None:
         model, optimizers = trained(made(config, mesh(MESHES[over])))
-        taken = checkpoint_format.take_snapshot(model, optimizers)
+        taken = take_snapshot(model, optimizers)
         assert taken.is_sharded
         assert taken.is_finite()
         alone = gathered(taken)
         assert not alone.is_sharded
         for largest, folder in ((10**9, "one file"), (20_000, "several files")):
-            monkeypatch.setattr(checkpoint_format, "LARGEST", largest)
+            monkeypatch.setattr(snapshot, "LARGEST", largest)
             save(home / folder / "parts", taken, config)
             if dist.get_rank() == 0:
                 checkpoint_io.save_checkpoint(home / folder / "whole", alone, config, bpe.byte_tokenizer(), STATE)
@@ -110,7 +112,7 @@ def test_the_folder_is_that_of_one_process(kind: str, over: str, home: Path, mon
             model, optimizers = made(config, mesh(shape) if shape else None, seed=9)
             state = checkpoint_io.restore_checkpoint(home / "several files" / "parts", model, optimizers)
             assert state.step == 2
-            save(home / "one file" / f"by {size}", checkpoint_format.take_snapshot(model, optimizers), config)
+            save(home / "one file" / f"by {size}", take_snapshot(model, optimizers), config)
             trained((model, optimizers))  # the state is laid out so that it can go on
 
         return restored
@@ -130,7 +132,7 @@ def test_the_folder_is_that_of_one_process(kind: str, over: str, home: Path, mon
 
 def test_nothing_is_changed_in_parts_by_what_does_not_fit(home: Path) -> None:
     model, optimizers = trained(made(EVEN.model_copy(update={"n_layers": 3}), None))
-    save(home / "a", checkpoint_format.take_snapshot(model, optimizers), model.config)
+    save(home / "a", take_snapshot(model, optimizers), model.config)
 
     def refused() -> None:
         ours, state = made(EVEN, mesh((2,)))
@@ -148,10 +150,10 @@ def test_a_part_that_is_no_number_is_seen_by_the_process_that_has_it(home: Path)
     def look() -> None:
         model, optimizers = trained(made(UNEVEN, mesh((4,))))
         last = dtensor.local_shard(dict(model.named_parameters())["model.layers.1.mlp.up_proj.weight"])
-        assert checkpoint_format.take_snapshot(model, optimizers).is_finite()
+        assert take_snapshot(model, optimizers).is_finite()
         with torch.no_grad():
             last[-1, -1] = float("nan") if dist.get_rank() == 3 else 1.0
-        assert checkpoint_format.take_snapshot(model, optimizers).is_finite() == (dist.get_rank() != 3)
+        assert take_snapshot(model, optimizers).is_finite() == (dist.get_rank() != 3)
 
     together(4, look)
 
@@ -164,7 +166,7 @@ def test_all_save_and_the_first_says_so_once(home: Path) -> None:
     def together_once() -> None:
         leads = dist.get_rank() == 0
         ours = saver(leads)
-        ours.save(checkpoint_format.take_snapshot(*trained(made(EVEN, mesh((2,))))), STATE)
+        ours.save(take_snapshot(*trained(made(EVEN, mesh((2,))))), STATE)
         assert ours.poll() == (STATE if leads else None)
         assert ours.poll(wait=True) is None
         ours.close()
@@ -175,7 +177,7 @@ def test_all_save_and_the_first_says_so_once(home: Path) -> None:
 
 
 def test_of_a_whole_model_only_the_first_saves(home: Path) -> None:
-    taken = checkpoint_format.take_snapshot(*trained(made(EVEN, None)))
+    taken = take_snapshot(*trained(made(EVEN, None)))
     other = saver(leads=False)
     other.save(taken, STATE)
     assert other.poll(wait=True) is None
@@ -199,7 +201,7 @@ def test_a_disk_that_can_not_be_written_ends_all_and_leaves_nothing(
             raise OSError("no disk")
 
     def fail() -> None:
-        made_here = checkpoint_format.take_snapshot(*trained(made(EVEN, mesh((3,)))))
+        made_here = take_snapshot(*trained(made(EVEN, mesh((3,)))))
         saver(dist.get_rank() == 0).save(made_here, STATE)
 
     monkeypatch.setattr("llamactl.storage.atomic.FolderDraft.write", full)
@@ -266,16 +268,16 @@ def test_restoring_takes_room_for_one_tensor(home: Path) -> None:
             parameter.grad = torch.ones_like(parameter)
         for each in optimizers:
             each.step()
-        save(home / "a", checkpoint_format.take_snapshot(model, optimizers), config)
+        save(home / "a", take_snapshot(model, optimizers), config)
 
     def measure() -> None:
         model, optimizers = fresh(mesh((2,)))
-        weights = checkpoint_format.take_snapshot(model, optimizers).nbytes
+        weights = take_snapshot(model, optimizers).nbytes
         before = held("VmRSS")
         forget_the_most()
         checkpoint_io.restore_checkpoint(home / "a", model, optimizers, trusted=True)
         more = held("VmHWM") - before
-        own = checkpoint_format.take_snapshot(model, optimizers).nbytes - weights
+        own = take_snapshot(model, optimizers).nbytes - weights
         (home / f"{dist.get_rank()}.json").write_text(json.dumps([own, more]))
 
     together(2, write)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint import io as checkpoint_io
 from llamactl.checkpoint.format import State
+from llamactl.checkpoint.snapshot import take_snapshot
 from llamactl.cli.ui import chat_loop
 from llamactl.config.schema import ModelConfig, OptimConfig, build_config, dump_toml
 from llamactl.inference.chat import Chat
@@ -37,7 +37,7 @@ def run(home: Path) -> RunDir:
 def save(run: RunDir, step: int, tokenizer: Tokenizer) -> None:
     torch.manual_seed(0)
     model = Llama(SHAPE)
-    taken = checkpoint_format.take_snapshot(model, build_adamw(model, OptimConfig(lr=0.1)))
+    taken = take_snapshot(model, build_adamw(model, OptimConfig(lr=0.1)))
     state = State(step=step, tokens=1, seconds=1.0, skipped=0)
     checkpoint_io.save_checkpoint(run.checkpoint(step), taken, SHAPE, tokenizer, state)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint import io as checkpoint_io
 from llamactl.checkpoint.format import State
+from llamactl.checkpoint.snapshot import take_snapshot
 from llamactl.config.schema import build_config
 from llamactl.errors import DataError
 from llamactl.model.llama import Llama
@@ -29,7 +29,7 @@ def saved(home: Path, corpus: Path) -> RunDir:
     torch.manual_seed(0)
     run, config = RunDir.from_name("r"), build_config([{"data": {"name": "d"}, "train": {"tokens": 90, "tokens_per_step": 9}}])
     run.start(config, {"command": "llamactl train"})
-    taken = checkpoint_format.take_snapshot(Llama(SHAPE), [])
+    taken = take_snapshot(Llama(SHAPE), [])
     checkpoint_io.save_checkpoint(run.checkpoint(7), taken, SHAPE, bpe.byte_tokenizer(), State(step=7, tokens=9, seconds=1.0))
     return run
 

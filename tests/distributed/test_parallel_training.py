@@ -17,6 +17,7 @@ from torch import nn
 from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint import io as checkpoint_io
 from llamactl.checkpoint import safetensors_io
+from llamactl.checkpoint.snapshot import take_snapshot
 from llamactl.config.schema import Config, build_config
 from llamactl.corpus.batches import Batch
 from llamactl.corpus.dataset import Dataset, DatasetDir
@@ -349,7 +350,7 @@ def test_saving_takes_no_more_memory_than_one_tensor(way: str, dataset: Dataset,
         config, world = prepared(dataset, model=shape, train={"parallel": way, "tokens_per_step": 4 * 32, "tokens": 4 * 32})
         made = Trainer(config, dataset, RunDir.from_name("a"), world, RATE)
         list(made.train_step())
-        taken = checkpoint_format.take_snapshot(made.model, made.optimizers)
+        taken = take_snapshot(made.model, made.optimizers)
         own = taken.nbytes
         largest = max(safetensors_io.tensor_bytes(tensor) for each in taken for tensor in each.values())
         before = held("VmRSS")

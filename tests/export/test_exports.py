@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint import io as checkpoint_io
 from llamactl.checkpoint import safetensors_io
+from llamactl.checkpoint.snapshot import take_snapshot
 from llamactl.config.schema import Config, ModelConfig
 from llamactl.errors import DataError
 from llamactl.export import gguf as export_gguf
@@ -35,7 +36,7 @@ def save(config: ModelConfig, tokenizer: Tokenizer, seed: int = 1) -> Path:
     run = RunDir.from_name("mine")
     run.start(Config(), {"command": "llamactl train --tokens 9"})
     state = checkpoint_format.State(step=7, tokens=9, seconds=3600.0, validation_loss=4.5)
-    checkpoint_io.save_checkpoint(run.checkpoint(7), checkpoint_format.take_snapshot(model, []), config, tokenizer, state)
+    checkpoint_io.save_checkpoint(run.checkpoint(7), take_snapshot(model, []), config, tokenizer, state)
     return run.checkpoint(7)
 
 

@@ -14,6 +14,7 @@ from tokenizers import models, pre_tokenizers
 
 from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint import io as checkpoint_io
+from llamactl.checkpoint.snapshot import take_snapshot
 from llamactl.config.schema import Config, ModelConfig, build_config
 from llamactl.corpus.dataset import Dataset
 from llamactl.errors import DataError, UsageError
@@ -44,7 +45,7 @@ def save_run(tokenizer: Tokenizer, config: ModelConfig = SHAPE, steps: int = 1, 
     run = RunDir.from_name(name)
     run.start(Config(), {"command": "llamactl train"})
     for step in range(1, steps + 1):
-        taken = checkpoint_format.take_snapshot(make_model(config, step), [])
+        taken = take_snapshot(make_model(config, step), [])
         state = checkpoint_format.State(step=step, tokens=9 * step, seconds=1.0, validation_loss=4.5)
         checkpoint_io.save_checkpoint(run.checkpoint(step), taken, config, tokenizer, state)
     return run
@@ -104,7 +105,7 @@ def test_held_out_text_is_measured(home: Path, corpus: Path) -> None:
     run = RunDir.from_name("mine")
     run.start(build_config([{"data": {"name": "addresses"}}]), {})
     state = checkpoint_format.State(step=1, tokens=9, seconds=1.0)
-    taken = checkpoint_format.take_snapshot(make_model(SHAPE, 1), [])
+    taken = take_snapshot(make_model(SHAPE, 1), [])
     checkpoint_io.save_checkpoint(run.checkpoint(1), taken, SHAPE, data.tokenizer, state)
     about, _ = web.read_page(web.export_web(run.checkpoint(1), home / "out").read_text("utf-8"))
     assert about["dataset"] == "addresses"

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from llamactl.checkpoint.format import take_snapshot
+from llamactl.checkpoint.snapshot import take_snapshot
 from llamactl.config.schema import Config, build_config
 from llamactl.corpus.batches import Batch
 from llamactl.corpus.dataset import Dataset

@@ -11,9 +11,9 @@ import pytest
 import torch
 import uvicorn
 
-from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint import io as checkpoint_io
 from llamactl.checkpoint.format import State
+from llamactl.checkpoint.snapshot import take_snapshot
 from llamactl.cli.serve import LOOPBACK, list_models
 from llamactl.config.schema import ModelConfig, OptimConfig, build_config, dump_toml
 from llamactl.corpus.dataset import Dataset
@@ -38,7 +38,7 @@ def run(home: Path, dataset: Dataset) -> RunDir:
         model = Llama(SHAPE)
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.2)
-        taken = checkpoint_format.take_snapshot(model, build_adamw(model, OptimConfig(lr=0.1)))
+        taken = take_snapshot(model, build_adamw(model, OptimConfig(lr=0.1)))
         state = State(step=step, tokens=step, seconds=1.0, skipped=step)
         checkpoint_io.save_checkpoint(made.checkpoint(step), taken, SHAPE, dataset.tokenizer, state)
     return made
@@ -53,7 +53,7 @@ def chat_run(run: RunDir, dataset: Dataset) -> RunDir:
     model = Llama(shape)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.2)
-    taken = checkpoint_format.take_snapshot(model, build_adamw(model, OptimConfig(lr=0.1)))
+    taken = take_snapshot(model, build_adamw(model, OptimConfig(lr=0.1)))
     state = State(step=3, tokens=3, seconds=1.0, skipped=0)
     checkpoint_io.save_checkpoint(run.checkpoint(3), taken, shape, tokenizer, state)
     return run

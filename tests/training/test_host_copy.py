@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llamactl.checkpoint.format import Snapshot
+from llamactl.checkpoint.snapshot import Snapshot
 from llamactl.training import host_copy
 from llamactl.training.host_copy import HostCopies
 

@@ -12,6 +12,7 @@ from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint import io as checkpoint_io
 from llamactl.checkpoint.format import State
 from llamactl.checkpoint.hf_config import read_hf_config
+from llamactl.checkpoint.snapshot import take_snapshot
 from llamactl.config.schema import Config, Tree, build_config, preset_settings
 from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World, init_device
@@ -152,7 +153,7 @@ def test_a_run_with_a_checkpoint_of_its_own_needs_the_other_no_more(
 def test_other_weights_under_the_same_name_are_refused(continued: Configured, source: Path, dataset: Dataset) -> None:
     config, world = continued()
     shutil.rmtree(source)
-    taken = checkpoint_format.take_snapshot(Llama(config.model), [])
+    taken = take_snapshot(Llama(config.model), [])
     checkpoint_io.save_checkpoint(source, taken, config.model, dataset.tokenizer, State(step=20, tokens=0, seconds=0))
     with pytest.raises(DataError, match="no longer holds the weights"):
         list(train_run(config, dataset, RunDir.from_name("b"), world, RATE))
@@ -190,7 +191,7 @@ def test_another_tokenizer_is_refused_with_the_command_that_mends_it(
     continued: Configured, source: Path, dataset: Dataset
 ) -> None:
     config, _ = continued()
-    taken = checkpoint_format.take_snapshot(Llama(config.model), [])
+    taken = take_snapshot(Llama(config.model), [])
     checkpoint_io.save_checkpoint(
         source.parent / "other", taken, config.model, bpe.byte_tokenizer(), State(step=1, tokens=0, seconds=0)
     )
