@@ -91,17 +91,18 @@ def folder_identity(path: Path) -> tuple[int, ...]:
 def find_checkpoint(name: str, verify: Verify = read_verified_state) -> Path:
     """Find a checkpoint by name: RUN, RUN@STEP or RUN@best; an empty RUN is the newest run. Raises DataError.
 
-    RUN is its newest checkpoint; of a run with patience, which stops after its best, it is the best.
+    RUN is its newest checkpoint; of a run with patience, which stops after its best, it is the best, if
+    there is a valid one.
     """
     run_name, _, suffix = name.partition("@")
     run = RunDir.from_name(run_name).check_exists()
     if not suffix:
+        if best := _find_valid_best(run, verify):
+            return best
         path, damaged = find_newest(run, verify)
         if path is None:
             raise _no_checkpoint(run, damaged)
-        if not _ends_after_its_best(run):
-            return path
-        suffix = "best"
+        return path
     # The best one is pruned when a better one is saved, also between two looks.
     for _ in range(ATTEMPTS if suffix == "best" else 1):
         step = _stable_best_step(run) if suffix == "best" else int(suffix) if STEP.fullmatch(suffix) else None
@@ -111,11 +112,13 @@ def find_checkpoint(name: str, verify: Verify = read_verified_state) -> Path:
     raise DataError(f"The run {run.path.name} has no checkpoint {suffix[:40]!r}.", f"It has the steps: {kept}.")
 
 
-def _ends_after_its_best(run: RunDir) -> bool:
-    """Check whether a run has patience; one whose config can't be read has none."""
-    with suppress(UserError):
-        return run.config().train.patience > 0
-    return False
+def _find_valid_best(run: RunDir, verify: Verify) -> Path | None:
+    """Find the best checkpoint of a run with patience; None where it was not validated yet, or is damaged or pruned."""
+    with suppress(UserError, OSError):
+        if run.config().train.patience > 0 and (step := _stable_best_step(run)) is not None:
+            verify(run.checkpoint(step))
+            return run.checkpoint(step)
+    return None
 
 
 def _no_checkpoint(run: RunDir, damaged: tuple[str, ...]) -> DataError:

@@ -186,4 +186,8 @@ def config_of_resumed_run(folder: "RunDir", typed: list[dict[str, Any]]) -> "Con
         check_changed_settings(known, before)
         edited = None
     check_changed_settings(known, after, edited)
+    if after.train.tokens > before.train.tokens and state and 0 < after.train.patience <= state.validations_since:
+        what = f"{folder.path.name} ended early: {state.validations_since} validations had no lower loss."
+        fix = f"To train on: llamactl train --resume {folder.path.name} --tokens {after.train.tokens} --patience 0"
+        raise UsageError(what, "With a larger budget it would end at once again.", fix)
     return after

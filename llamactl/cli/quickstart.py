@@ -91,20 +91,25 @@ def learn_from_several(first: "RunDir", taken: float, end: float, again: str) ->
 
     config, teachers = first.config(), [first.path.name]
     taught = f"{teachers[0]}-taught"
-    # A run that ended early has had as many epochs as pay.
-    ended_early = last_rows(first.metrics_path, (EndedEarly.kind,), first.path)
-    epochs = math.inf if ended_early else first.plan()["epochs"]
-    if not affordable_teachers(config, epochs, taken, end - monotonic(), 1):
+    # A run that ended early has had as many epochs as pay. One that has teachers may not end early.
+    ended = last_rows(first.metrics_path, (EndedEarly.kind,), first.path).get(EndedEarly.kind)
+    epochs = math.inf if ended else first.plan()["epochs"]
+    whole = taken * config.train.tokens / ended["tokens"] if ended else taken
+
+    def affordable(trained: int) -> int:
+        return affordable_teachers(config, epochs, taken, whole, end - monotonic(), trained)
+
+    if not affordable(1):
         return teachers[0]
     progress.print(
         "\nMore epochs would not help. The rest of the time is for runs with other seeds, and one that learns from all of them."
     )
     try:
         # Asked again each time, as a run may take longer than the first.
-        while affordable_teachers(config, epochs, taken, end - monotonic(), len(teachers)) > len(teachers):
+        while affordable(len(teachers)) > len(teachers):
             run_alike(config, f"{teachers[0]}-{len(teachers) + 1}", len(teachers), [], again)
             teachers.append(f"{teachers[0]}-{len(teachers) + 1}")
-        if not affordable_teachers(config, epochs, taken, end - monotonic(), len(teachers)):
+        if not affordable(len(teachers)):
             return teachers[0]
         run_alike(config, taught, len(teachers), teachers, again)
     except typer.Exit as ended:

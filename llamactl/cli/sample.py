@@ -110,7 +110,7 @@ def sample(
         run_prompt_loop(model, tokenizer, request, raw_prompt)
         return
     generate_and_print(model, tokenizer, request, json, log_probabilities)
-    if longer := longer_run(state):
+    if longer := longer_run(path, state):
         show_next(longer, why="A longer run")
 
 
@@ -138,7 +138,8 @@ def describe_better(path: "Path", state: "State") -> str:
 
     run = run_of(path)
     best = find_best_step(run) if run else None
-    if run is None or best is None or state.validation_loss is None:
+    # A later one that is not taken is damaged, or was not asked for.
+    if run is None or best is None or best > state.step or state.validation_loss is None:
         return ""
     lowest = read_state(run.checkpoint(best)).validation_loss
     if lowest is None or state.validation_loss - lowest < WELL_ABOVE:
@@ -147,8 +148,8 @@ def describe_better(path: "Path", state: "State") -> str:
     return f"It overfits: step {best:,} had {lowest:.3f} on the same held-out text. Better: --run {better}"
 
 
-def longer_run(state: "State") -> str:
-    """Return the command for ten times the tokens, or as many as the data is worth; empty when it has had them."""
+def longer_run(path: "Path", state: "State") -> str:
+    """Return the command for ten times the tokens, or as many as the data is worth; empty when it had them or ended early."""
     from llamactl.config.describe import train_command
     from llamactl.config.parameters import num_params
     from llamactl.config.schema import build_config, preset_settings
@@ -157,8 +158,12 @@ def longer_run(state: "State") -> str:
     from llamactl.errors import UserError
     from llamactl.planning.defaults import default_budget, worthwhile_epochs
     from llamactl.planning.resolve import resolve_config
+    from llamactl.runs.metrics_log import last_rows
+    from llamactl.runs.run_dir import run_of
+    from llamactl.training.events import EndedEarly
 
-    if not state.config:
+    run = run_of(path)
+    if not state.config or (run and last_rows(run.metrics_path, (EndedEarly.kind,), run.path)):
         return ""
     try:
         config = build_config([state.config])

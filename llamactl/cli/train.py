@@ -96,7 +96,7 @@ def train(
     from llamactl.distributed.launch import read_launch
     from llamactl.units import read_time
 
-    check_exclusive_options(to_resume, resume, time, tokens, bool(preset or config or init_from or time))
+    check_exclusive_options(to_resume, run, resume, time, tokens, bool(preset or config or init_from or time))
     seconds = read_time(time) if time else 0.0
     typed = [*typed_settings(tokens, device, precision, data, settings or []), *typed_positions(context, rope_scaling)]
     typed += [{"train": {"parallel": parallel}}] if parallel else []
@@ -140,7 +140,7 @@ def typed_teachers(names: str) -> "list[Tree]":
     return [{"train": {"teachers": names.split(",")}}] if names else []
 
 
-def check_exclusive_options(to_resume: str, resume: bool, time: str, tokens: str, chosen: bool) -> None:
+def check_exclusive_options(to_resume: str, run: str, resume: bool, time: str, tokens: str, chosen: bool) -> None:
     """Raise UsageError for options that exclude one another; `chosen` is what a resumed run keeps."""
     from llamactl.errors import UsageError
 
@@ -148,6 +148,9 @@ def check_exclusive_options(to_resume: str, resume: bool, time: str, tokens: str
         word = shlex.quote(to_resume)
         fix = f"Name a new run: --run {word}, or resume one: --resume {word}"
         raise UsageError(f"Unexpected argument {to_resume!r}.", "", fix)
+    if to_resume and run not in ("", to_resume):
+        fix = f"As a new run: --init-from {shlex.quote(to_resume)} --run {shlex.quote(run)}"
+        raise UsageError(f"{to_resume} can't be resumed as {run}.", "A resumed run keeps its name.", fix)
     if time and tokens:
         raise UsageError("--time and --tokens exclude each other.", "Both are the budget.", "Leave one of them out.")
     if resume and chosen:

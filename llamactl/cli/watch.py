@@ -40,6 +40,8 @@ def watch(
             for row in rows:
                 if event := event_from_row(row):
                     screen.show(event)
+            if screen.failure:  # nobody reads what is printed any more
+                raise screen.failure
             # A full read means that there is more: catch up with a long log without pauses.
             time.sleep(PAUSE if len(rows) < MOST_ROWS else 0)
 

@@ -12,11 +12,11 @@ from llamactl.config.presets import PRESETS
 from llamactl.config.schema import Config, Section, Tree, build_config
 from llamactl.units import show_count
 
-# Settings whose 0, "" or "auto" is a placeholder, which `planning/resolve.py` replaces before step 0.
+# Settings whose default (0, -1, "" or "auto") is a placeholder, which `planning/resolve.py` replaces before step 0.
 WORKED_OUT = {
     "model.vocab_size", "data.name", "optim.lr", "optim.embedding_scale",
-    "train.tokens", "train.tokens_per_step", "train.micro_batch", "train.eval_every", "train.eval_tokens", "train.save_every",
-    "train.precision", "train.compile", "train.activation_checkpointing", "train.prompts",
+    "train.tokens", "train.tokens_per_step", "train.micro_batch", "train.eval_every", "train.eval_tokens", "train.patience",
+    "train.save_every", "train.precision", "train.compile", "train.activation_checkpointing", "train.prompts",
 }  # fmt: skip
 
 # Settings of a run that another one would not want: where it starts, what follows from both and from the machine.
@@ -53,7 +53,7 @@ class Setting:
 
     def left_open(self, config: Config) -> bool:
         """Check whether the value is a placeholder that is resolved before step 0."""
-        return self.name in WORKED_OUT and self.of(config) in (0, "", "auto", ("auto",))
+        return self.name in WORKED_OUT and self.of(config) == self.default
 
 
 def sections() -> dict[str, type[Section]]:

@@ -129,7 +129,7 @@ class TrainConfig(Section):
         0, ge=0, le=10**15, description="validation tokens, the same each time; 0: a small share of the budget"
     )
     patience: Whole = Field(
-        0, ge=0, le=10**6, description="validations without a new lowest loss after which the run ends; 0: any number"
+        -1, ge=-1, le=10**6, description="validations without a lower loss that end a run; 0: any number; -1: from the budget"
     )
     dropout: float = Field(
         0.0, ge=0, le=0.9, description="share of elements that are left out in training; 0.2 for text read many times"

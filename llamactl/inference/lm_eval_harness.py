@@ -72,6 +72,8 @@ def run_tasks(
             raise UsageError(
                 f"There is no task {name}.", suggest_nearest(name, manager.all_tasks), "All of them: lm-eval ls tasks"
             )
+        if name in getattr(manager, "all_tags", ()):
+            raise UsageError(f"{name} is a tag of several tasks.", "", "Name the tasks themselves.")
     # The token before a text without a context, which a folder of another program may not name.
     before = (tokenizer.start or (tokenizer.end,))[0]
     model = {"pretrained": str(folder), "dtype": "float32", "add_bos_token": True, "prefix_token_id": before}
@@ -101,17 +103,18 @@ def _harness(folders: list[Path]) -> tuple[Any, Any]:
 def _score(record: dict[str, Any], samples: dict[str, list[dict[str, Any]]], task: str) -> TaskScore:
     """Select the main metric of a task, or of a group of tasks, from the harness's record."""
     found = record["results"][task]
-    metrics = [key.removesuffix(",none") for key in found if key.endswith(",none") and "_stderr" not in key]
+    # A metric and, after a comma, how the answer was taken from what was generated: `acc,none`, `exact_match,strict-match`.
+    ways = dict(reversed([key.split(",", 1) for key in found if "," in key and "_stderr" not in key]))
     known = [metric for name, metric in GPT2 if name == task]
-    metric = next(metric for metric in (*known, *SHOWN, *metrics) if metric in metrics)
-    error = found.get(f"{metric}_stderr,none")
+    metric = next(metric for metric in (*known, *SHOWN, *reversed(ways)) if metric in ways)
+    error = found.get(f"{metric}_stderr,{ways[metric]}")
     leaves = _leaves(record, task)
     chances = [_chance(record["configs"][leaf]["output_type"], samples[leaf]) for leaf in leaves]
     return TaskScore(
         task=task,
         questions=sum(len(samples[leaf]) for leaf in leaves),
         metric=metric,
-        value=found[f"{metric},none"],
+        value=found[f"{metric},{ways[metric]}"],
         error=error if isinstance(error, float) else None,
         chance=None if metric not in SHOWN or None in chances else fmean(chance for chance in chances if chance is not None),
         gpt2=GPT2.get((task, metric)),

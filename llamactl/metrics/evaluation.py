@@ -22,17 +22,18 @@ def evaluate_at_the_end(
 ) -> Iterator[Event]:
     """Pass the events of a run on; after the last step yield what `llamactl eval` finds for the checkpoint that RUN names.
 
-    This is the last one, or with patience the best. Nothing for a run that was stopped, or evaluated before, nor where the
-    split is larger than what was trained on.
+    This is the last one, or with patience the best that was validated. Nothing for a run that was stopped, or evaluated before,
+    nor where the split is larger than what was trained on.
     """
     stopped = False
     for event in events:
         stopped = stopped or isinstance(event, Stopped)
         yield event
     last = -(-config.train.tokens // config.train.tokens_per_step)
-    step = find_best_step(run) if config.train.patience else last
+    best = find_best_step(run) if config.train.patience > 0 else None
+    step = last if best is None else best
     evaluated = last_rows(run.metrics_path, (Evaluated.kind,), run.path).get(Evaluated.kind, {}).get("step") == step
-    if stopped or evaluated or step is None or step not in run.steps() or not final_eval_tokens(config.train, dataset.info):
+    if stopped or evaluated or step not in run.steps() or not final_eval_tokens(config.train, dataset.info):
         return
     model, tokenizer, state = load_model(run.checkpoint(step), device)
     rule = window_rule(dataset, config.data, config.model.context)

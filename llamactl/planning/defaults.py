@@ -58,19 +58,19 @@ def default_budget(parameters: int, info: DatasetInfo, epochs: int = WORTHWHILE_
 def default_patience(train: TrainConfig, tokens: int, info: DatasetInfo) -> int:
     """Return the patience of a run whose budget of `tokens` was not asked for, unless its patience was."""
     is_read_often = tokens > LEARNED_BY_HEART * info.total("train", "tokens")
-    return train.patience if "patience" in train.model_fields_set or not is_read_often else PATIENCE
+    return train.patience if train.patience >= 0 else PATIENCE if is_read_often else 0
 
 
-def affordable_teachers(config: Config, epochs: float, taken: float, left: float, trained: int) -> int:
+def affordable_teachers(config: Config, epochs: float, taken: float, whole: float, left: float, trained: int) -> int:
     """Return how many runs alike a further one can learn from in the seconds that are `left`; 0 where it can't from two.
 
-    A run takes as long as the first has `taken`, and so many are `trained` already. 0 also where the first has not read the
-    text as often as pays, so that a longer one is the better use of time.
+    A run takes as long as the first has `taken`, the last one a `whole` budget, and so many are `trained` already. 0 also where
+    the first has not read the text as often as pays, so that a longer one is the better use of time.
     """
     if not config.train.dropout or epochs < 0.98 * REGULARIZED_EPOCHS:
         return 0
     # The last run reads what each of its teachers predicts, a third of its own work.
-    costs = {count: (count - trained + 1 + count / 3) * taken for count in range(max(2, trained), MOST_TEACHERS + 1)}
+    costs = {count: (count - trained) * taken + (1 + count / 3) * whole for count in range(max(2, trained), MOST_TEACHERS + 1)}
     return max((count for count, cost in costs.items() if cost <= left), default=0)
 
 

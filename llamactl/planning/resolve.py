@@ -74,10 +74,11 @@ def resolve_config(config: Config, dataset: Dataset, world: World) -> Config:
     """
     model, optim = _fit_vocab(config.model, dataset), config.optim
     window_rule(dataset, config.data, model.context)  # which refuses windows that don't fit the dataset
-    if not config.train.tokens:
-        budget = default_budget(num_params(model), dataset.info)
-        config = config.with_train(tokens=budget, patience=default_patience(config.train, budget, dataset.info))
-    config = config.model_copy(update={"model": model})
+    tokens, patience = config.train.tokens, max(0, config.train.patience)  # a budget that was asked for is trained to its end
+    if not tokens:
+        tokens = default_budget(num_params(model), dataset.info)
+        patience = default_patience(config.train, tokens, dataset.info)
+    config = config.with_train(tokens=tokens, patience=patience).model_copy(update={"model": model})
     train = config.train
     windows, micro_batch = _batch(config, world)
     steps = -(-train.tokens // (windows * model.context))

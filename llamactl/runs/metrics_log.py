@@ -78,7 +78,7 @@ def _validate_rows(path: Path, number: int, lines: bytes, wanted: Mapping[str, t
 
 
 def last_rows(path: Path, kinds: tuple[str, ...], root: Path | None = None) -> dict[str, dict[str, Any]]:
-    """Read the last row of each kind, searching backwards from the end of a log; raises DataError."""
+    """Read the last row of each kind, the newest first, from the end of a log; raises DataError."""
     found: dict[str, dict[str, Any]] = {}
     if not os.path.lexists(path):
         return found

@@ -58,7 +58,8 @@ def summarize_run(run: RunDir) -> Summary:
     steps = -(-train.tokens // train.tokens_per_step) if train.tokens_per_step else 0
     last, validation = rows.get("step", {}), newest_validation(rows)
     end = rows.get("ended early", {}).get("step", steps)
-    done = bool(checkpoints) and checkpoints[-1] in (steps, end)
+    # A run that was resumed after its early end has later steps.
+    done = bool(checkpoints) and (checkpoints[-1] == steps or checkpoints[-1] == end >= last.get("step", 0))
     return Summary(
         name=run.path.name,
         condition="running" if locks.is_locked(run.lock_path) else "done" if done else "stopped",
@@ -82,9 +83,11 @@ def summarize_run(run: RunDir) -> Summary:
 
 
 def newest_validation(rows: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the row of the newest validation: the one of the whole split, if the last checkpoint was evaluated on it."""
-    validation, evaluation = rows.get("validation", {}), rows.get("evaluation", {})
-    return evaluation if evaluation.get("step", -1) >= validation.get("step", 0) else validation
+    """Return the newest row of a validation among those of `last_rows`.
+
+    At the end of a run that is the evaluation on the whole split of what its name stands for: the last checkpoint, or the best.
+    """
+    return next((row for kind, row in rows.items() if kind in ("validation", "evaluation")), {})
 
 
 def read_evaluation(checkpoint: Path, step: int) -> dict[str, Any]:

@@ -39,12 +39,13 @@ class TrainState:
         """Note the loss of a validation; with `patience`, count how long it has not fallen."""
         # A loss that is not a number has no place in a checkpoint; it is shown and logged as it is.
         self.validation_loss = loss if math.isfinite(loss) else None
-        if not patience:
+        if patience <= 0:
             self.lowest_loss, self.validations_since = None, 0
             return
         falls = math.isfinite(loss) and (self.lowest_loss is None or loss < self.lowest_loss)
         self.lowest_loss = loss if falls else self.lowest_loss
-        self.validations_since = 0 if falls else self.validations_since + 1
+        # Before the first loss that is a number there is no best one to stop after.
+        self.validations_since = 0 if falls or self.lowest_loss is None else self.validations_since + 1
 
     @property
     def is_best(self) -> bool:

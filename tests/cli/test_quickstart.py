@@ -51,7 +51,7 @@ def test_a_text_becomes_a_model_that_writes(home: Path) -> None:
 def test_a_used_up_text_is_learned_from_several_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands as they are printed: other seeds, then one that names them all; with too little time there are none."""
     folder = RunDir.from_name("first")
-    settings = {"data": {"name": "my"}, "train": {"tokens": 5_120, "tokens_per_step": 512, "dropout": 0.2}}
+    settings = {"data": {"name": "my"}, "train": {"tokens": 5_120, "tokens_per_step": 512, "dropout": 0.2, "patience": 0}}
     folder.start(build_config([preset_settings("tiny"), settings]), {})
     folder.keep_plan({"epochs": 16.0})
     typed: list[str] = []

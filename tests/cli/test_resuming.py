@@ -15,6 +15,7 @@ from llamactl.checkpoint import format as checkpoint_format
 from llamactl.hardware import throughput
 from llamactl.runs.run_dir import RunDir
 from llamactl.training.events import Resumed
+from tests.cli.inline import type_in
 from tests.conftest import make_dataset
 
 SMALL = (
@@ -173,3 +174,10 @@ def test_another_dataset_is_not(
     shutil.rmtree(data.with_name("renamed"))
     code, said = typed("train --resume a", monkeypatch, capsys)
     assert (code, "no finished dataset" in said) == (3, True)
+
+
+def test_a_run_is_not_resumed_under_another_name(home: Path) -> None:
+    shown = type_in("train", "--resume", "a", "--run", "b")
+    assert shown.code == 2
+    assert "a can't be resumed as b" in shown.err
+    assert "--init-from a --run b" in shown.err

@@ -108,7 +108,8 @@ def recorded(*tasks: tuple[str, str, int, dict[str, float]], groups: dict[str, l
 
 def scores(monkeypatch: pytest.MonkeyPatch, record: Any, *tasks: str) -> Scores:
     class Index:
-        all_tasks = ("piqa", "blimp", "lambada_openai", "story")
+        all_tasks = ("piqa", "blimp", "lambada_openai", "story", "easy")
+        all_tags = ("easy",)
 
     def say(*_: Any, **__: Any) -> Any:
         if isinstance(record, Exception):
@@ -138,6 +139,17 @@ def test_chance_and_gpt2_stand_beside_a_score(monkeypatch: pytest.MonkeyPatch) -
     ]
     assert [task.above_chance for task in found] == [False, True, True, True]
     assert not TaskScore("piqa", 1, "acc", 1.0, 0.0, 0.5, None).above_chance
+
+
+def test_a_metric_of_an_answer_that_was_filtered(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = recorded(("story", "generate_until", 1, {}))
+    strict = {"exact_match,strict-match": 0.1, "exact_match_stderr,strict-match": 0.02}
+    flexible = {"exact_match,flexible-extract": 0.2, "exact_match_stderr,flexible-extract": 0.03}
+    record["results"]["story"] = {"alias": "story", **strict, **flexible}
+    (found,) = scores(monkeypatch, record, "story").tasks
+    assert (found.metric, found.value, found.error) == ("exact_match", 0.1, 0.02)
+    with pytest.raises(UsageError, match="easy is a tag of several tasks"):
+        scores(monkeypatch, record, "easy")
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,8 +112,10 @@ def test_a_validation_reads_no_more_than_tells_more(dataset: Dataset) -> None:
 def test_time_that_a_used_up_text_leaves_buys_teachers() -> None:
     """As many as fit, each the length of the first run, and a student that reads what all of them predict."""
     config = build_config([preset_settings("tiny"), {"train": {"dropout": 0.2}}])
-    found = [affordable_teachers(config, 16.0, 100.0, left, 1) for left in (0, 250, 270, 399, 401, 540, 10**6)]
+    found = [affordable_teachers(config, 16.0, 100.0, 100.0, left, 1) for left in (0, 250, 270, 399, 401, 540, 10**6)]
     assert found == [0, 0, 2, 2, 3, 4, 4]
-    assert [affordable_teachers(config, 16.0, 100.0, 301, trained) for trained in (1, 2, 3, 4)] == [2, 3, 3, 4]
-    assert affordable_teachers(config, 12.0, 100.0, 10**6, 1) == 0, "more epochs of the first run were the better use"
-    assert affordable_teachers(config.with_train(dropout=0.0), 16.0, 100.0, 10**6, 1) == 0
+    assert [affordable_teachers(config, 16.0, 100.0, 100.0, 301, trained) for trained in (1, 2, 3, 4)] == [2, 3, 3, 4]
+    assert affordable_teachers(config, 12.0, 100.0, 100.0, 10**6, 1) == 0, "more epochs of the first run were the better use"
+    assert affordable_teachers(config.with_train(dropout=0.0), 16.0, 100.0, 100.0, 10**6, 1) == 0
+    # The first ended early after a quarter of its budget; the last one may take all of it.
+    assert [affordable_teachers(config, 16.0, 100.0, 400.0, left, 1) for left in (700, 800, 10**6)] == [0, 2, 4]

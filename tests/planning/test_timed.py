@@ -69,7 +69,7 @@ def test_text_that_is_read_often_is_left_when_the_loss_no_longer_falls(dataset: 
     short, long = (choose_in_time([config], text, world, RATE, seconds) for seconds in (1_000, 10**6))
     assert short.train.tokens < 600_000 < long.train.tokens
     assert (short.train.patience, long.train.patience) == (0, PATIENCE)
-    never = build_config([config.model_dump(exclude_unset=True), {"train": {"patience": 0}}])
+    never = config.with_train(patience=0)
     assert choose_in_time([never], text, world, RATE, 10**6).train.patience == 0
     assert [resolve_config(each, text, world).train.patience for each in (config, never)] == [PATIENCE, 0]
     assert resolve_config(config.with_train(tokens=10**7), text, world).train.patience == 0

@@ -1,5 +1,6 @@
 """Patience: a run ends when its held-out loss no longer falls, and its best checkpoint is what its name means."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,12 +8,14 @@ import torch
 
 from llamactl.checkpoint.format import State, read_state
 from llamactl.checkpoint.select import find_best_step, find_checkpoint
+from llamactl.cli.options import config_of_resumed_run
 from llamactl.corpus.dataset import Dataset
+from llamactl.errors import DataError, UsageError
 from llamactl.metrics.evaluation import evaluate_at_the_end
 from llamactl.metrics.monitor import record_events
 from llamactl.runs.run_dir import RunDir
 from llamactl.runs.summary import summarize_run
-from llamactl.training.events import EndedEarly, Evaluated, Event, Stepped, Validated
+from llamactl.training.events import EndedEarly, Evaluated, Event, Stepped, Validated, event_to_row
 from llamactl.training.signals import StopRequests
 from llamactl.training.trainer import train_run
 from tests.training.conftest import Configured
@@ -58,8 +61,34 @@ def test_it_ends_after_the_best_and_its_name_is_the_best(configured: Configured,
     assert find_checkpoint("impatient") == run.checkpoint(validations[best].step)
     assert find_checkpoint(f"impatient@{ended.step}") == run.checkpoint(ended.step)
     evaluated = last_of(Evaluated, events)
+    assert isinstance(evaluated, Evaluated)
     assert evaluated.step == validations[best].step
-    assert summarize_run(run).condition == "done"
+    summary = summarize_run(run)
+    assert (summary.condition, summary.validation_loss) == ("done", evaluated.loss)
+    # A larger budget alone would change nothing.
+    with pytest.raises(UsageError, match=r"impatient ended early: 3 validations") as refused:
+        config_of_resumed_run(run, [{"train": {"tokens": 50_000}}])
+    assert refused.value.fix.endswith("llamactl train --resume impatient --tokens 50000 --patience 0")
+    assert config_of_resumed_run(run, [{"train": {"tokens": 50_000, "patience": 0}}]).train.tokens == 50_000
+    with run.metrics_path.open("a") as log:
+        log.write(json.dumps(event_to_row(Stepped(ended.step + 1, 1, 1.0, 1.0, 3.0, 0.1, 1.0, 1.0, 0.1, 1))) + "\n")
+    assert summarize_run(run).condition == "stopped"
+
+
+def test_a_damaged_best_checkpoint_is_not_taken(configured: Configured, dataset: Dataset) -> None:
+    train_with_patience("damaged", configured, dataset)
+    run = RunDir.from_name("damaged")
+    best = find_checkpoint("damaged")
+    (best / "config.json").write_text("{}")
+    assert find_checkpoint("damaged") == run.checkpoint(run.steps()[-1]) != best
+    assert find_checkpoint("damaged@best") == best, "who asks for it is told that it is damaged"
+
+
+def test_before_the_first_validation_the_newest_is_taken(configured: Configured, dataset: Dataset) -> None:
+    train_with_patience("early", configured, dataset, stop_at=1)
+    assert find_checkpoint("early") == RunDir.from_name("early").checkpoint(1)
+    with pytest.raises(DataError, match="no checkpoint 'best'"):
+        find_checkpoint("early@best")
 
 
 def test_a_run_that_is_over_stays_over(configured: Configured, dataset: Dataset) -> None:

@@ -1,5 +1,7 @@
 """The state of a run: what it takes over from a checkpoint."""
 
+import math
+
 import pytest
 
 from llamactl.checkpoint.format import State
@@ -33,3 +35,10 @@ def test_without_patience_no_validation_is_the_best() -> None:
     for loss, patience, best in ((3.0, 2, True), (3.5, 2, False), (2.5, 0, False), (2.0, 0, False)):
         state.take_validation(loss, patience)
         assert state.is_best is best
+
+
+def test_a_loss_that_is_not_a_number_uses_up_no_patience_before_there_is_a_best() -> None:
+    state = TrainState(1)
+    for loss, since in ((math.nan, 0), (math.inf, 0), (3.0, 0), (math.nan, 1), (3.5, 2), (2.9, 0)):
+        state.take_validation(loss, 3)
+        assert state.validations_since == since

@@ -59,6 +59,7 @@ class TrainingScreen:
         self._alive = progress.is_terminal and not progress.is_dumb_terminal and large
         self._last_line = 0.0
         self._resumed_at = 0
+        self._ended_before = False  # early, by its patience, before it was resumed
         self.stopped = 0  # number of the signal that stopped the run
 
     def __enter__(self) -> "TrainingScreen":
@@ -106,6 +107,8 @@ class TrainingScreen:
                 self.stopped = event.signal
             case Resumed():
                 self._show_resumed(event)
+            case EndedEarly() if event.step == self._resumed_at:
+                self._ended_before = True
             case _:
                 text, style = _line(event)
                 self._say(text, style, event)
@@ -150,6 +153,9 @@ class TrainingScreen:
         if self._resumed_at == course.steps:
             tokens = course.steps * course.tokens_per_step
             progress.print(f"{name} was already finished: it has trained on its {tokens:,} tokens.")
+        elif self._ended_before:
+            fix = f"llamactl train --resume {name} --patience 0"
+            progress.print(f"{name} was already finished: it ended early at step {self._resumed_at:,}. To train on: {fix}")
         elif saved:
             result = f"{show_time(saved.seconds)} of training"
             if validated:
