@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from llamactl.checkpoint import format as checkpoint_format
 from llamactl.checkpoint.format import State
 from llamactl.errors import UsageError, WriteFailed
 from llamactl.export import gguf
@@ -162,7 +161,7 @@ def test_an_interrupted_export_leaves_the_old_one(
         raise KeyboardInterrupt
 
     module, name = {
-        "weights": (checkpoint_format, "split_into_files"), "card": (export_huggingface, "card"),
+        "weights": (export_huggingface, "split_into_files"), "card": (export_huggingface, "card"),
         "check": (export_huggingface, "check"),
         "exchange": (atomic, "exchange_folders"),
     }[place]  # fmt: skip
