@@ -91,8 +91,7 @@ def folder_identity(path: Path) -> tuple[int, ...]:
 def find_checkpoint(name: str, verify: Verify = read_verified_state) -> Path:
     """Find a checkpoint by name: RUN, RUN@STEP or RUN@best; an empty RUN is the newest run. Raises DataError.
 
-    RUN is its newest checkpoint; of a run with patience, which stops after its best, it is the best, if
-    there is a valid one.
+    RUN is its newest checkpoint; of a run with patience, which stops after its best, it is the best if that is valid.
     """
     run_name, _, suffix = name.partition("@")
     run = RunDir.from_name(run_name).check_exists()
@@ -114,7 +113,7 @@ def find_checkpoint(name: str, verify: Verify = read_verified_state) -> Path:
 
 def _find_valid_best(run: RunDir, verify: Verify) -> Path | None:
     """Find the best checkpoint of a run with patience; None where it was not validated yet, or is damaged or pruned."""
-    with suppress(UserError, OSError):
+    with suppress(UserError, FileNotFoundError):
         if run.config().train.patience > 0 and (step := _stable_best_step(run)) is not None:
             verify(run.checkpoint(step))
             return run.checkpoint(step)

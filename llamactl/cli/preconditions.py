@@ -45,7 +45,10 @@ def import_torch_and_verify(checkpoint: str) -> "dict[Path, State]":
                 verify(path)
 
     # A download has its own messages.
-    thread = Thread(target=(lambda: None) if checkpoint.startswith(PREFIX) else find_and_verify, daemon=True)
+    if checkpoint.startswith(PREFIX):
+        import_torch()
+        return {}
+    thread = Thread(target=find_and_verify, daemon=True)
     thread.start()
     import_torch()
     thread.join()

@@ -96,20 +96,20 @@ def learn_from_several(first: "RunDir", taken: float, end: float, again: str) ->
     epochs = math.inf if ended else first.plan()["epochs"]
     whole = taken * config.train.tokens / ended["tokens"] if ended else taken
 
-    def affordable(trained: int) -> int:
+    def count_affordable(trained: int) -> int:
         return affordable_teachers(config, epochs, taken, whole, end - monotonic(), trained)
 
-    if not affordable(1):
+    if not count_affordable(1):
         return teachers[0]
     progress.print(
         "\nMore epochs would not help. The rest of the time is for runs with other seeds, and one that learns from all of them."
     )
     try:
         # Asked again each time, as a run may take longer than the first.
-        while affordable(len(teachers)) > len(teachers):
+        while count_affordable(len(teachers)) > len(teachers):
             run_alike(config, f"{teachers[0]}-{len(teachers) + 1}", len(teachers), [], again)
             teachers.append(f"{teachers[0]}-{len(teachers) + 1}")
-        if not affordable(len(teachers)):
+        if not count_affordable(len(teachers)):
             return teachers[0]
         run_alike(config, taught, len(teachers), teachers, again)
     except typer.Exit as ended:

@@ -163,9 +163,11 @@ def longer_run(path: "Path", state: "State") -> str:
     from llamactl.training.events import EndedEarly
 
     run = run_of(path)
-    if not state.config or (run and last_rows(run.metrics_path, (EndedEarly.kind,), run.path)):
+    if not state.config:
         return ""
     try:
+        if run and last_rows(run.metrics_path, (EndedEarly.kind,), run.path):
+            return ""
         config = build_config([state.config])
         dataset = DatasetDir.from_name(config.data.name).open()
         same = {"tokens": config.train.tokens, "device": config.train.device, "init_from": config.train.init_from}

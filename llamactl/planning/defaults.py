@@ -9,9 +9,9 @@ from llamactl.planning.flops import num_matmul_params
 WORTHWHILE_EPOCHS = 4
 # With dropout and a strong weight decay, which keep text from being learned by heart (docs/recipe.md: more were not measured).
 REGULARIZED_EPOCHS, DROPOUT, WEIGHT_DECAY = 16, 0.2, 2.0
-# Validations without a lower loss that end a run which reads its text so many times: once it is known by heart, held-out text
-# gets worse, by a third for 128k tokens (docs/recipe.md).
-PATIENCE, LEARNED_BY_HEART = 3, 2
+# A text that is read more often than this may be learned by heart, after which held-out text gets worse, by a third for 128k
+# tokens (docs/recipe.md): then so many validations without a lower loss end a run.
+LEARNED_BY_HEART, PATIENCE = 2, 3
 # Runs that another one learns from: three were measured (docs/recipe.md).
 MOST_TEACHERS = 4
 # The ratio at which more tokens and more parameters gain equally (Hoffmann et al. 2022, arXiv 2203.15556).
