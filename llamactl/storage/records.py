@@ -24,7 +24,7 @@ from llamactl.errors import DataError, OutOfSpace
 # Bytes of a JSON, TOML or tokenizer file; a tokenizer with a vocabulary of 1M takes some 40 MB.
 LARGEST_RECORD = 64 << 20
 # Bytes: after each part a thread waits for its turn, which takes longer than hashing a megabyte.
-HASHED_AT_ONCE = 16 << 20
+HASHED_AT_ONCE = 4 << 20
 
 # Matches every number that may overflow a float, and some strings: only these texts are checked a second time.
 _MAY_OVERFLOW = re.compile(rb"\d[eE]\+?\d{3}|\d{300}")
