@@ -28,6 +28,8 @@ class Journal:
         """Open the file, truncate an incomplete last line of an earlier process, and start the thread."""
         with disk.wrap_os_errors(self._path):
             disk.make_dirs(self._path.parent)
+            # Rows stay in this folder, even if it is moved and another one takes its name.
+            self._folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self._descriptor = self._open()
             with open(self._descriptor, "rb", closefd=False) as file:
                 os.ftruncate(self._descriptor, whole_lines(file, self._path))
@@ -51,20 +53,21 @@ class Journal:
     def _reopen(self) -> None:
         """Open the file again if it was replaced, for example by an editor, or removed since it was opened."""
         with suppress(FileNotFoundError):
-            if os.path.samestat(os.lstat(self._path), os.fstat(self._descriptor)):
+            if os.path.samestat(os.lstat(self._path.name, dir_fd=self._folder), os.fstat(self._descriptor)):
                 return
         new = self._open()
         os.dup2(new, self._descriptor, inheritable=False)
         os.close(new)
 
     def _open(self) -> int:
-        return open_descriptor(self._path, flags=os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        return open_descriptor(self._path, flags=os.O_RDWR | os.O_CREAT | os.O_APPEND, folder=self._folder)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Sync what is left and close the file; raises the error of a failed sync."""
         self._closed.set()
         self._thread.join()
         os.close(self._descriptor)
+        os.close(self._folder)
         if self._failure and error is None:
             with disk.wrap_os_errors(self._path):
                 raise self._failure

@@ -68,13 +68,14 @@ def open_file(path: Path, root: Path | None = None, limit: int | None = None) ->
         yield file
 
 
-def open_descriptor(path: Path, root: Path | None = None, flags: int = os.O_RDONLY) -> int:
+def open_descriptor(path: Path, root: Path | None = None, flags: int = os.O_RDONLY, folder: int | None = None) -> int:
     """Open a regular file below `root` as `open_file` does; return its descriptor. Raises DataError.
 
-    With `os.O_CREAT` in `flags`, create a missing file; errors of writing, such as a full disk, are raised as OSError then.
+    `folder` is an open descriptor of the file's folder, which is used instead of its path. With `os.O_CREAT` in
+    `flags`, create a missing file; errors of writing, such as a full disk, are raised as OSError then.
     """
     try:
-        descriptor = _open_below(path, root or path.parent, flags)
+        descriptor = _open_in(folder, path.name, flags) if folder is not None else _open_below(path, root or path.parent, flags)
     except OSError as error:
         # Too many open files: an error of the process or the system, not of this file.
         if error.errno in (errno.EMFILE, errno.ENFILE):
@@ -218,10 +219,15 @@ def _open_below(path: Path, root: Path, flags: int) -> int:
     """Open `path` from `root` folder by folder, without following links; raises OSError."""
     parent = _open_folder(path.parent, root)
     try:
-        # Without O_NONBLOCK, opening a FIFO waits for a writer forever; it has no effect on a regular file.
-        return os.open(path.name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=parent)
+        return _open_in(parent, path.name, flags)
     finally:
         os.close(parent)
+
+
+def _open_in(folder: int, name: str, flags: int) -> int:
+    """Open a file in the folder with that descriptor, without following a link; raises OSError."""
+    # Without O_NONBLOCK, opening a FIFO waits for a writer forever; it has no effect on a regular file.
+    return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=folder)
 
 
 def _open_folder(folder: Path, root: Path) -> int:

@@ -130,6 +130,18 @@ def test_a_row_that_does_not_fit_is_taken_back_and_reported(home: Path, monkeypa
         assert (home / "log").read_bytes() == whole
 
 
+def test_rows_stay_in_a_folder_that_is_moved_and_replaced(home: Path) -> None:
+    (home / "run").mkdir()
+    with Journal(home / "run" / "log") as journal:
+        (home / "run").rename(home / "elsewhere")
+        (home / "run").mkdir()
+        journal.append(validated(1))
+        (home / "elsewhere" / "log").unlink()
+        journal.append(validated(2))
+    assert not list((home / "run").iterdir())
+    assert (home / "elsewhere" / "log").read_text().count("\n") == 1
+
+
 def test_a_log_that_can_not_be_synced_is_reported(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: int) -> None:
         raise OSError(5, "Input/output error")
