@@ -43,6 +43,11 @@ class Summary:
     started: str
     warning: str = ""  # why its final loss is suspect, in words
     set_aside: tuple[str, ...] = ()  # folders of damaged checkpoints
+    ended_early: bool = False  # done, by its patience, before the last of its steps
+
+    def state(self) -> str:
+        """Return the condition for people, for whom a run that is done after 8 of 123 steps ended early."""
+        return "ended early" if self.ended_early else self.condition
 
 
 def summarize_run(run: RunDir) -> Summary:
@@ -60,9 +65,10 @@ def summarize_run(run: RunDir) -> Summary:
     end = rows.get("ended early", {}).get("step", steps)
     # A run that was resumed after its early end has later steps.
     done = bool(checkpoints) and (checkpoints[-1] == steps or checkpoints[-1] == end >= last.get("step", 0))
+    condition: Condition = "running" if locks.is_locked(run.lock_path) else "done" if done else "stopped"
     return Summary(
         name=run.path.name,
-        condition="running" if locks.is_locked(run.lock_path) else "done" if done else "stopped",
+        condition=condition,
         preset=config.preset,
         dataset=config.data.name,
         step=last.get("step", 0),
@@ -79,6 +85,7 @@ def summarize_run(run: RunDir) -> Summary:
         started=started,
         warning=str(warning.get("why", "")) if (warning := rows.get("warning", {})).get("step") == last.get("step") else "",
         set_aside=tuple(path.name for path in run.set_aside()),
+        ended_early=condition == "done" and checkpoints[-1] < steps,
     )
 
 

@@ -38,7 +38,8 @@ def test_a_run_at_a_glance(home: Path) -> None:
 
 
 def test_conditions(home: Path) -> None:
-    assert summarize_run(make("done", 10, (10,))).condition == "done"
+    done = summarize_run(make("done", 10, (10,)))
+    assert done.condition == done.state() == "done"
     assert summarize_run(make("new", 0)).loss is None
     run = make("running", 3)
     with locks.hold_lock(run.lock_path):
