@@ -12,13 +12,14 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from llamactl.checkpoint.io import open_model
-from llamactl.config.schema import Config, DataConfig, Tree, build_config, preset_settings
+from llamactl.config.schema import Config, DataConfig, Tree, build_config, preset_settings, suggest_setting
 from llamactl.corpus.dataset import Dataset, DatasetDir
 from llamactl.corpus.engines import local_engine
 from llamactl.corpus.prepare import prepare_dataset
 from llamactl.corpus.recipes import build_recipe
 from llamactl.corpus.sources import Source, open_source
 from llamactl.corpus.targets import settings_for, window_rule
+from llamactl.corpus.verify import verify_in_background
 from llamactl.distributed.context import init_device
 from llamactl.errors import UsageError
 from llamactl.hardware.device import choose_device
@@ -39,8 +40,9 @@ from llamactl.storage.records import to_json
 from llamactl.tokenizer.bpe import Tokenizer
 from llamactl.training.events import Event
 from llamactl.training.init_from import config_from_checkpoint, pin_init_from
+from llamactl.training.resumption import config_of_resumed_run
 from llamactl.training.start import start_run
-from llamactl.training.teachers import pin_teachers_where_they_fit
+from llamactl.training.teachers import pin_teachers, pin_teachers_where_they_fit
 from llamactl.training.timed_budget import Choice, choose_budget
 from llamactl.training.trainer import train_run
 from llamactl.units import read_time
@@ -83,7 +85,7 @@ def prepare(
     options = {"tokenizer": tokenizer, "val_fraction": val_fraction, "dedup": dedup}
     if documents is None:
         return _prepare(open_source(words), words, name, options)
-    rows = [to_json({"text": text}) for text in documents]
+    rows = [to_json({"text": text}) for text in _as_sequence(documents)]
     # Called by its content, so that other documents under the same name are not taken for these.
     content = hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
     with TemporaryDirectory() as folder:
@@ -122,7 +124,8 @@ class Training:
     def _record(self, events: Generator[Event, None, None], run: RunDir) -> Iterator[Event]:
         device = init_device(self.config.train).device
         whole = evaluate_at_the_end(events, run, self.dataset, self.config, device)
-        yield from record_events(whole, run, vocab_size=self.dataset.info.vocab_size)
+        logged = record_events(whole, run, vocab_size=self.dataset.info.vocab_size)
+        yield from verify_in_background(logged, DatasetDir.from_name(self.dataset.name))
 
 
 def train(
@@ -139,12 +142,18 @@ def train(
     """Choose the settings of a run as `llamactl train` does; iterate what is returned to train it.
 
     `settings` are those of config.toml: {"optim": {"lr": 1e-3}}, or {"optim.lr": 1e-3}. A `time`, "10m", takes the place of
-    `tokens`. A budget beyond sense is refused, unless it is wanted `anyway`. Raises UsageError, DataError.
+    `tokens`. A budget beyond sense is refused, unless it is wanted `anyway`. A `run` that exists is resumed: it keeps its
+    model, its budget and its initial checkpoint, but `settings` that may change, and more `tokens`, replace its own. Raises
+    UsageError, DataError.
     """
     data = DatasetDir.from_name(dataset).open() if isinstance(dataset, str) else dataset
     if time and tokens:
         raise UsageError("time and tokens exclude each other.", "Both are the budget.", "Leave one of them out.")
     typed = [_nested(settings or {}), {"data": {"name": data.name}}, {"train": {"tokens": tokens} if tokens else {}}]
+    if run and (folder := RunDir.from_name(run)).config_path.exists():
+        return Training(run, _resumed_config(folder, typed, data, preset), data)
+    if init_from and preset != "auto":
+        raise UsageError("preset and init_from exclude each other.", "A checkpoint has its shape.", "Leave preset out.")
     names = feedable_presets(data.info) if preset == "auto" else (preset,)
     configs = [build_config([preset_settings(name), *typed]) for name in (names if time else names[:1])]
     if init_from:
@@ -156,19 +165,31 @@ def train(
     if time:
         budget = choose_budget(configs, data, world, rate, read_time(time))
     config = resolve_config(budget.config, data, world)
-    folder = RunDir.from_name(run) if run else RunDir.with_new_name(config.preset)
-    if not folder.config_path.exists():
-        plan = make_plan(config, data, world, budget.rate, budget.measured)
-        check_memory(plan, config, world)
-        check_fit(plan, config, folder, anyway)
+    plan = make_plan(config, data, world, budget.rate, budget.measured)
+    check_memory(plan, config, world)
+    check_fit(plan, config, RunDir.from_name(run) if run else RunDir.with_new_name(config.preset), anyway)
     return Training(run or RunDir.claim_new_name(config.preset).path.name, config, data)
 
 
+def _resumed_config(folder: RunDir, typed: Sequence[Tree], dataset: Dataset, preset: str) -> Config:
+    """Return the config with which a run is resumed; raises UsageError for what can't change, DataError for other teachers."""
+    if preset not in ("auto", known := folder.config().preset):
+        raise UsageError(f"The run {folder.path.name} is a {known}, no {preset}.", "", "Leave preset out, or take another run.")
+    named = next((tree["train"]["teachers"] for tree in typed if "teachers" in tree.get("train", {})), ())
+    # The names of teachers are pinned, so that they are compared by their weights.
+    unpinned = {"train": {"teachers": folder.config().train.teachers}}
+    config = config_of_resumed_run(folder, [*typed, unpinned])
+    config = pin_teachers(config.with_train(teachers=tuple(named)) if named else config, dataset, resumed=True)
+    return resolve_config(config, dataset, init_device(config.train))
+
+
 def _nested(settings: Mapping[str, Any]) -> Tree:
-    """Return settings as a tree: {"optim.lr": 1e-3} becomes {"optim": {"lr": 1e-3}}."""
+    """Return settings as a tree: {"optim.lr": 1e-3} becomes {"optim": {"lr": 1e-3}}. Raises UsageError."""
     tree: Tree = {}
     for name, value in settings.items():
         section, _, key = name.partition(".")
+        if not key and not isinstance(value, Mapping):
+            raise UsageError(f"There is no setting {name!r}.", suggest_setting(name), 'Example: settings={"optim.lr": 1e-3}')
         tree.setdefault(section, {}).update({key: value} if key else value)
     return tree
 
@@ -187,7 +208,7 @@ def generate(
     """Continue a prompt and return what follows it. The same seed gives the same text; temperature 0 is greedy."""
     found = load(model) if isinstance(model, str) else model
     pick = Sampler(temperature=temperature, top_k=top_k, top_p=top_p)
-    request = Request((prompt,), max_new_tokens, seed=seed, stops=tuple(stop), pick=pick)
+    request = Request((prompt,), max_new_tokens, seed=seed, stops=tuple(_as_sequence(stop)), pick=pick)
     text = ""
     for samples in generate_samples(found.model, found.tokenizer, request):
         text = samples[0].text
@@ -197,14 +218,22 @@ def generate(
 def evaluate(model: Model | str, texts: Iterable[str] | None = None, dataset: Dataset | str = "") -> Evaluation:
     """Measure loss, bits per byte and their standard errors on `texts`, or on the held-out split of a dataset.
 
-    Raises DataError for a dataset with another tokenizer, or nothing to measure.
+    By default that is the dataset of the model's run. Raises UsageError for one with another tokenizer, DataError for a
+    damaged one or nothing to measure.
     """
     found = load(model) if isinstance(model, str) else model
     if texts is not None:
-        return evaluate_streams(found.model, found.tokenizer, (token_stream(found.tokenizer, texts),), rests=True)
-    data = DatasetDir.from_name(dataset).open() if isinstance(dataset, str) else dataset
+        return evaluate_streams(found.model, found.tokenizer, (token_stream(found.tokenizer, _as_sequence(texts)),), rests=True)
+    data = DatasetDir.from_name(dataset or found.data.name).open() if isinstance(dataset, str) else dataset
     if not found.tokenizer.extends(data.tokenizer):
         what = f"The dataset {data.name} has another tokenizer than the model."
         raise UsageError(what, "The same ids mean other text.", "Evaluate texts instead: evaluate(model, texts)")
     rule = window_rule(data, settings_for(data, found.data), found.model.config.context)
-    return evaluate_streams(found.model, found.tokenizer, data.val, False, data.byte_lengths, rule)
+    measured = (evaluate_streams(found.model, found.tokenizer, data.val, False, data.byte_lengths, rule) for _ in range(1))
+    (result,) = verify_in_background(measured, DatasetDir.from_name(data.name), "val")
+    return result
+
+
+def _as_sequence(texts: Iterable[str]) -> Iterable[str]:
+    """Return texts as they are, or a single one, which would be taken for its characters, as a sequence of one."""
+    return (texts,) if isinstance(texts, str) else texts

@@ -1,15 +1,21 @@
 """llamactl in Python: the stages as functions, typed, lazy, and without a word of their own."""
 
+import os
 import pydoc
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import llamactl
+from llamactl.corpus.dataset import DatasetDir
 from llamactl.errors import OutOfSpace, UsageError
+from llamactl.inference.generate import Request
 from llamactl.runs.run_dir import RunDir
 from llamactl.training.events import Evaluated, Stepped, Validated
 
@@ -76,6 +82,50 @@ def test_a_resumed_run_that_would_be_another_one_writes_nothing(home: Path, docu
     assert list(llamactl.train(dataset, tokens=4_096, run="left", settings=settings, anyway=True))
 
 
+def test_the_same_line_resumes_a_run_that_chose_for_itself(home: Path, documents: list[str]) -> None:
+    """By a time, and from a model that has trained on since: the run keeps what it chose."""
+    dataset = llamactl.prepare(documents=documents[:20], name="mine", tokenizer="bpe:300")
+    settings = SETTINGS | {"train.save_every": 2}
+    base = [event.step for event in llamactl.train(dataset, tokens=1_024, run="base", settings=settings) if event.step]
+    assert base[-1] == 4
+    unshaped = {name: value for name, value in settings.items() if name != "model"}
+    asked: dict[str, Any] = {"time": "60s", "run": "child", "init_from": "base", "settings": unshaped}
+    first = llamactl.train(dataset, **asked)
+    for event in first:
+        if event.step == 5:
+            break
+    assert list(llamactl.train(dataset, tokens=2_048, run="base", settings=settings, anyway=True))
+    again = llamactl.train(dataset, **asked)
+    assert again.config == RunDir.from_name("child").config() == first.config
+    assert again.config.train.init_from == "base@4"
+    longer = llamactl.train(dataset, tokens=first.config.train.tokens + 256, run="child")
+    assert longer.config.train.tokens == first.config.train.tokens + 256
+    with pytest.raises(UsageError, match="no 10m"):
+        llamactl.train(dataset, preset="10m", run="child")
+
+
+def test_damaged_data_is_no_success(trained: llamactl.Training) -> None:
+    shard = next((DatasetDir.from_name("mine").path / "val").glob("*.npy"))
+    ids, stamp = np.load(shard), shard.stat()
+    ids[5] += 1
+    np.save(shard, ids)
+    os.utime(shard, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    with pytest.raises(llamactl.UserError, match="damaged"):
+        llamactl.evaluate(trained.name)
+
+
+def test_a_model_is_measured_on_the_text_of_its_run(trained: llamactl.Training, documents: list[str]) -> None:
+    own = llamactl.evaluate(trained.name).loss
+    llamactl.prepare(documents=documents[20:40], name="newer", tokenizer=str(DatasetDir.from_name("mine").path))
+    assert llamactl.evaluate(trained.name).loss == own != llamactl.evaluate(trained.name, dataset="newer").loss
+
+
+def test_a_string_is_one_text(trained: llamactl.Training, documents: list[str]) -> None:
+    assert llamactl.evaluate(trained.name, documents[30]).loss == llamactl.evaluate(trained.name, [documents[30]]).loss
+    asked: dict[str, Any] = {"max_new_tokens": 40, "seed": 1}
+    assert llamactl.generate(trained.name, "The", stop="xyzzy", **asked) == llamactl.generate(trained.name, "The", **asked)
+
+
 def test_unnamed_runs_of_the_same_second_are_two(home: Path) -> None:
     dataset = llamactl.prepare(documents=["a b c " * 500, "d e f " * 500], name="small", tokenizer="bytes")
     made = [llamactl.train(dataset, tokens=2_000, settings=SETTINGS, anyway=True).name for _ in range(3)]
@@ -104,6 +154,13 @@ def test_mistakes_are_told_as_on_the_command_line(home: Path) -> None:
         llamactl.train(dataset, tokens=100, time="10m")
     with pytest.raises(UsageError, match=r"optim\.learning_rate"):
         llamactl.train(dataset, settings={"optim.learning_rate": 1})
+    with pytest.raises(UsageError, match="no setting 'lr'") as refused:
+        llamactl.train(dataset, settings={"lr": 1e-3})
+    assert "optim.lr" in refused.value.why
+    with pytest.raises(UsageError, match="exclude each other"):
+        llamactl.train(dataset, preset="tiny", init_from="nosuch")
+    with pytest.raises(UsageError, match="-1 new tokens"):
+        Request(("a",), -1)
     with pytest.raises(llamactl.UserError, match="no run 'nosuch'"):
         llamactl.load("nosuch")
     with pytest.raises(AttributeError, match="nosuch"):
@@ -137,3 +194,14 @@ def test_help_reads_as_a_guide() -> None:
         assert name in text
         assert getattr(llamactl, name).__doc__
     assert "iterate it for events" in text
+
+
+@pytest.mark.slow
+def test_the_page_runs(tmp_path: Path) -> None:
+    """The snippets of docs/python.md, one after another."""
+    page = (Path(__file__).parents[1] / "docs" / "python.md").read_text("utf-8")
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)))
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "optim.lr" in done.stdout

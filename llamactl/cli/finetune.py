@@ -15,7 +15,6 @@ from llamactl.cli.options import (
     ParallelWay,
     PrecisionName,
     Settings,
-    config_of_resumed_run,
     typed_settings,
 )
 from llamactl.cli.preconditions import import_torch, require_run
@@ -185,6 +184,7 @@ def start_or_resume(
     from llamactl.runs.run_dir import RunDir
     from llamactl.training.finetune import check_same_run
     from llamactl.training.init_from import config_from_checkpoint
+    from llamactl.training.resumption import config_of_resumed_run
 
     folder = RunDir.from_name(name)
     if folder.config_path.exists() and not dry_run:

@@ -1,6 +1,5 @@
 """What was typed about a run: the options that several commands share, and the config that they add up to."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from llamactl.config.schema import Config
-    from llamactl.runs.run_dir import RunDir
 
 # Headings under which options stand in the help.
 RUN, START, MACHINE, SAID = "Run", "Initialization", "Execution", "Output"
@@ -166,28 +164,3 @@ def config_of_init_from(init_from: str, preset: str, config: Path | None, typed:
         why = "--init-from brings the shape of its checkpoint, so there is nothing left for a preset to say."
         raise UsageError("--preset and --init-from exclude each other.", why, "Leave --preset out.")
     return config_from_checkpoint(init_from, [schema.load_toml(config) if config else {}, *typed])
-
-
-def config_of_resumed_run(folder: "RunDir", typed: list[dict[str, Any]]) -> "Config":
-    """Lay what may change over the run's own config; raises UsageError for anything else.
-
-    What was typed and what was edited in its config.toml follow the same rule.
-    """
-    from llamactl.checkpoint.select import read_newest_state
-    from llamactl.config.schema import build_config
-    from llamactl.errors import UsageError
-    from llamactl.training.resumption import check_changed_settings, known_settings, locate_dataset
-
-    before, state = folder.config(), read_newest_state(folder)
-    after = locate_dataset(build_config([before.model_dump(), *typed]), folder, state)
-    known = known_settings(folder, state)
-    edited: Path | None = folder.config_path
-    with suppress(UsageError):
-        check_changed_settings(known, before)
-        edited = None
-    check_changed_settings(known, after, edited)
-    if after.train.tokens > before.train.tokens and state and 0 < after.train.patience <= state.validations_since:
-        what = f"{folder.path.name} ended early: {state.validations_since} validations had no lower loss."
-        fix = f"To train on: llamactl train --resume {folder.path.name} --tokens {after.train.tokens} --patience 0"
-        raise UsageError(what, "With a larger budget it would end at once again.", fix)
-    return after

@@ -17,7 +17,9 @@ def import_torch() -> None:
     """Import PyTorch, which takes seconds; a terminal says so meanwhile."""
     if "torch" not in sys.modules:
         from llamactl.cli.ui.console import progress
+        from llamactl.hardware.busy import respect_quota
 
+        respect_quota()
         with progress.status("importing PyTorch …"):
             import_module("torch")
 

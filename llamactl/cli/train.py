@@ -27,7 +27,6 @@ from llamactl.cli.options import (
     Tokens,
     config_of_init_from,
     config_of_new_run,
-    config_of_resumed_run,
     configs_in_time,
     typed_positions,
     typed_settings,
@@ -178,6 +177,7 @@ def yield_to_others(resumed: str | None) -> None:
 def resume_run(name: str, typed: list[dict[str, Any]]) -> TrainingRequest:
     """Build the request to resume a run, with the typed settings; raises UsageError for one that can't change."""
     from llamactl.runs.run_dir import RunDir
+    from llamactl.training.resumption import config_of_resumed_run
 
     folder = RunDir.from_name(name).check_exists()
     return TrainingRequest(config_of_resumed_run(folder, typed), folder, True)

@@ -43,6 +43,28 @@ def crowding_threads() -> int:
     return busy if busy + usable_cores() > (os.cpu_count() or 1) else 0
 
 
+def respect_quota() -> None:
+    """Start as many threads as a quota of CPU time has cores for, instead of one for each core of the machine.
+
+    More of them use the quota up by waiting for each other. Call it before torch is imported.
+    """
+    if not _is_decided() and _has_quota():
+        os.environ["OMP_NUM_THREADS"] = str(usable_cores())
+
+
+def _has_quota() -> bool:
+    """Check whether a quota of CPU time leaves fewer cores than this process may run on."""
+    return hasattr(os, "sched_getaffinity") and usable_cores() < len(os.sched_getaffinity(0))
+
+
+def _is_decided() -> bool:
+    """Check whether the settings of OpenMP were read already, or set by someone else than `respect_quota`."""
+    names = [name for name in SETTINGS if name in os.environ]
+    # Of a command that started this one, such as quickstart.
+    is_own = names == ["OMP_NUM_THREADS"] and os.environ[names[0]] == str(usable_cores()) and _has_quota()
+    return "torch" in sys.modules or (bool(names) and not is_own)
+
+
 def avoid_crowding(recorded: int = 0) -> int:
     """Let threads sleep while they wait, and ask for long turns, if others crowd the cores; return the busy threads found.
 
@@ -52,8 +74,9 @@ def avoid_crowding(recorded: int = 0) -> int:
     # Threads wait for each other at the end of every product. One whose core is shared arrives late, and as long as the
     # others spin, nothing else can run on theirs: beside four busy processes a run keeps an eighth of its speed. Those that
     # sleep take longer to wake up, which costs a third of the speed on an idle machine: hence not always.
-    if "torch" in sys.modules or any(name in os.environ for name in SETTINGS):
+    if _is_decided():
         return 0
+    respect_quota()
     busy = crowding_threads()
     if 0 < recorded < usable_cores():
         os.environ["OMP_NUM_THREADS"] = str(recorded)

@@ -1,7 +1,7 @@
 """GPUs by name, with the figures of their data sheets, to plan for one that this machine does not have."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llamactl.errors import UsageError, suggest_nearest
 
@@ -73,16 +73,18 @@ CARDS = {
     "H200 NVL": Card(835e12, 141e9, 600, PCIE),
     "B200": Card(2250e12, 180e9, 1000, 900e9),
 }
-# Words of a name that change none of the figures above: the maker, the socket, the memory.
+# Words of a name that do not decide which of these it is: the maker, the socket, the memory.
 NEUTRAL = re.compile(r"NVIDIA|Tesla|GeForce|Quadro|RTX|Generation|SXM\d?|HBM\de?|\d+GB", re.IGNORECASE)
 
 
 def find_card(name: str) -> Card:
-    """Return a GPU by the name people write, rtx4090, h100-sxm or 3090ti; raises UsageError with the nearest name."""
+    """Return a GPU by the name people write, rtx4090, a100-40gb or 3090ti; raises UsageError with the nearest name."""
     cards = {_significant(known): card for known, card in CARDS.items()}
-    if _significant(name) not in cards:
+    wanted = re.sub(r"(?<=\d)\s+(?=GB\b)", "", name, flags=re.IGNORECASE)
+    if _significant(wanted) not in cards:
         raise UsageError(f"Unknown GPU {name!r}.", suggest_nearest(name.upper(), CARDS), f"Known: {', '.join(CARDS)}")
-    return cards[_significant(name)]
+    card, size = cards[_significant(wanted)], re.search(r"(\d+)GB", wanted, re.IGNORECASE)
+    return replace(card, memory=int(size[1]) * 1e9) if size else card
 
 
 def recognize_card(device_name: str) -> Card | None:

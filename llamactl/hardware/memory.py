@@ -1,17 +1,22 @@
-"""Measure the memory that this process uses."""
+"""Measure the memory that this process uses, and what the system has left."""
 
 import ctypes
+import os
 import platform
+import re
 import resource
+import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 
 from llamactl.errors import OutOfSpace
 from llamactl.hardware.device import is_out_of_memory
+
+MEMINFO = Path("/proc/meminfo")
 
 
 def peak_memory(device: torch.device) -> int:
@@ -50,4 +55,29 @@ def resident_memory() -> int:
             return int(file.read().split()[1]) * resource.getpagesize()
     # Systems other than Linux have no /proc; the peak is the nearest that they tell.
     except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak_memory(torch.device("cpu"))
+
+
+def available_memory() -> int:
+    """Return the bytes of main memory that the system can give, file cache included; all that it has where it says no more."""
+    return _available_on_linux() or _available_on_macos() or os.sysconf("SC_PHYS_PAGES") * resource.getpagesize()
+
+
+def _available_on_linux() -> int:
+    """Return MemAvailable of /proc/meminfo, which includes the file cache, in bytes; 0 without it."""
+    with suppress(OSError):
+        for line in MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def _available_on_macos() -> int:
+    """Return the bytes of the pages that vm_stat(1) counts as free, or as file cache that nobody reads; 0 without it."""
+    try:
+        shown = subprocess.run(["vm_stat"], capture_output=True, text=True, check=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    size = re.search(r"page size of (\d+) bytes", shown)
+    pages = re.findall(r"^Pages (?:free|inactive|speculative):\s+(\d+)", shown, re.MULTILINE)
+    return int(size[1]) * sum(map(int, pages)) if size else 0

@@ -58,7 +58,10 @@ def load_library() -> Library:
 
 def find_compiler() -> list[str]:
     """Return the command that compiles, from CXX or the first of the usual ones; raises BuildError."""
-    wanted = shlex.split(os.environ.get("CXX", ""))
+    try:
+        wanted = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise BuildError(f"CXX is no command: {error}.") from error
     command = wanted or [name for name in COMPILERS if shutil.which(name)][:1]
     if not command or not shutil.which(command[0]):
         raise BuildError(f"the compiler {command[0]} (CXX) is missing." if command else f"there is no compiler. {INSTALL}")
@@ -84,22 +87,28 @@ def describe_processor() -> str:
 
 def _load_or_build(command: list[str], path: Path) -> Library:
     """Load a library from the cache folder, or compile it, into a temporary folder where the cache can't be written."""
+    again = "The decoding step is compiled again each time:"
+    notice = ""
     if _is_sound(path):
         with suppress(OSError):  # the folder of another user
             _note_use(path)
-        with suppress(OSError):
+        try:
             return Library(ctypes.CDLL(str(path)))
+        except OSError as error:  # a disk from which nothing may be executed
+            notice = f"{again} {error}."
     with tempfile.TemporaryDirectory(prefix="llamactl-") as folder:
         built = Path(folder) / path.name
         _compile(command, built)
-        notice = ""
         try:
             _keep(built, path)
             remove_unused(path.parent)
         except OSError as error:
-            notice = f"The decoding step is compiled again each time: {path.parent} can't be written ({error.strerror})."
-        # The one that was just made, as another process may put its own into the cache meanwhile.
-        return Library(ctypes.CDLL(str(built)), notice)
+            notice = f"{again} {path.parent} can't be written ({error.strerror})."
+        try:
+            # The one that was just made, as another process may put its own into the cache meanwhile.
+            return Library(ctypes.CDLL(str(built)), notice)
+        except OSError:  # a folder for temporary files from which nothing may be executed
+            return Library(ctypes.CDLL(str(path)))
 
 
 def _compile(command: list[str], target: Path) -> None:

@@ -2,7 +2,10 @@
 
 from llamactl.config.presets import PRESETS
 from llamactl.config.schema import Config, ModelConfig, TrainConfig
+from llamactl.corpus.batches import Windows
+from llamactl.corpus.dataset import Dataset
 from llamactl.corpus.dataset_info import DatasetInfo
+from llamactl.errors import DataError
 from llamactl.planning.flops import num_matmul_params
 
 # Up to 4 epochs, repeated text is worth almost as much as new text (Muennighoff et al. 2023, arXiv 2305.16264).
@@ -53,6 +56,14 @@ def worthwhile_tokens(parameters: int, data: float, epochs: int) -> int:
 def default_budget(parameters: int, info: DatasetInfo, epochs: int = WORTHWHILE_EPOCHS) -> int:
     """Return the default budget in tokens: what the size and the dataset, read in `epochs`, are worth, at most 3 billion."""
     return min(LARGEST_BUDGET, worthwhile_tokens(parameters, info.total("train", "tokens"), epochs))
+
+
+def count_windows(config: Config, dataset: Dataset) -> int:
+    """Return the windows of a dataset's training split; raises DataError where there is none."""
+    if windows := len(Windows(dataset.train, config.model.context)):
+        return windows
+    why = f"It has {dataset.info.total('train', 'tokens'):,} tokens; a window needs {config.model.context + 1:,}."
+    raise DataError(f"The dataset {dataset.name} is too small.", why, "Prepare more text, or try: --set model.context=256")
 
 
 def default_patience(train: TrainConfig, tokens: int, info: DatasetInfo) -> int:

@@ -26,14 +26,17 @@ def check_memory(plan: Plan, config: Config, world: World) -> None:
     if plan.memory.required_bytes <= plan.memory_free:
         return
     distributed = world.size > 1
-    message = f"{config.preset} does not fit into the memory of {world.device}"
+    # A run that starts from a checkpoint has its shape, and the preset says nothing about it.
+    name = config.train.init_from or config.preset
+    message = f"{name} does not fit into the memory of {world.device}"
     message += f", {world.size} processes, {strategy_name(world)}." if distributed else "."
     needed, free = plan.memory.required_bytes / 1e9, plan.memory_free / 1e9
     why = f"{'Each' if distributed else 'It'} needs about {needed:.1f} GB; {free:.1f} GB are free."
     # First what trains the same model on the same devices; another model or more GPUs only if nothing else fits.
     same_model = [*_more_shards(config, world), *_less_memory(config, world)]
-    fixes = [name for name, config, world in same_model if _fits(config, world)][:1]
-    fixes = fixes or [name for name, config in _smaller_models(config) if _fits(config, world)][:1] + _more_gpus(config, world)
+    fixes = [option for option, config, world in same_model if _fits(config, world)][:1]
+    smaller = [] if config.train.init_from else _smaller_models(config)
+    fixes = fixes or [option for option, config in smaller if _fits(config, world)][:1] + _more_gpus(config, world)
     fix = f"This would fit: {', or '.join(fixes)}" if fixes else "Train on a device with more memory."
     raise OutOfSpace(message, why, fix)
 
@@ -102,5 +105,6 @@ def check_disk(plan: Plan, config: Config, run: RunDir) -> None:
     free = free_bytes(run.path)
     if plan.disk > free + replaced:
         why = f"They take up to {plan.disk / 1e9:.3g} GB, of {plan.checkpoint / 1e9:.3g} GB each; {free / 1e9:.3g} GB are free."
-        fix = "Keep fewer with --set train.keep_last=1, take a smaller --preset, or set LLAMACTL_HOME to another disk."
-        raise OutOfSpace(f"The checkpoints of {config.preset} do not fit into {run.path}.", why, fix)
+        smaller = "" if config.train.init_from else " take a smaller --preset,"
+        fix = f"Keep fewer with --set train.keep_last=1,{smaller} or set LLAMACTL_HOME to another disk."
+        raise OutOfSpace(f"The checkpoints of {config.train.init_from or config.preset} do not fit into {run.path}.", why, fix)

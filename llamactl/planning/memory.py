@@ -1,14 +1,12 @@
 """Count the bytes of weights, gradients, optimizer state and activations, and the bytes that are free."""
 
-import os
-from pathlib import Path
-
 import torch
 
 from llamactl.config.parameters import num_embedding_params, num_params
 from llamactl.config.schema import Config, ModelConfig
 from llamactl.distributed.context import World
 from llamactl.hardware import limits
+from llamactl.hardware.memory import available_memory
 from llamactl.model.attention import packs_documents
 from llamactl.model.objective import CHUNK, CHUNK_ON_GPU
 from llamactl.planning.flops import matrix_shapes, num_block_params, num_root_params
@@ -128,13 +126,7 @@ def free_device_memory(device: torch.device) -> int:
 
 def free_main_memory() -> int:
     """Return the available bytes of main memory, within a container's limit; the file cache counts as available."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    # MemAvailable is in KiB, and includes the file cache that the kernel can reclaim.
-    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    system = free[0] if free else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    system = available_memory()
     within_limits = limits.free_memory()
     return system if within_limits is None else min(system, within_limits)
 

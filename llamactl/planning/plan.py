@@ -4,12 +4,10 @@ from dataclasses import dataclass, replace
 
 from llamactl.config.parameters import num_embedding_params, num_params
 from llamactl.config.schema import Config
-from llamactl.corpus.batches import Windows
 from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World
-from llamactl.errors import DataError
 from llamactl.planning.communication import estimate_traffic
-from llamactl.planning.defaults import final_eval_tokens, worthwhile_epochs, worthwhile_tokens
+from llamactl.planning.defaults import count_windows, final_eval_tokens, worthwhile_epochs, worthwhile_tokens
 from llamactl.planning.flops import flops_per_token
 from llamactl.planning.loss import LossPrediction, predict_loss
 from llamactl.planning.memory import checkpoint_bytes, free_memory
@@ -61,10 +59,7 @@ def make_plan(config: Config, dataset: Dataset, world: World, rate: float, measu
     Raises DataError for a dataset without a single window.
     """
     model, train = config.model, config.train
-    available = len(Windows(dataset.train, model.context))
-    if not available:
-        why = f"It has {dataset.info.total('train', 'tokens'):,} tokens; a window needs {model.context + 1:,}."
-        raise DataError(f"The dataset {dataset.name} is too small.", why, "Prepare more text, or try: --set model.context=256")
+    available = count_windows(config, dataset)
     # All steps have the same size, so a run has a few tokens more than its budget.
     steps = -(-train.tokens // train.tokens_per_step)
     tokens = steps * train.tokens_per_step

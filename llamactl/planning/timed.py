@@ -17,6 +17,7 @@ from llamactl.planning.defaults import (
     TOKENS_PER_PARAMETER,
     WEIGHT_DECAY,
     WORTHWHILE_EPOCHS,
+    count_windows,
     default_patience,
     final_eval_tokens,
     worthwhile_epochs,
@@ -35,11 +36,14 @@ HALVINGS = 24  # of the interval of budgets, up to 3 billion tokens: to within 2
 def choose_in_time(configs: Iterable[Config], dataset: Dataset, world: World, rate: float, seconds: float) -> Config:
     """Return the config that is expected to learn most in `seconds` on devices of `rate` FLOP/s, with its budget set.
 
-    Raises UsageError when the time is too short for any of them.
+    Raises UsageError when the time is too short for any of them, DataError when the text is.
     """
-    data = dataset.info.total("train", "tokens")
+    data, configs = dataset.info.total("train", "tokens"), tuple(configs)
+    # Without a window for any of them, the first one's error is raised.
+    usable = [config for config in configs if len(Windows(dataset.train, config.model.context))]
+    usable = usable or [config for config in configs[:1] if count_windows(config, dataset)]
     found: list[tuple[float, Config]] = []
-    for config in chain.from_iterable(map(_with_and_without_compiler, configs)):
+    for config in chain.from_iterable(map(_with_and_without_compiler, usable)):
         for variant, epochs in _plain_and_regularized(config, resolve_config(config, dataset, world).model, data):
             tokens = tokens_in_time(variant, dataset, world, rate, seconds, epochs)
             # Less is done better without dropout, which slows learning down.

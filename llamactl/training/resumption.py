@@ -1,13 +1,13 @@
 """Rules for resuming a run: one for settings, whether typed or edited in config.toml, and one for its dataset."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from llamactl.checkpoint.format import State
 from llamactl.checkpoint.select import read_newest_state
-from llamactl.config.schema import Config
+from llamactl.config.schema import Config, Tree, build_config
 from llamactl.corpus.dataset import DatasetDir
 from llamactl.errors import DataError, UsageError, UserError
 from llamactl.runs.run_dir import RunDir
@@ -18,6 +18,26 @@ MAY_CHANGE = {
     "device", "precision", "parallel", "micro_batch", "compile", "activation_checkpointing", "deterministic",
     "eval_every", "save_every", "save_minutes", "keep_last", "keep_every", "patience", "prompts", "sample_tokens",
 }  # fmt: skip
+
+
+def config_of_resumed_run(folder: RunDir, typed: Sequence[Tree]) -> Config:
+    """Lay what may change over the run's own config; raises UsageError for anything else.
+
+    What was typed and what was edited in its config.toml follow the same rule.
+    """
+    before, state = folder.config(), read_newest_state(folder)
+    after = locate_dataset(build_config([before.model_dump(), *typed]), folder, state)
+    known = known_settings(folder, state)
+    edited: Path | None = folder.config_path
+    with suppress(UsageError):
+        check_changed_settings(known, before)
+        edited = None
+    check_changed_settings(known, after, edited)
+    if after.train.tokens > before.train.tokens and state and 0 < after.train.patience <= state.validations_since:
+        what = f"{folder.path.name} ended early: {state.validations_since} validations had no lower loss."
+        fix = f"To train on: llamactl train --resume {folder.path.name} --tokens {after.train.tokens} --patience 0"
+        raise UsageError(what, "With a larger budget it would end at once again.", fix)
+    return after
 
 
 def check_changed_settings(before: Mapping[str, Any], config: Config, edited: Path | None = None) -> tuple[str, ...]:

@@ -109,3 +109,8 @@ def test_an_offset_depends_on_the_epoch_alone(windows: Windows) -> None:
     assert len(set(across.window_offsets(1).tolist())) == 2
     assert across.window_offsets(1)[-1] == Batches(windows, 1, key="k").window_offsets(2 * total)[0]
     assert len({int(Batches(windows, 1, key=key).window_offsets(2 * total)[0]) for key in "abcdefgh"}) > 3
+
+
+def test_nothing_is_not_permuted_for_ever() -> None:
+    with pytest.raises(ValueError, match="permuted"):
+        permuted_index(np.arange(3), 0, "key")

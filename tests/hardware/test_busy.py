@@ -140,3 +140,21 @@ print(os.environ["OMP_WAIT_POLICY"], os.environ.get("OMP_NUM_THREADS", "all"))
     done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=False)
     assert done.stdout == f"PASSIVE {threads}\n", done.stderr
     assert "This machine is busy (3 other threads on" in done.stderr
+
+
+@pytest.mark.parametrize(("cores", "before", "then"), [(64, "", "2"), (2, "", ""), (64, "5", "5")])
+def test_a_quota_of_two_cores_has_two_threads(
+    load: Path, monkeypatch: pytest.MonkeyPatch, cores: int, before: str, then: str
+) -> None:
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    for name in busy.SETTINGS:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    if before:
+        monkeypatch.setenv("OMP_NUM_THREADS", before)
+    busy.respect_quota()
+    assert os.environ.get("OMP_NUM_THREADS", "") == then
+    # A command that this one starts finds its own choice, which is nobody's decision about a busy machine.
+    load.write_text("0.00 0.00 0.00 9/345 12345\n")
+    assert busy.avoid_crowding() == (0 if before else 8)

@@ -1,5 +1,7 @@
 """Cards that are not here."""
 
+from dataclasses import replace
+
 import pytest
 
 from llamactl.config.schema import build_config, preset_settings
@@ -14,6 +16,12 @@ from llamactl.planning.resolve import resolve_config
 @pytest.mark.parametrize("name", ["rtx4090", "RTX 4090", "4090", "RTX-4090", "NVIDIA RTX 4090"])
 def test_names_as_people_write_them(name: str) -> None:
     assert find_card(name) is CARDS["RTX 4090"]
+
+
+def test_a_name_with_its_memory_has_that_memory() -> None:
+    assert find_card("a100-40gb") == replace(CARDS["A100"], memory=40e9)
+    assert find_card("V100 SXM2 16 GB").memory == 16e9
+    assert find_card("NVIDIA A100-SXM4-80GB") == CARDS["A100"]
 
 
 def test_a_card_that_is_none_names_the_nearest() -> None:

@@ -1,6 +1,7 @@
 """The native step computes what the model does, in each format of the weights, and gives way to PyTorch where it is missing."""
 
 import copy
+import ctypes
 import os
 import random
 import shlex
@@ -303,6 +304,11 @@ def test_a_compiler_that_fails(machine: Path, monkeypatch: pytest.MonkeyPatch, c
     no_library(said)
 
 
+def test_a_compiler_with_half_a_quote(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", 'g++ "')
+    no_library("CXX is no command")
+
+
 def test_no_source(machine: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "decode.cpp").write_text("int main( {")
     monkeypatch.setattr(native_build, "SOURCE", tmp_path / "decode.cpp")
@@ -334,6 +340,23 @@ def test_a_cache_that_can_not_be_written(machine: Path) -> None:
     assert library.functions is not None
     assert str(machine) in library.notice
     assert runs_natively(made())
+
+
+@needs_library
+@pytest.mark.parametrize("where", ["temporary", "cache"])
+def test_a_folder_from_which_nothing_may_be_executed(machine: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    open_library = ctypes.CDLL
+
+    def refuse(path: str) -> ctypes.CDLL:
+        if (machine in Path(path).parents) == (where == "cache"):
+            raise OSError(f"{path}: failed to map segment from shared object")
+        return open_library(path)
+
+    monkeypatch.setattr(ctypes, "CDLL", refuse)
+    for again in (False, True):
+        load_library.cache_clear()
+        assert load_library().functions is not None
+        assert ("compiled again each time" in load_library().notice) == (again and where == "cache")
 
 
 @needs_library

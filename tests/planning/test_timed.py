@@ -7,7 +7,7 @@ from llamactl.corpus.batches import Windows
 from llamactl.corpus.dataset import Dataset
 from llamactl.corpus.sources import default_tokenizer
 from llamactl.distributed.context import World, init_device
-from llamactl.errors import UsageError
+from llamactl.errors import DataError, UsageError
 from llamactl.planning.defaults import PATIENCE
 from llamactl.planning.resolve import resolve_config
 from llamactl.planning.timed import bytes_in_time, choose_in_time, run_seconds, tokens_in_time
@@ -81,6 +81,14 @@ def test_a_time_that_is_too_short_is_refused(dataset: Dataset) -> None:
     assert tokens_in_time(config, dataset, world, 1.0, 5) == 0
     with pytest.raises(UsageError, match="5s is too short"):
         choose_in_time([config], dataset, world, 1.0, 5)
+
+
+def test_a_text_shorter_than_a_window_is_refused(dataset: Dataset) -> None:
+    config, world = config_of("tiny")
+    long = config.model_copy(update={"model": config.model.model_copy(update={"context": 10**6})})
+    with pytest.raises(DataError, match="too small"):
+        choose_in_time([long], dataset, world, RATE, 60)
+    assert choose_in_time([long, config], dataset, world, RATE, 60).model.context == 32
 
 
 def test_time_that_the_text_leaves_goes_into_shorter_steps(dataset: Dataset) -> None:

@@ -8,7 +8,6 @@ import torch
 
 from llamactl.checkpoint.format import State, read_state
 from llamactl.checkpoint.select import find_best_step, find_checkpoint
-from llamactl.cli.options import config_of_resumed_run
 from llamactl.corpus.dataset import Dataset
 from llamactl.errors import DataError, UsageError
 from llamactl.metrics.evaluation import evaluate_at_the_end
@@ -16,6 +15,7 @@ from llamactl.metrics.monitor import record_events
 from llamactl.runs.run_dir import RunDir
 from llamactl.runs.summary import summarize_run
 from llamactl.training.events import EndedEarly, Evaluated, Event, Stepped, Validated, event_to_row
+from llamactl.training.resumption import config_of_resumed_run
 from llamactl.training.signals import StopRequests
 from llamactl.training.trainer import train_run
 from tests.training.conftest import Configured
