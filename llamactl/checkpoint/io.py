@@ -70,10 +70,12 @@ def restore_checkpoint(path: Path, model: Llama, optimizers: list[Optimizer], tr
     owners = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     for name, tensor in safetensors_io.iter_tensors(path / OPTIMIZER, checkpoint_root(path)):
         parameter = parameters[name.rpartition(":")[0]]
-        # Scalars, such as AdamW's step count, are the same on all ranks.
-        value = dtensor.shard_like(tensor, parameter) if tensor.ndim else tensor.to(parameter.device, copy=True)
-        if parameter in owners:
-            owners[parameter].state[parameter][name.rpartition(":")[2]] = value
+        if (owner := owners.get(parameter)) is None:
+            continue
+        # Scalars, AdamW's step counts, are the same on all ranks; only the fused update reads them where the weights are.
+        place = parameter.device if owner.defaults.get("fused") else "cpu"
+        value = dtensor.shard_like(tensor, parameter) if tensor.ndim else tensor.to(place, copy=True)
+        owner.state[parameter][name.rpartition(":")[2]] = value
     return state
 
 
@@ -87,8 +89,8 @@ def _check_optimizer(path: Path, state: State, model: Llama, optimizers: list[Op
                 shapes = _state_shapes(optimizer, group, tuple(parameter.shape))
                 expected |= {f"{names[parameter]}:{key}": shape for key, shape in shapes.items()}
     stored = read_shapes(path / OPTIMIZER, checkpoint_root(path))
-    # Optimizers create their state at the first update: there is none if all steps were skipped.
-    if not stored and state.step == state.skipped:
+    # Optimizers create their state at the first update: there is none if all steps were skipped. A rollback forgets how many.
+    if not stored and (state.step == state.skipped or state.rollbacks):
         return
     for name in sorted(expected.keys() | stored.keys()):
         if stored.get(name) != expected.get(name):

@@ -195,7 +195,7 @@ def _check_enough(source: RowSource, tally: _Tally, writers: dict[Split, RowWrit
         why = f"Rows: {tally.read:,}" + (f"; left out: {reasons}." if reasons else ".")
         raise DataError(f"There are no conversations in {source.name}.", why, FORMS)
     if not writers["train"].rows:
-        what = f"There is only one conversation in {source.name}, and it is held out for validation."
+        what = f"There are too few conversations in {source.name}: each of them is held out for validation."
         raise DataError(what, f"Left out: {reasons}." if reasons else "", "Give it more of them.")
 
 

@@ -39,9 +39,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Visible = None) -> Tensor:
     """Return the softmax attention of the queries over the keys and values, B H T E.
 
     q is B H T E; k and v are B K S E with K key/value heads, each shared by H/K query heads. The queries are the last T of the
-    S positions. Without a mask, T is S or 1 and each query attends to all keys up to its own position; otherwise `mask` (bool,
-    broadcastable to B 1 T S) is True where a query may attend, which is nowhere after its own position, or has the documents
-    that do not see one another.
+    S positions. Without a mask, T is S or 1 and each query attends to all keys up to its own position; otherwise `mask`
+    (broadcastable to B 1 T S) is True where a query may attend, which is nowhere after its own position, or is added to the
+    scores, or has the documents that do not see one another.
     """
     if isinstance(mask, Documents):
         return within_documents(q, k, v, mask)
@@ -145,14 +145,14 @@ def kernels_for_any_length(device: torch.device) -> AbstractContextManager[None]
 
 
 def single_query(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Compute attention for a single query (T = 1) that attends to all S positions, or where `mask` is True.
+    """Compute attention for a single query (T = 1) that attends to all S positions, or where `mask` allows it.
 
     The query heads that share a key/value head are grouped in one product, so that keys and values are read only once.
     """
     shared = (q.shape[0], k.shape[1], -1, q.shape[3])
     scores = ((q / math.sqrt(q.shape[3])).reshape(shared) @ k.mT).float()
     if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf)
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
     return (scores.softmax(-1).to(v.dtype) @ v).reshape(q.shape)
 
 

@@ -36,8 +36,9 @@ class AsyncCheckpointer:
     def newest(self) -> tuple[Path | None, tuple[str, ...]]:
         """Find the newest valid checkpoint, None without one, and describe the damage of newer ones; raises FolderMoved."""
         self._open_guard().check()
-        self._take_chat_template()
-        return self._retention.newest()
+        path, damaged = self._retention.newest()
+        self._take_chat_template(path)
+        return path, damaged
 
     def save(self, taken: Snapshot, state: State) -> None:
         """Start to write a checkpoint; call `poll(wait=True)` for the previous one before.
@@ -75,14 +76,12 @@ class AsyncCheckpointer:
             self._guard.close()
             self._guard = None
 
-    def _take_chat_template(self) -> None:
+    def _take_chat_template(self, newest: Path | None) -> None:
         """Give the tokenizer the chat template of the model that the run starts from, which a text dataset lacks."""
         # Now and not at the first save: that model's run may be training, and prune the checkpoint.
-        steps, start = self._run.steps(), self._config.train.init_from
+        start = self._config.train.init_from
         if start and not self._tokenizer.chat_template:
-            self._tokenizer.chat_template = read_chat_template(
-                self._run.checkpoint(steps[-1]) if steps else locate_checkpoint(start)
-            )
+            self._tokenizer.chat_template = read_chat_template(newest or locate_checkpoint(start))
 
     def _open_guard(self) -> FolderGuard:
         """Create the run's folder if there was none at the start, and guard it."""

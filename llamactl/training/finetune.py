@@ -74,7 +74,9 @@ def _trained_on(base: BaseModel) -> str:
         config = run.config()
         if not DatasetDir.from_name(config.data.name).holds_conversations() or not config.train.init_from:
             return config.data.name
-        run = RunDir.from_name(config.train.init_from.partition("@")[0])  # of a run that was fine-tuned: what that began with
+        # A run that was fine-tuned: what that began with, which may be a folder that is not of a run.
+        base_name = config.train.init_from.partition("@")[0]
+        run = None if os.sep in base_name else RunDir.from_name(base_name)
 
 
 def _open_text(base: BaseModel, name: str) -> Dataset:

@@ -19,8 +19,10 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     """Copy the tensors of a batch to a device."""
 
     def copy(tensor: Tensor) -> Tensor:
-        # Only from pinned memory does a GPU copy while it computes.
-        return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+        # Only from pinned memory does a GPU copy while it computes. MPS would copy memory that is freed meanwhile
+        # (pytorch/pytorch#189690).
+        is_pinned = device.type == "cuda"
+        return (tensor.pin_memory() if is_pinned else tensor).to(device, non_blocking=is_pinned)
 
     # One copy for both; views of rows with gaps would be copied from pageable memory.
     inputs, targets = copy(torch.stack([batch.inputs, batch.targets])).unbind()

@@ -11,7 +11,10 @@ from llamactl.config.schema import Config
 from llamactl.corpus.dataset import Dataset
 from llamactl.distributed.context import World
 from llamactl.errors import OutOfSpace
+from llamactl.hardware.device import is_out_of_memory
 from llamactl.hardware.memory import release_cached_memory
+from llamactl.planning.memory import free_memory
+from llamactl.planning.memory_estimate import estimate_memory
 from llamactl.planning.resolve import resolve_config
 from llamactl.planning.step_time import estimate_duration, estimate_step_time
 from llamactl.planning.timed import choose_in_time
@@ -43,14 +46,17 @@ def choose_budget(
 ) -> Choice:
     """Return what `choose_in_time` chooses, with the budget that its measured steps allow; a request to stop ends them.
 
-    Several processes, and steps that are long against the time, are not measured: the choice rests on `rate` alone.
+    Several processes, steps that are long against the time, and models that do not fit are not measured: the choice rests
+    on `rate` alone.
     """
     started = time.monotonic()
     chosen = choose_in_time(configs, dataset, world, rate, seconds)
     config = resolve_config(chosen, dataset, world)
     expected = estimate_step_time(config, world, rate)
     steps = min(MOST_STEPS, int(SPENT * seconds / expected.step) - WARM_UP)
-    if world.size > 1 or steps < 1:
+    # What does not fit is refused once it is planned, with what would.
+    fits = estimate_memory(config, world).required_bytes <= free_memory(world)
+    if world.size > 1 or steps < 1 or not fits:
         return Choice(chosen, rate, measured=False)
     measured = measure_step(config, dataset, world, steps, requests or StopRequests())
     if measured is None:  # out of memory: the run makes its steps smaller
@@ -77,7 +83,9 @@ def measure_step(config: Config, dataset: Dataset, world: World, steps: int, req
     """Return the median seconds of an optimizer step of a resolved config, None where memory does not suffice for it."""
     try:
         taken = _time_steps(config, dataset, world, steps, requests)
-    except OutOfSpace:
+    except (OutOfSpace, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
         taken = []
     # Before the run builds its own; not within the `except`, where the error still holds the steps' memory.
     gc.collect()

@@ -1,7 +1,7 @@
 """Validation during training: the loss on held-out text, and samples after fixed prompts."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice, takewhile
 from typing import NamedTuple
 
@@ -81,19 +81,21 @@ def sample_prompts(objective: NextToken, dataset: Dataset, config: Config, world
         return
     for number, prompt in enumerate(config.train.prompts):
         with disable_compile(), unsharded_root(objective, world):
-            text = sample_prompt(objective.model, prompt, config.train.seed + number, dataset, config)
+            text = sample_prompt(objective.model, prompt, config.train.seed + number, dataset, config, world.shards > 1)
         yield prompt, text
 
 
-def sample_prompt(model: Llama, prompt: str, seed: int, dataset: Dataset, config: Config) -> str:
+def sample_prompt(model: Llama, prompt: str, seed: int, dataset: Dataset, config: Config, is_sharded: bool = False) -> str:
     """Sample up to `train.sample_tokens` tokens after a prompt; return their text, up to the end of the document.
 
-    A model that learns to answer gets the prompt as a question, and its text ends with its turn.
+    A model that learns to answer gets the prompt as a question, and its text ends with its turn. All ranks of one that
+    `is_sharded` decode as many tokens, as each waits for the others' weights, and unlike GPUs may draw other tokens.
     """
     tokenizer = dataset.tokenizer
     answers = config.data.loss_on == "assistant" and tokenizer.chat_template
     question: list[Message] = [{"role": "user", "content": prompt}]
     tokens = [encode_chat(tokenizer, question, generation_prompt=True) if answers else tokenizer.encode_opening(prompt)]
     ends = {tokenizer.end, tokenizer.controls[TURN_END] if answers else tokenizer.end}
-    decoding = (step.tokens.item() for step in decode_tokens(model, tokens, tokenizer.vocab_size, Sampler(), [seed]))
-    return tokenizer.decode(map(int, takewhile(lambda token: token not in ends, islice(decoding, config.train.sample_tokens))))
+    steps = islice(decode_tokens(model, tokens, tokenizer.vocab_size, Sampler(), [seed]), config.train.sample_tokens)
+    drawn: Iterable[int] = (int(step.tokens.item()) for step in steps)
+    return tokenizer.decode(takewhile(lambda token: token not in ends, list(drawn) if is_sharded else drawn))

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,17 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path, change: dict[s
     model = Llama(SMALL)
     with pytest.raises(DataError, match="does not fit this run"):
         checkpoint_io.restore_checkpoint(tmp_path / "a", model, OPTIMIZERS["muon"](model, OptimConfig(), torch.float32))
+
+
+def test_a_run_without_a_single_update_is_resumed_after_a_rollback(tmp_path: Path) -> None:
+    """Which forgets how many of its steps were skipped."""
+    model = Llama(SMALL)
+    optimizers = OPTIMIZERS["muon"](model, OptimConfig(), torch.float32)
+    for skipped, rollbacks, fits in ((5, 0, True), (2, 1, True), (2, 0, False)):
+        path = tmp_path / f"{skipped}-{rollbacks}"
+        write(path, model, optimizers, State(step=5, tokens=5, seconds=1, skipped=skipped, rollbacks=rollbacks))
+        with nullcontext() if fits else pytest.raises(DataError, match="does not fit this run"):
+            assert checkpoint_io.restore_checkpoint(path, model, optimizers).step == 5
 
 
 def test_foreign_names_are_refused(saved: tuple[Path, Llama]) -> None:

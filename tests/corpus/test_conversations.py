@@ -294,8 +294,8 @@ def test_an_attempt_that_was_stopped_leaves_nothing_behind(tmp_path: Path, monke
     [
         ([{"text": "a"}, {"text": "b"}], "no conversations in chat"),
         ([], "no conversations in chat"),
-        ([{"messages": PLAIN}], "only one conversation"),
-        ([{"messages": PLAIN}, {"messages": PLAIN}], "only one conversation"),
+        ([{"messages": PLAIN}], "too few conversations"),
+        ([{"messages": PLAIN}, {"messages": PLAIN}], "too few conversations"),
     ],
 )
 def test_nothing_to_learn_is_told_with_its_reasons(rows: list[Any], match: str, tmp_path: Path) -> None:

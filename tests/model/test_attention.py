@@ -37,6 +37,13 @@ def test_a_mask_says_what_is_visible() -> None:
     assert torch.allclose(attention(q, k, v, visible), textbook(q, k, v, visible), atol=1e-5)
 
 
+def test_a_mask_may_be_added_to_the_scores() -> None:
+    q, k, v = torch.randn(2, 6, 1, 8), *torch.randn(2, 2, 2, 10, 8)
+    visible = torch.arange(10) > 3
+    added = torch.zeros(10).masked_fill_(~visible, -torch.inf)
+    assert torch.equal(attention(q, k, v, added), attention(q, k, v, visible))
+
+
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 def test_one_query_sees_everything(kv_heads: int) -> None:
     q, k, v = torch.randn(2, 6, 1, 8), *torch.randn(2, 2, kv_heads, 10, 8)

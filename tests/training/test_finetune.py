@@ -33,7 +33,7 @@ from llamactl.tokenizer.chat import ROLE_TOKENS, encode_chat
 from llamactl.tokenizer.roles import add_roles
 from llamactl.training.build import build_batches
 from llamactl.training.events import Stepped, Validated
-from llamactl.training.finetune import finetuning_settings, read_base_model
+from llamactl.training.finetune import find_text, finetuning_settings, read_base_model
 from llamactl.training.gradients import accumulate_gradients
 from llamactl.training.init_from import add_rows, config_from_checkpoint, pin_init_from
 from llamactl.training.trainer import Trainer, train_run
@@ -305,3 +305,14 @@ def test_what_was_fine_tuned_is_fine_tuned_again(chat: Dataset, base: Path) -> N
     assert again.tokenizer.vocab_size == chat.tokenizer.vocab_size
     assert not again.other_template
     shutil.rmtree(run.path)
+
+
+def test_text_of_a_model_from_elsewhere_must_be_named(chat: Dataset, base: Path, tmp_path: Path) -> None:
+    """Its run began with a folder, of which nobody knows what it was trained on."""
+    config, world = finetuned(chat, base)
+    elsewhere = config.with_train(init_from=str(tmp_path / "llama"))
+    run = RunDir.from_name("b")
+    run.start(elsewhere, {})
+    list(train_run(config, chat, run, world, RATE))
+    with pytest.raises(UsageError, match="--mix does not know"):
+        find_text(read_base_model(locate_checkpoint("b"), None), 0.3, "")

@@ -28,6 +28,9 @@ def test_a_batch_is_pinned_without_gaps_and_copied_once(monkeypatch: pytest.Monk
     assert moved.share == 0.5
     assert torch.equal(moved.inputs, rows[:, :-1])
     assert torch.equal(moved.targets, rows[:, 1:])
+    # MPS copies later what is freed by then.
+    to_device(Batch(rows[:, :-1], rows[:, 1:], 0.5), torch.device("mps"))
+    assert (copies[2:], len(pinned)) == ([False], 2)
 
 
 def test_gradients_are_clipped_as_pytorch_does_it() -> None:

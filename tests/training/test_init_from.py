@@ -22,7 +22,7 @@ from llamactl.planning.resolve import resolve_config
 from llamactl.runs.run_dir import RunDir
 from llamactl.tokenizer import bpe
 from llamactl.training.build import build_objective
-from llamactl.training.events import Stepped
+from llamactl.training.events import Resumed, Stepped
 from llamactl.training.init_from import config_from_checkpoint, load_init_weights, pin_init_from
 from llamactl.training.trainer import Trainer, train_run
 from tests.conftest import TINY
@@ -200,3 +200,17 @@ def test_another_tokenizer_is_refused_with_the_command_that_mends_it(
     assert dataset.name in caught.value.what
     assert str(source.parent / "other") in caught.value.what
     assert f"llamactl prepare SOURCE --tokenizer {source.parent / 'other' / 'tokenizer.json'}" in caught.value.fix
+
+
+def test_damage_to_the_newest_tokenizer_of_a_run_leaves_the_one_before(
+    continued: Callable[..., tuple[Config, World]], dataset: Dataset
+) -> None:
+    config, world = continued({"train": {"save_every": 5, "eval_every": 5}})
+    run = RunDir.from_name("child")
+    run.start(config, {})
+    list(train_run(config, dataset, run, world, RATE))
+    last, before = sorted(run.steps())[-1], sorted(run.steps())[-2]
+    (run.checkpoint(last) / "tokenizer_config.json").write_text("{")
+    resumed = next(iter(train_run(config, dataset, run, world, RATE)))
+    assert isinstance(resumed, Resumed)
+    assert (resumed.step, len(resumed.damaged)) == (before, 1)

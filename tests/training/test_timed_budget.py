@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import torch
 
 from llamactl.config.schema import Config, build_config, preset_settings
 from llamactl.corpus.dataset import Dataset
@@ -52,8 +53,9 @@ def test_steps_that_take_longer_buy_fewer_of_them(
     assert 0.8 * SECONDS < plan.duration.total <= 1.02 * SECONDS
 
 
+@pytest.mark.parametrize("error", [OutOfSpace("The micro-batch does not fit into the memory."), torch.OutOfMemoryError("full")])
 def test_what_can_not_be_measured_is_estimated(
-    asked: tuple[Config, World], dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+    error: Exception, asked: tuple[Config, World], dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps that are long against the time, several processes, a memory too small for a step."""
     config, world = asked
@@ -61,11 +63,14 @@ def test_what_can_not_be_measured_is_estimated(
 
     def fail(*_: object) -> list[float]:
         calls.append(1)
-        raise OutOfSpace("The micro-batch does not fit into the memory.")
+        raise error
 
     monkeypatch.setattr(timed_budget, "_time_steps", fail)
     for found in (world, replace(world, size=2)):
         assert choose_budget([config], dataset, found, RATE, 20.0).measured is False
+    with monkeypatch.context() as patched:
+        patched.setattr(timed_budget, "free_memory", lambda _: 1_000_000)
+        assert choose_budget([config], dataset, world, RATE, SECONDS).measured is False
     assert not calls
     estimated = choose_in_time([config], dataset, world, RATE, SECONDS)
     assert choose_budget([config], dataset, world, RATE, SECONDS) == (estimated, RATE, False)

@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,14 +28,15 @@ from llamactl.corpus.dataset import Dataset, DatasetDir
 from llamactl.distributed.context import World
 from llamactl.errors import OutOfSpace
 from llamactl.metrics.monitor import record_events
+from llamactl.model.llama import Llama
 from llamactl.model.objective import NextToken
 from llamactl.runs.run_dir import RunDir
-from llamactl.training import trainer
+from llamactl.training import trainer, validation
 from llamactl.training.build import build_objective
 from llamactl.training.events import Degraded, Event, Resumed, Sampled, Saved, Skipped, Stepped, Validated
 from llamactl.training.gradients import accumulate_gradients
 from llamactl.training.trainer import Trainer, train_run
-from llamactl.training.validation import validate_model
+from llamactl.training.validation import sample_prompt, validate_model
 
 Configured = Callable[..., tuple[Config, World]]
 RATE = 1e11
@@ -200,6 +202,25 @@ def test_the_same_prompts_are_sampled_at_each_validation(configured: Configured,
     ]
     rows = [json.loads(line) for line in run.samples_path.read_text().splitlines()]
     assert [row["prompt"] for row in rows] == ["The", "A list"] * 2
+
+
+def test_ranks_that_share_a_model_decode_as_many_tokens(
+    configured: Configured, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever each of them draws: the text still ends at the end of the document."""
+    config, _ = configured(train={"sample_tokens": 6})
+    drawn: list[int] = []
+
+    def decode(*_: object) -> Iterator[SimpleNamespace]:
+        for token in (65, 66, dataset.tokenizer.end, *[67] * 10):
+            drawn.append(token)
+            yield SimpleNamespace(tokens=torch.tensor([token]))
+
+    monkeypatch.setattr(validation, "decode_tokens", decode)
+    model = Llama(config.model)
+    texts = [sample_prompt(model, "The", 0, dataset, config, is_sharded) for is_sharded in (False, True)]
+    assert texts[0] == texts[1] == dataset.tokenizer.decode([65, 66])
+    assert len(drawn) == 3 + 6
 
 
 @pytest.mark.slow
