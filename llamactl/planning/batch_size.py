@@ -1,5 +1,6 @@
 """Choose the batch size: the tokens of a step, the micro-batch, and whether activations are recomputed."""
 
+import math
 from typing import Literal
 
 from llamactl.config.schema import Config, ModelConfig, TrainConfig
@@ -7,9 +8,9 @@ from llamactl.distributed.context import World
 from llamactl.planning.flops import flops_per_token, update_flops
 from llamactl.planning.memory import free_memory, held_bytes, mask_bytes, teacher_bytes, window_bytes
 
-# Tokens of a step grow with the budget, as a power law through two points: for a budget of 245,760 tokens 1,024 were best
-# with 2.6M parameters (docs/recipe.md), for 1.3 billion published runs are best with about 262,144.
-STEP_AT, STEP_EXPONENT = (245_760, 1_024), 0.65
+# Tokens of a step grow with the budget, by power laws between three points. With 2.6M parameters 1,024 were best for a budget
+# of 245,760 tokens, and 3,072 for 3.3 million (docs/recipe.md); for 1.3 billion published runs are best with about 262,144.
+BEST_STEPS = ((245_760, 1_024), (3_311_616, 3_072), (1_300_000_000, 262_144))
 LARGEST_STEP = 524_288
 # Muon's products take as long for a few tokens as for many: a step has enough tokens that they are at most three sevenths of
 # the work of its gradients. More of them, in shorter steps, cost more time than they gain (docs/recipe.md).
@@ -21,9 +22,10 @@ MICRO_TOKENS_ON_GPU = 32_768
 
 def default_tokens_per_step(tokens: int, model: ModelConfig, optimizer: str) -> float:
     """Return the default tokens per step for a budget of `tokens`."""
-    budget, size = STEP_AT
+    (low, small), (high, large) = BEST_STEPS[:2] if tokens < BEST_STEPS[1][0] else BEST_STEPS[1:]
+    size = small * (tokens / low) ** (math.log(large / small) / math.log(high / low))
     muon_minimum = update_flops(model, optimizer) / (MUON_SHARE * flops_per_token(model))
-    return max(muon_minimum, min(LARGEST_STEP, size * (tokens / budget) ** STEP_EXPONENT))
+    return max(muon_minimum, min(LARGEST_STEP, size))
 
 
 def resolve_batch(train: TrainConfig, model: ModelConfig, optimizer: str, limit: int) -> tuple[int, int]:

@@ -40,7 +40,7 @@ def planned(dataset: Dataset, *layers: dict[str, object]) -> tuple[Config, plann
 
 @pytest.mark.parametrize(
     ("tokens", "low", "high"),
-    [(256_000, 3_000, 6_000), (10**8, 45_000, 55_000), (13 * 10**8, 250_000, 290_000), (10**11, 524_288, 524_288)],
+    [(256_000, 3_000, 6_000), (3_311_616, 3_000, 4_500), (10**8, 36_000, 42_000), (13 * 10**8, 250_000, 290_000), (10**11, 524_288, 524_288)],
 )
 def test_tokens_per_step_follow_from_the_budget(dataset: Dataset, tokens: int, low: int, high: int) -> None:
     config, _ = planned(dataset, {"train": {"tokens": tokens}})

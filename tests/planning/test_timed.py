@@ -93,8 +93,8 @@ def test_a_text_shorter_than_a_window_is_refused(dataset: Dataset) -> None:
 
 def test_time_that_the_text_leaves_goes_into_shorter_steps(dataset: Dataset) -> None:
     config, world = config_of("tiny")
-    text = dataset_of(300_000, dataset)
-    tight, roomy = (choose_in_time([config], text, world, RATE, seconds) for seconds in (10_000, 10**7))
+    text = dataset_of(1_000_000, dataset)
+    tight, roomy = (choose_in_time([config], text, world, RATE, seconds) for seconds in (30_000, 10**7))
     assert tight.train.tokens_per_step == 0, "the default: all of the time is used for tokens"
     assert 1_024 <= roomy.train.tokens_per_step < 2_048
     assert run_seconds(roomy, text, world, RATE) <= 10**7
