@@ -1,5 +1,6 @@
 """Other processes of a test, forked off, so that they have this one's imports already."""
 
+import itertools
 import os
 import shlex
 import socket
@@ -16,6 +17,8 @@ from llamactl import cli
 from llamactl.distributed import context as distributed_context
 from llamactl.distributed.launch import read_launch
 from llamactl.errors import UserError
+
+_PORTS = itertools.count()
 
 
 def forked(work: Callable[[], object]) -> int:
@@ -51,11 +54,14 @@ def together(size: int, work: Callable[[], object], neighbours: int = 0) -> None
 
 
 def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """A port that nobody listens at, below those that the system hands out by itself; each worker of pytest has its own."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 20_000 + 500 * worker
+    while True:
+        port = first + next(_PORTS) % 500
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def _take_part(rank: int, size: int, neighbours: int, port: int, work: Callable[[], object]) -> None:

@@ -183,9 +183,12 @@ def test_a_time_chooses_size_and_budget(home: Path, documents: list[str]) -> Non
 
 def test_import_is_quick_and_imports_nothing_heavy() -> None:
     lines = "import sys, llamactl; assert not {'torch', 'numpy', 'pydantic', 'typer'} & set(sys.modules); dir(llamactl)"
-    done = subprocess.run([sys.executable, "-X", "importtime", "-c", lines], capture_output=True, text=True, check=True)
-    (line,) = [line for line in done.stderr.splitlines() if line.endswith("| llamactl")]
-    assert int(line.split("|")[1]) < 50_000  # microseconds
+    taken = []
+    for _ in range(5):  # of which one is not interrupted by other work
+        done = subprocess.run([sys.executable, "-X", "importtime", "-c", lines], capture_output=True, text=True, check=True)
+        (line,) = [line for line in done.stderr.splitlines() if line.endswith("| llamactl")]
+        taken.append(int(line.split("|")[1]))
+    assert min(taken) < 50_000  # microseconds
 
 
 def test_help_reads_as_a_guide() -> None:

@@ -72,7 +72,8 @@ def test_it_is_said_whether_all_was_measured(dataset: Dataset, monkeypatch: pyte
 
 def test_the_first_of_the_list_is_what_commands_take(home: Path, corpus: Path) -> None:
     made = [make_dataset(home / "data" / name, corpus, tokenizer="bytes") for name in ("a", "b", "c")]
-    os.utime(made[1].info_path)
+    later = made[2].info_path.stat().st_mtime_ns + 1
+    os.utime(made[1].info_path, ns=(later, later))
     # A folder changes when a file is put into it, or its lock is.
     (made[0].path / "notes").touch()
     for folder, time in zip(made, (3, 1, 2), strict=True):

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -147,8 +148,9 @@ def test_kills_at_random_moments_change_nothing(victim: str, words: tuple[str, .
         attempt.waits_for(victim)
         attempt.runs_for(chosen.uniform(0, span))
         if victims := attempt.victims(victim):
-            os.kill(chosen.choice(victims), signal.SIGKILL)
-            killed += 1
+            with suppress(ProcessLookupError):  # it ended since
+                os.kill(chosen.choice(victims), signal.SIGKILL)
+                killed += 1
         else:
             span *= 0.8  # it was over before: the machine is faster than when it was measured
         if victim == "worker":

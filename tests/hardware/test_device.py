@@ -1,5 +1,6 @@
 """The choice of device and number format."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,6 +99,8 @@ def test_auto_takes_a_gpu_for_which_there_is_code(
 def test_a_gpu_that_is_left_unused_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cpu = torch.device("cpu")
     monkeypatch.setattr(hardware_device, "DRIVER", tmp_path / "version")
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert not unused_gpu("auto", cpu)
     (tmp_path / "version").write_text("NVRM version: 580.1")
     assert not unused_gpu("cpu", cpu), "as asked"

@@ -15,7 +15,6 @@ from llamactl.hardware.gpus import find_card
 from llamactl.model.llama import Llama
 from llamactl.optim.build import CONTINUED_RATE, OPTIMIZERS
 from llamactl.planning import batch_size
-from llamactl.planning import memory as planning_memory
 from llamactl.planning import plan as planning_plan
 from llamactl.planning.alternatives import plan_budgets
 from llamactl.planning.budget import advise_budget
@@ -29,18 +28,25 @@ from llamactl.planning.step_time import LOADING, StepTime, estimate_step_time
 from llamactl.units import show_count
 
 Configured = Callable[..., tuple[Config, World]]
+ROOM = 64 * 10**9  # bytes, whatever this machine has free
 
 
-def planned(dataset: Dataset, *layers: dict[str, object]) -> tuple[Config, planning_plan.Plan]:
+def planned(dataset: Dataset, *layers: dict[str, object], memory: int = ROOM) -> tuple[Config, planning_plan.Plan]:
     config = build_config([preset_settings("150m"), {"train": {"device": "cpu"}}, *layers])
-    world = init_device(config.train)
+    world = replace(init_device(config.train), memory_override=memory)
     config = resolve_config(config, dataset, world)
     return config, make_plan(config, dataset, world, rate=1e12)
 
 
 @pytest.mark.parametrize(
     ("tokens", "low", "high"),
-    [(256_000, 3_000, 6_000), (3_311_616, 3_000, 4_500), (10**8, 36_000, 42_000), (13 * 10**8, 250_000, 290_000), (10**11, 524_288, 524_288)],
+    [
+        (256_000, 3_000, 6_000),
+        (3_311_616, 3_000, 4_500),
+        (10**8, 36_000, 42_000),
+        (13 * 10**8, 250_000, 290_000),
+        (10**11, 524_288, 524_288),
+    ],
 )
 def test_tokens_per_step_follow_from_the_budget(dataset: Dataset, tokens: int, low: int, high: int) -> None:
     config, _ = planned(dataset, {"train": {"tokens": tokens}})
@@ -119,7 +125,7 @@ def fitting(config: Config, made: planning_plan.Plan, world: World, room: int) -
 
 def test_what_does_not_fit_is_said_with_what_would(dataset: Dataset) -> None:
     config, made = planned(dataset, {"train": {"micro_batch": 8}})
-    world = init_device(config.train)
+    world = replace(init_device(config.train), memory_override=ROOM)
     check_memory(made, config, world)
     held = made.memory.weights + made.memory.gradients + made.memory.optimizer
     assert fitting(config, made, world, made.memory.required_bytes - 1).endswith("--set train.micro_batch=4")
@@ -153,12 +159,11 @@ def test_long_runs_are_compiled(dataset: Dataset) -> None:
     assert planned(dataset, {"train": {"tokens": 256_000, "compile": "off"}})[0].train.compile == "off"
 
 
-def test_activations_are_recomputed_where_they_would_not_fit(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_activations_are_recomputed_where_they_would_not_fit(dataset: Dataset) -> None:
     config, roomy = planned(dataset)
     assert config.train.activation_checkpointing == "off"
     state = state_bytes(config.model, "muon")
-    monkeypatch.setattr(planning_memory, "free_main_memory", lambda: int(1.9 * state))
-    config, tight = planned(dataset)
+    config, tight = planned(dataset, memory=int(1.9 * state))
     assert (config.train.activation_checkpointing, config.train.micro_batch) == ("on", 1)
     assert tight.memory.activations < roomy.memory.activations / 2
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -65,7 +66,10 @@ class Page:
         )
         while True:
             while b"\0" not in self._rest:
-                self._rest += os.read(self._from_browser, 1 << 16)
+                ready, _, _ = select.select([self._from_browser], [], [], DEADLINE)
+                part = os.read(self._from_browser, 1 << 16) if ready else b""
+                assert part, f"the browser does not answer {method}"
+                self._rest += part
             message, _, self._rest = self._rest.partition(b"\0")
             answer = json.loads(message)
             if answer.get("id") == self._number:
