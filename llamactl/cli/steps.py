@@ -33,7 +33,14 @@ def run_step(command: str, to_continue: Callable[[], str] | None = None) -> None
     # Functions, not SIG_IGN, which the command would inherit.
     before = {number: signal.signal(number, wait) for number in (signal.SIGINT, *FORWARDED)}
     try:
-        process = subprocess.Popen([sys.executable, "-m", "llamactl", *shlex.split(command)])
+        # Blocked until the command can end without a traceback (`__main__`); what came before it was there is sent on.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process = subprocess.Popen([sys.executable, "-m", "llamactl", *shlex.split(command)])
+            if stopped or signal.SIGINT in signal.sigpending():
+                process.send_signal(stopped or signal.SIGINT)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         code = process.wait()
     finally:
         for number, handler in before.items():

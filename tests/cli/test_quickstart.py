@@ -117,7 +117,7 @@ def test_a_signal_while_it_trains_saves_and_says_how_to_resume(home: Path, numbe
         words, cwd=home, env=SURROUNDINGS | {"LLAMACTL_HOME": str(home)}, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while not list(home.glob("runs/*/metrics.jsonl")) or not next(home.glob("runs/*/metrics.jsonl")).read_text():
         assert time.monotonic() < deadline
         assert process.poll() is None

@@ -48,7 +48,7 @@ def ended(process: Process, code: int) -> list[str]:
 
 def begun(process: Process, name: str) -> None:
     """Wait for the run's first steps."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not RunDir.from_name(name).rows():
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -71,6 +71,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, code: int)
 def test_a_second_process_is_told_of_the_first() -> None:
     process = typed(f"{LONG} --run a")
     begun(process, "a")
+    process.send_signal(signal.SIGSTOP)  # so that it is not over before the others have looked
     assert "a running" in " ".join(run("runs list").stdout.split())
     for command in ("train --resume a", "runs remove a --yes"):
         error = ended(typed(command), 7)

@@ -26,7 +26,7 @@ TRAIN = [
     "-m", "llamactl", "train", "--name=a", "--data=addresses", "--tokens=102400", *SHAPE, "--device=cpu", "--precision=fp32",
     "--set=train.tokens_per_step=256", "--set=train.save_every=10", "--set=train.eval_every=200", "--set=train.compile=off",
 ]  # fmt: skip
-PATIENCE = 60.0  # seconds in which all must be over when one is gone
+PATIENCE = 300.0  # seconds in which all must be over when one is gone
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def steps(run: str = "a") -> list[dict[str, Any]]:
 
 
 def until(what: Callable[[], bool]) -> None:
-    patience = time.monotonic() + 120
+    patience = time.monotonic() + 600
     while not what():
         assert time.monotonic() < patience
         time.sleep(0.02)
@@ -87,12 +87,14 @@ def test_a_run_whose_process_dies_goes_on_by_itself(alone: list[float]) -> None:
         until(lambda: len(steps()) > 25)
         for pid in workers(1):
             os.kill(pid, signal.SIGKILL)
-        _, screen = process.communicate(timeout=120)
+        _, screen = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, screen
     assert [run.path.name for run in RunDir.all()][-1::-1].count("a") == 1
     assert len(RunDir.all()) == 2
     resumed = [row for row in RunDir.from_name("a").rows() if row["kind"] == "resumed"]
-    assert [row["step"] for row in resumed] == [20]
+    (row,) = resumed
+    assert row["step"] >= 20  # or 30, where that was saved before the process was found
+    assert row["step"] % 10 == 0
     losses = {row["step"]: row["loss"] for row in steps()}
     assert [losses[step] for step in range(1, 401)] == pytest.approx(alone, abs=1e-3)  # rounding, grown over 400 steps
     assert [losses[step] for step in range(1, 31)] == pytest.approx(alone[:30], abs=1e-5)
@@ -169,7 +171,7 @@ def test_a_command_that_joins_its_own_job_goes_on_with_its_run_and_another_job_d
         process.communicate(timeout=PATIENCE)
     stopped = len(steps())
     with torchrun(*job, *TRAIN) as process:
-        _, screen = process.communicate(timeout=120)
+        _, screen = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, screen
     assert [row["step"] for row in RunDir.from_name("a").rows() if row["kind"] == "resumed"] == [stopped]
     with torchrun(*job[:-1], "--rdzv-id=other", *TRAIN) as process:

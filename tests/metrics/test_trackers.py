@@ -222,14 +222,14 @@ def test_nothing_a_tracker_does_stops_a_run(
     run: RunDir, monkeypatch: pytest.MonkeyPatch, name: str, fails: str, how: Callable[[], None]
 ) -> None:
     """It is told once, and the other tracker goes on."""
-    monkeypatch.setattr(tracker_thread, "PATIENCE", 0.5)
+    monkeypatch.setattr(tracker_thread, "PATIENCE", 2.0)
     fake, other = Fake(fails, how), Fake()
     fake.install(monkeypatch, name)
     sound = {"wandb": "trackio", "trackio": "wandb"}[name]
     other.install(monkeypatch, sound)
     started = time.monotonic()
     events = follow(f"{name},{sound}", run, course(1, 6))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
     (told,) = [event for event in events if isinstance(event, Degraded)]
     assert [event for event in events if event is not told] == list(course(1, 6))
     assert told.why.startswith(f"{name} is left out from here on: ")

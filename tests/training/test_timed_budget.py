@@ -44,6 +44,7 @@ def test_steps_that_take_longer_buy_fewer_of_them(
         return slower * estimate_step_time(resolved, world, RATE).step
 
     monkeypatch.setattr(timed_budget, "measure_step", measure)
+    monkeypatch.setattr("time.monotonic", lambda: 0.0)  # a slow machine takes seconds to choose
     chosen, rate, measured = choose_budget([config], dataset, world, RATE, SECONDS)
     assert measured
     assert rate == pytest.approx(RATE / slower)
