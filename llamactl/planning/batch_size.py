@@ -8,8 +8,9 @@ from llamactl.distributed.context import World
 from llamactl.planning.flops import flops_per_token, update_flops
 from llamactl.planning.memory import free_memory, held_bytes, mask_bytes, teacher_bytes, window_bytes
 
-# Tokens of a step grow with the budget, by power laws between three points. With 2.6M parameters 1,024 were best for a budget
-# of 245,760 tokens, and 3,072 for 3.3 million (docs/recipe.md); for 1.3 billion published runs are best with about 262,144.
+# Tokens of a step grow with the budget, by power laws between three points: with 2.6M parameters 1,024 were best for a budget
+# of 245,760 tokens, and 3,072 better than 5,376 for 3.3 million (docs/recipe.md); published runs of 1.3 billion are best with
+# about 262,144.
 BEST_STEPS = ((245_760, 1_024), (3_311_616, 3_072), (1_300_000_000, 262_144))
 LARGEST_STEP = 524_288
 # Muon's products take as long for a few tokens as for many: a step has enough tokens that they are at most three sevenths of
