@@ -75,7 +75,7 @@ ABSENT = {
     "accumulationsteps": ACCUMULATION,
     "gradaccum": ACCUMULATION,
     "gradaccumsteps": ACCUMULATION,
-    "bias": "A Llama has no biases; model.qkv_bias=true gives them to queries, keys and values, as in a Qwen2.",
+    "bias": "A Llama has no biases. model.qkv_bias=true gives queries, keys and values those of a Qwen2.",
     "activation": "A Llama has SwiGLU; docs/changing.md shows how to change the model.",
     "hiddenact": "A Llama has SwiGLU; docs/changing.md shows how to change the model.",
     "nesterov": "Muon always uses Nesterov momentum.",
