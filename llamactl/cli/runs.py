@@ -35,7 +35,7 @@ def _cells(summary: "Summary") -> list[str]:
     figures = (summary.loss, summary.validation_loss, summary.bits_per_byte)
     return [
         summary.name,
-        summary.state(),
+        summary.describe_condition(),
         summary.dataset,
         f"{summary.step:,}/{summary.steps:,}",
         *("" if figure is None else f"{figure:.3f}" for figure in figures),

@@ -73,6 +73,6 @@ def show_state(folder: "RunDir") -> None:
     from llamactl.runs.summary import summarize_run
 
     summary = summarize_run(folder)
-    progress.print(f"{summary.name}: {summary.state()}, step {summary.step:,} of {summary.steps:,}.")
+    progress.print(f"{summary.name}: {summary.describe_condition()}, step {summary.step:,} of {summary.steps:,}.")
     next_commands = {"running": f"llamactl watch {summary.name}", "stopped": f"llamactl train --resume {summary.name}"}
     show_next(next_commands.get(summary.condition, f"llamactl plot-loss {summary.name}"))

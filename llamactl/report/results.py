@@ -34,7 +34,7 @@ def headline_results(subject: RunData) -> dict[str, Result]:
         ),
         "peak memory": Result(show_bytes(subject.memory)),
         "steps": Result(f"{summary.step:,} of {summary.steps:,}"),
-        "condition": Result(summary.state()),
+        "condition": Result(summary.describe_condition()),
     }
 
 

@@ -45,7 +45,7 @@ class Summary:
     set_aside: tuple[str, ...] = ()  # folders of damaged checkpoints
     ended_early: bool = False  # done, by its patience, before the last of its steps
 
-    def state(self) -> str:
+    def describe_condition(self) -> str:
         """Return the condition for people, for whom a run that is done after 8 of 123 steps ended early."""
         return "ended early" if self.ended_early else self.condition
 

@@ -39,7 +39,7 @@ def test_a_run_at_a_glance(home: Path) -> None:
 
 def test_conditions(home: Path) -> None:
     done = summarize_run(make("done", 10, (10,)))
-    assert done.condition == done.state() == "done"
+    assert done.condition == done.describe_condition() == "done"
     assert summarize_run(make("new", 0)).loss is None
     run = make("running", 3)
     with locks.hold_lock(run.lock_path):

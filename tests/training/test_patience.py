@@ -64,7 +64,7 @@ def test_it_ends_after_the_best_and_its_name_is_the_best(configured: Configured,
     assert isinstance(evaluated, Evaluated)
     assert evaluated.step == validations[best].step
     summary = summarize_run(run)
-    assert (summary.condition, summary.state(), summary.validation_loss) == ("done", "ended early", evaluated.loss)
+    assert (summary.condition, summary.describe_condition(), summary.validation_loss) == ("done", "ended early", evaluated.loss)
     # A larger budget alone would change nothing.
     with pytest.raises(UsageError, match=r"impatient ended early: 3 validations") as refused:
         config_of_resumed_run(run, [{"train": {"tokens": 50_000}}])
