@@ -89,7 +89,7 @@ def _check_optimizer(path: Path, state: State, model: Llama, optimizers: list[Op
                 shapes = _state_shapes(optimizer, group, tuple(parameter.shape))
                 expected |= {f"{names[parameter]}:{key}": shape for key, shape in shapes.items()}
     stored = read_shapes(path / OPTIMIZER, checkpoint_root(path))
-    # Optimizers create their state at the first update: there is none if all steps were skipped. A rollback forgets how many.
+    # Optimizers create their state at the first update, so all steps may have been skipped. A rollback forgets how many.
     if not stored and (state.step == state.skipped or state.rollbacks):
         return
     for name in sorted(expected.keys() | stored.keys()):

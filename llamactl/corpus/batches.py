@@ -86,7 +86,7 @@ def permuted_index(places: np.ndarray, size: int, key: str) -> np.ndarray:
     It is a bijection that needs no table (Black & Rogaway 2002, "Ciphers with arbitrary finite domains").
     """
     if size < 1:
-        raise ValueError("Nothing can't be permuted.")
+        raise ValueError("An empty range can't be permuted.")
     # The network permutes 2 * half bits: less than four times `size`, so the walk below ends after a few tries.
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     keys = np.frombuffer(hashlib.blake2b(key.encode(), digest_size=8 * ROUNDS).digest(), dtype=np.uint64)

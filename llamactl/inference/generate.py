@@ -31,7 +31,7 @@ class Request:
     pick: Sampler = field(default_factory=Sampler)
 
     def __post_init__(self) -> None:
-        """Raise UsageError for fewer than no tokens, or an empty stop string, with which every text would be empty."""
+        """Raise UsageError for a negative number of tokens, or an empty stop string, with which every text would be empty."""
         if self.max_new_tokens < 0:
             raise UsageError(f"{self.max_new_tokens} new tokens can't be generated.", "", "Example: 200")
         if "" in self.stops:

@@ -59,7 +59,7 @@ def default_budget(parameters: int, info: DatasetInfo, epochs: int = WORTHWHILE_
 
 
 def count_windows(config: Config, dataset: Dataset) -> int:
-    """Return the windows of a dataset's training split; raises DataError where there is none."""
+    """Return the windows of a dataset's training split; raises DataError if it has none."""
     if windows := len(Windows(dataset.train, config.model.context)):
         return windows
     why = f"It has {dataset.info.total('train', 'tokens'):,} tokens; a window needs {config.model.context + 1:,}."

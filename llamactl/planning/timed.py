@@ -39,9 +39,9 @@ def choose_in_time(configs: Iterable[Config], dataset: Dataset, world: World, ra
     Raises UsageError when the time is too short for any of them, DataError when the text is.
     """
     data, configs = dataset.info.total("train", "tokens"), tuple(configs)
-    # Without a window for any of them, the first one's error is raised.
     usable = [config for config in configs if len(Windows(dataset.train, config.model.context))]
-    usable = usable or [config for config in configs[:1] if count_windows(config, dataset)]
+    if not usable:
+        count_windows(configs[0], dataset)  # raises the error
     found: list[tuple[float, Config]] = []
     for config in chain.from_iterable(map(_with_and_without_compiler, usable)):
         for variant, epochs in _plain_and_regularized(config, resolve_config(config, dataset, world).model, data):
